@@ -1,0 +1,256 @@
+// The only file that knows Python. Ids and bytes cross here; references to native objects do not.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/map.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include "../shm/domain.h"
+#include "core.h"
+#include "pulse.h"
+#ifdef AIO_TRANSFER_LIBFABRIC
+#include "../libfabric/domain.h"
+#include "../libfabric/library.h"
+#endif
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace aio {
+namespace {
+
+using Options = std::map<std::string, std::string>;
+using End = std::pair<nb::bytes, std::vector<int>>;
+
+// A buffer of records, borrowed for the length of a call.
+template <class T>
+class Records {
+ public:
+  explicit Records(nb::handle object) {
+    if (PyObject_GetBuffer(object.ptr(), &view_, PyBUF_C_CONTIGUOUS) != 0) throw nb::python_error();
+  }
+  Records(const Records&) = delete;
+  Records& operator=(const Records&) = delete;
+  ~Records() { PyBuffer_Release(&view_); }
+
+  [[nodiscard]] const T* data() const noexcept { return static_cast<const T*>(view_.buf); }
+  [[nodiscard]] std::size_t size() const {
+    if (static_cast<std::size_t>(view_.len) % sizeof(T) != 0) {
+      throw Failure(Failure::Kind::usage, "post", "the buffer is no whole number of records");
+    }
+    return static_cast<std::size_t>(view_.len) / sizeof(T);
+  }
+
+ private:
+  Py_buffer view_{};
+};
+
+std::string to_string(const nb::bytes& bytes) { return {bytes.c_str(), bytes.size()}; }
+nb::bytes to_bytes(const std::string& bytes) { return nb::bytes(bytes.data(), bytes.size()); }
+
+class NativeCore {
+ public:
+  NativeCore(const std::string& backend, const Options& options) : backend_(backend) {
+    CoreOptions core;
+    const auto option = [&](const char* name) {
+      const auto found = options.find(name);
+      return found == options.end() ? std::string() : found->second;
+    };
+    core.always_spin = option("progress") == "spin";
+    if (const auto spin = option("spin_us"); !spin.empty()) core.spin = std::chrono::microseconds(std::stoll(spin));
+    if (backend == "shm") {
+      auto segment = std::make_shared<shm::OwnSegment>();
+      Core::Wiring wiring{&segment->get()->counters, segment->doorbell_fd(), segment};
+      core_ = std::make_unique<Core>(std::move(wiring), core, [&](Sink& sink) {
+        std::vector<std::unique_ptr<Domain>> domains;
+        domains.push_back(std::make_unique<shm::ShmDomain>(sink, segment));
+        return domains;
+      });
+#ifdef AIO_TRANSFER_LIBFABRIC
+    } else if (backend == "libfabric") {
+      nb::gil_scoped_release unlocked;  // opening a device may take its time
+      core_ = std::make_unique<Core>(Core::private_wiring(), core,
+                                     [&](Sink& sink) { return libfabric::open_domains(sink, options); });
+#endif
+    } else {
+      throw Failure(Failure::Kind::unavailable, backend, "this build has no such native backend");
+    }
+  }
+
+  Core& core() {
+    if (!core_) throw Failure(Failure::Kind::usage, backend_, "the driver is closed");
+    return *core_;
+  }
+
+  std::vector<nb::bytes> register_local(RegionNumber region, std::uint64_t addr, std::uint64_t nbytes, unsigned access,
+                                        int fd, std::uint64_t fd_offset) {
+    std::vector<std::string> keys;
+    {
+      nb::gil_scoped_release unlocked;  // pinning memory takes milliseconds per GiB
+      keys = core().register_local(region, LocalMemory{addr, nbytes, access, fd, fd_offset});
+    }
+    std::vector<nb::bytes> out;
+    for (const auto& key : keys) out.push_back(to_bytes(key));
+    return out;
+  }
+
+  void register_remote(RegionNumber region, PeerNumber peer, std::uint64_t nbytes, const std::vector<nb::bytes>& keys,
+                       const std::vector<int>& fds) {
+    std::vector<std::string> plain;
+    for (const auto& key : keys) plain.push_back(to_string(key));
+    if (plain.empty()) throw Failure(Failure::Kind::usage, "register", "no keys");
+    nb::gil_scoped_release unlocked;
+    core().register_remote(region, peer, nbytes, plain, fds);
+  }
+
+  std::vector<End> connect(PeerNumber peer, const std::optional<std::vector<End>>& remote) {
+    std::optional<std::vector<Endpoint>> far;
+    if (remote) {
+      if (remote->empty()) throw Failure(Failure::Kind::usage, "connect", "the peer has no rails");
+      far.emplace();
+      for (const auto& [blob, fds] : *remote) far->push_back({to_string(blob), fds});
+    }
+    std::vector<End> ends;
+    for (const auto& end : core().connect(peer, far)) ends.emplace_back(to_bytes(end.blob), end.fds);
+    return ends;
+  }
+
+  void disconnect(PeerNumber peer, bool lost) {
+    nb::gil_scoped_release unlocked;
+    core().disconnect(peer, lost);
+  }
+
+  void deregister(RegionNumber region) {
+    nb::gil_scoped_release unlocked;
+    core().deregister(region);
+  }
+
+  bool post(TransferId transfer, nb::handle runs, nb::handle pieces) {
+    const Records<Run> run(runs);
+    const Records<Piece> piece(pieces);
+    return core().post(transfer, run.data(), run.size(), piece.data(), piece.size());
+  }
+
+  void send(PeerNumber peer, TransferId message, const nb::bytes& payload) {
+    core().send(peer, message, to_string(payload));
+  }
+
+  nb::list drain(std::size_t limit) {
+    events_.clear();
+    core().drain(events_, limit);
+    nb::list out;
+    for (const Event& event : events_) {
+      out.append(nb::make_tuple(static_cast<int>(event.kind), event.id, static_cast<int>(event.status), event.code,
+                                to_bytes(event.payload)));
+    }
+    return out;
+  }
+
+  std::map<std::string, std::uint64_t> statistics() {
+    const CoreStatistics now = core().statistics();
+    return {{"transfers", now.transfers},     {"writes", now.writes},   {"reads", now.reads},
+            {"nbytes", now.nbytes},           {"failed", now.failed},   {"counts", now.units / 256},
+            {"units", now.units},             {"dropped", now.dropped}, {"inline_batches", now.inline_batches},
+            {"handed_over", now.handed_over}, {"handles", now.handles}, {"queued", now.queued}};
+  }
+
+  nb::dict attributes() {
+    nb::list rails;
+    std::uint64_t piece = UINT64_MAX >> 1;
+    std::uint64_t message = UINT64_MAX >> 1;
+    for (const auto& domain : core().domains()) {
+      rails.append(domain->attributes().name);
+      piece = std::min(piece, domain->attributes().max_piece_nbytes);
+      message = std::min(message, domain->attributes().max_message_nbytes);
+    }
+    const auto& first = core().domains().front()->attributes();
+    nb::dict out;
+    out["rails"] = nb::tuple(rails);
+    out["provider"] = first.provider;
+    out["protocol"] = first.protocol;
+    out["max_piece_nbytes"] = piece;
+    out["max_message_nbytes"] = message;
+    out["same_host"] = first.same_host;
+    out["grants"] = first.grants;
+    return out;
+  }
+
+  void close() {
+    nb::gil_scoped_release unlocked;
+    core_.reset();
+  }
+
+ private:
+  std::string backend_;
+  std::unique_ptr<Core> core_;
+  std::vector<Event> events_;  // kept for its capacity
+};
+
+// Failures become the Python error of the same fault; the class lives in Python, its words come from here.
+void translate(const std::exception_ptr& pointer, void*) {
+  try {
+    std::rethrow_exception(pointer);
+  } catch (const Failure& failure) {
+    nb::object errors = nb::module_::import_("aio_transfer.errors");
+    nb::object error;
+    switch (failure.kind) {
+      case Failure::Kind::unavailable:
+        error = errors.attr("BackendUnavailableError")(failure.subject, failure.reason, failure.hint);
+        break;
+      case Failure::Kind::stale:
+        error = errors.attr("StaleRegionError")(failure.subject, "the peer", failure.reason);
+        break;
+      case Failure::Kind::usage:
+        error = errors.attr("UsageError")(failure.what());
+        break;
+      case Failure::Kind::provider:
+        error = errors.attr("ProviderError")(failure.subject, "code"_a = failure.code, "code_name"_a = failure.reason);
+        break;
+    }
+    PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(error.ptr())), error.ptr());
+  }
+}
+
+}  // namespace
+}  // namespace aio
+
+NB_MODULE(_native, m) {
+  using aio::NativeCore;
+  using aio::Pulse;
+  nb::register_exception_translator(aio::translate);
+
+  nb::class_<NativeCore>(m, "NativeCore")
+      .def(nb::init<const std::string&, const aio::Options&>(), "backend"_a, "options"_a)
+      .def("attributes", &NativeCore::attributes)
+      .def("register_local", &NativeCore::register_local, "region"_a, "addr"_a, "nbytes"_a, "access"_a, "fd"_a,
+           "fd_offset"_a)
+      .def("register_remote", &NativeCore::register_remote, "region"_a, "peer"_a, "nbytes"_a, "keys"_a, "fds"_a)
+      .def("deregister", &NativeCore::deregister, "region"_a)
+      .def("connect", &NativeCore::connect, "peer"_a, "remote"_a.none())
+      .def("disconnect", &NativeCore::disconnect, "peer"_a, "lost"_a)
+      .def("post", &NativeCore::post, "transfer"_a, "runs"_a, "pieces"_a)
+      .def("send", &NativeCore::send, "peer"_a, "message"_a, "payload"_a)
+      .def("expect", [](NativeCore& self, std::uint32_t counter, std::int64_t units) {
+             return self.core().expect(counter, units);
+           }, "counter"_a, "units"_a)
+      .def("fileno", [](NativeCore& self) { return self.core().fileno(); })
+      .def("drain", &NativeCore::drain, "limit"_a)
+      .def("statistics", &NativeCore::statistics)
+      .def("close", &NativeCore::close);
+
+  nb::class_<Pulse>(m, "Pulse")
+      .def("__init__", [](Pulse* self, std::int64_t interval_ms, std::int64_t timeout_ms) {
+             new (self) Pulse(std::chrono::milliseconds(interval_ms), std::chrono::milliseconds(timeout_ms));
+           }, "interval_ms"_a, "timeout_ms"_a)
+      .def("add", &Pulse::add, "peer"_a, "socket"_a)
+      .def("remove", &Pulse::remove, "peer"_a, "lost"_a)
+      .def("fileno", &Pulse::fileno)
+      .def("drain", [](Pulse& self) {
+        std::vector<std::pair<std::uint32_t, int>> out;
+        for (const auto& [peer, loss] : self.drain()) out.emplace_back(peer, static_cast<int>(loss));
+        return out;
+      })
+      .def("__len__", &Pulse::size);
+}

@@ -1,0 +1,146 @@
+// The core drives the domains of one backend: it queues flows per peer, posts them fairly, counts what arrives and
+// reports what ended. One worker thread, which never takes the interpreter's lock.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+#include <unordered_map>
+#include <unordered_set>
+#include <vector>
+
+#include "counters.h"
+#include "domain.h"
+#include "event_ring.h"
+#include "handles.h"
+
+namespace aio {
+
+// One batch. Done when every flow's pieces have stopped; an error is reported only then (contract 6).
+struct Transfer {
+  TransferId id = 0;
+  std::uint64_t nbytes = 0;
+  std::uint32_t unfinished = 0;  // flows that may still move
+  bool posting = false;          // Core::post is still on the stack: a clean end needs no event
+  std::vector<Piece> pieces;
+  std::deque<Flow> flows;  // stable addresses
+  Outcome outcome;
+};
+
+struct CoreOptions {
+  std::chrono::microseconds spin{0};  // how long the worker looks again before it blocks
+  bool always_spin = false;
+};
+
+struct CoreStatistics {
+  std::uint64_t transfers, writes, reads, nbytes, inline_batches, handed_over, failed, units, dropped, handles, queued;
+};
+
+class Core final : private Sink {
+ public:
+  // Where counters live and how the loop is woken: a process-private table by default; shm brings a shared one.
+  struct Wiring {
+    CounterMemory* counters = nullptr;
+    int doorbell_fd = -1;
+    std::shared_ptr<void> keep;  // owns both
+  };
+  static Wiring private_wiring();
+
+  using Opener = std::function<std::vector<std::unique_ptr<Domain>>(Sink&)>;
+
+  Core(Wiring wiring, const CoreOptions& options, const Opener& open);
+  ~Core();  // stops the worker, then the domains; never waits for a peer
+
+  [[nodiscard]] const std::vector<std::unique_ptr<Domain>>& domains() const noexcept { return domains_; }
+
+  // -- as the methods of Driver; from the engine's thread only --
+  std::vector<std::string> register_local(RegionNumber region, const LocalMemory& memory);
+  void register_remote(RegionNumber region, PeerNumber peer, std::uint64_t nbytes, const std::vector<std::string>& keys,
+                       const std::vector<int>& fds);
+  void deregister(RegionNumber region);
+  std::vector<Endpoint> connect(PeerNumber peer, const std::optional<std::vector<Endpoint>>& remote);
+  void disconnect(PeerNumber peer, bool lost);
+  bool post(TransferId id, const Run* runs, std::size_t n_runs, const Piece* pieces, std::size_t n_pieces);
+  void send(PeerNumber peer, TransferId message, std::string payload);
+  std::uint64_t expect(std::uint32_t counter, std::int64_t units) { return counters_.expect(counter, units); }
+  [[nodiscard]] int fileno() const noexcept { return counters_.doorbell().fd; }
+  void drain(std::vector<Event>& out, std::size_t limit);
+  CoreStatistics statistics();
+
+ private:
+  struct Message {
+    TransferId id;
+    std::string payload;
+  };
+  // What waits to leave by one rail for one peer.
+  struct Lane {
+    PeerNumber peer;
+    std::deque<Flow*> flows;
+    std::deque<Message> messages;
+    bool queued = false;  // in Rail::active
+  };
+  struct Rail {
+    Domain* domain;
+    std::unordered_map<PeerNumber, Lane> lanes;
+    std::deque<Lane*> active;  // round robin: one slow or dead peer never stalls another
+  };
+  void stopped(Flow& flow, std::uint32_t pieces, const Outcome& outcome) override;
+  void counted(std::uint32_t immediate) override;
+  void message(PeerNumber peer, std::string payload) override;
+  void sent(TransferId message, const Outcome& outcome) override;
+  void released(RegionNumber region) override;
+  void fenced(PeerNumber peer) override;
+  void peer_failed(PeerNumber peer, const Outcome& outcome) override;
+
+  void emit(Event event);
+  void settle(Flow& flow);
+  void admit(std::unique_ptr<Transfer> transfer);
+  void start_inline(TransferId id);
+  void activate(Rail& rail, Lane& lane);
+  bool pump(Rail& rail);
+  bool turn(Rail& rail, Lane& lane, std::uint32_t budget);
+  bool send_messages(Rail& rail, Lane& lane);
+  void take_inbox();
+  void run() noexcept;
+  bool pass();
+  void park(unsigned idle_rounds);
+  void wake_worker() noexcept;
+
+  // Taken by callers. The worker gives way to them, since a mutex alone lets it win every time.
+  std::unique_lock<std::mutex> enter();
+
+  Wiring wiring_;
+  CoreOptions options_;
+  CounterTable counters_;
+  EventRing events_;
+  Fd wake_fd_;
+
+  std::mutex mutex_;  // everything below, and every call into a domain
+  std::vector<std::unique_ptr<Domain>> domains_;
+  std::vector<Rail> rails_;
+  std::unordered_map<TransferId, std::unique_ptr<Transfer>> transfers_;
+  std::unordered_set<PeerNumber> peers_;                 // connected
+  std::unordered_set<RegionNumber> local_regions_;
+  std::unordered_map<PeerNumber, unsigned> fences_;      // rails still to fence
+  std::unordered_map<RegionNumber, unsigned> releases_;  // rails still to release
+  bool events_waiting_ = false;                          // the ring was full: its overflow must be moved on
+  CoreStatistics stats_{};
+
+  std::mutex inbox_mutex_;
+  std::vector<std::unique_ptr<Transfer>> inbox_;
+
+  std::atomic<bool> stop_{false};
+  std::atomic<bool> asleep_{false};
+  std::atomic<unsigned> callers_{0};
+  const int pid_;
+  std::thread worker_;
+};
+
+}  // namespace aio

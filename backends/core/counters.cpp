@@ -1,0 +1,149 @@
+#include "counters.h"
+
+#include <unistd.h>
+
+#include <bit>
+
+namespace aio {
+
+namespace {
+
+constexpr std::uint64_t kLive = 0x80;
+
+constexpr std::uint64_t tag_of(std::uint32_t id) noexcept {
+  return (kLive | ((id >> 16) & kGenerationMask)) << 56;
+}
+
+constexpr bool is_private(std::uint32_t id) noexcept { return (id & kPrivateBit) != 0; }
+
+}  // namespace
+
+void Doorbell::ring() const noexcept {
+  // seq_cst pairs with the owner's "set parked, then look again": one of the two must see the other's store.
+  if (parked->load(std::memory_order_seq_cst) != 0 && parked->exchange(0, std::memory_order_seq_cst) != 0) {
+    const std::uint64_t one = 1;
+    // An eventfd write can only fail when its counter is full, and then it is readable already.
+    [[maybe_unused]] const auto written = ::write(fd, &one, sizeof one);
+  }
+}
+
+int CounterTable::find(std::uint32_t id, bool insert) const noexcept {
+  if (is_private(id)) return static_cast<int>(id & (kPrivateSlots - 1));
+  const std::uint32_t key = id + 1;
+  std::uint32_t at = (id * 2654435761u) >> 20;  // Fibonacci hashing to 12 bits
+  for (std::uint32_t probe = 0; probe < kWellKnownSlots; ++probe, at = (at + 1) & (kWellKnownSlots - 1)) {
+    std::uint32_t seen = memory_->well_known[at].load(std::memory_order_acquire);
+    if (seen == 0 && insert &&
+        memory_->well_known[at].compare_exchange_strong(seen, key, std::memory_order_acq_rel)) {
+      return static_cast<int>(kPrivateSlots + at);
+    }
+    if (seen == key) return static_cast<int>(kPrivateSlots + at);
+    if (seen == 0) return -1;
+  }
+  return -1;
+}
+
+std::uint32_t CounterTable::id_of(std::uint32_t slot) const noexcept {
+  if (slot >= kPrivateSlots) return memory_->well_known[slot - kPrivateSlots].load(std::memory_order_relaxed) - 1;
+  const auto tag = memory_->slots[slot].word.load(std::memory_order_relaxed) >> 56;
+  return kPrivateBit | static_cast<std::uint32_t>((tag & kGenerationMask) << 16) | slot;
+}
+
+void CounterTable::mark(std::uint32_t slot) noexcept {
+  memory_->dirty[slot / 64].fetch_or(1ull << (slot % 64), std::memory_order_seq_cst);
+  memory_->summary[slot / 4096].fetch_or(1ull << (slot / 64 % 64), std::memory_order_seq_cst);
+  bell_.ring();
+}
+
+void CounterTable::add(std::uint32_t id, std::uint64_t units) noexcept {
+  const int found = find(id, true);
+  if (found < 0) {
+    memory_->dropped.fetch_add(1, std::memory_order_relaxed);
+    return;
+  }
+  CounterSlot& slot = memory_->slots[found];
+  std::uint64_t total = 0;
+  if (is_private(id)) {
+    const std::uint64_t tag = tag_of(id);
+    std::uint64_t word = slot.word.load(std::memory_order_relaxed);
+    do {
+      if ((word & ~kUnitsMask) != tag) {
+        memory_->dropped.fetch_add(1, std::memory_order_relaxed);
+        return;
+      }
+      // seq_cst on success: it releases the payload, and orders before the load of `threshold` below.
+    } while (!slot.word.compare_exchange_weak(word, word + units, std::memory_order_seq_cst,
+                                              std::memory_order_relaxed));
+    total = (word + units) & kUnitsMask;
+  } else {
+    total = (slot.word.fetch_add(units, std::memory_order_seq_cst) + units) & kUnitsMask;
+  }
+  memory_->units.fetch_add(units, std::memory_order_relaxed);
+  const std::uint64_t threshold = slot.threshold.load(std::memory_order_seq_cst);
+  if (threshold != 0 && total >= threshold) mark(static_cast<std::uint32_t>(found));
+}
+
+std::uint64_t CounterTable::expect(std::uint32_t id, std::int64_t units) noexcept {
+  const int found = find(id, true);
+  if (found < 0) return 0;
+  CounterSlot& slot = memory_->slots[found];
+  if (is_private(id)) {
+    std::uint64_t word = slot.word.load(std::memory_order_relaxed);
+    if (units < 0) {
+      slot.threshold.store(0, std::memory_order_relaxed);
+      slot.word.store(0, std::memory_order_seq_cst);  // no live bit: no tag matches, so arrivals are dropped
+      return word & kUnitsMask;
+    }
+    // Only the owner changes the tag, so a plain store can lose nobody's add: with another tag there are none.
+    if ((word & ~kUnitsMask) != tag_of(id)) slot.word.store(tag_of(id), std::memory_order_seq_cst);
+  } else if (units < 0) {
+    slot.threshold.store(0, std::memory_order_relaxed);
+    return slot.word.exchange(0, std::memory_order_seq_cst) & kUnitsMask;
+  }
+  // seq_cst: either we see the adder's units below, or it sees our threshold.
+  slot.threshold.store(static_cast<std::uint64_t>(units), std::memory_order_seq_cst);
+  const std::uint64_t total = slot.word.load(std::memory_order_seq_cst) & kUnitsMask;
+  if (units > 0 && total >= static_cast<std::uint64_t>(units)) slot.threshold.store(0, std::memory_order_relaxed);
+  return total;
+}
+
+bool CounterTable::harvest(std::vector<Event>& out, std::size_t limit) {
+  for (std::uint32_t group = 0; group < std::size(memory_->summary); ++group) {
+    if (memory_->summary[group].load(std::memory_order_relaxed) == 0) continue;
+    std::uint64_t words = memory_->summary[group].exchange(0, std::memory_order_seq_cst);
+    for (; words != 0; words &= words - 1) {
+      const std::uint32_t word = group * 64 + static_cast<std::uint32_t>(std::countr_zero(words));
+      std::uint64_t bits = memory_->dirty[word].exchange(0, std::memory_order_seq_cst);
+      for (; bits != 0; bits &= bits - 1) {
+        if (out.size() >= limit) {  // put back what was taken: the next drain finds it
+          memory_->dirty[word].fetch_or(bits, std::memory_order_seq_cst);
+          memory_->summary[group].fetch_or(words, std::memory_order_seq_cst);
+          return false;
+        }
+        const std::uint32_t at = word * 64 + static_cast<std::uint32_t>(std::countr_zero(bits));
+        CounterSlot& slot = memory_->slots[at];
+        const std::uint64_t threshold = slot.threshold.load(std::memory_order_relaxed);
+        const std::uint64_t total = slot.word.load(std::memory_order_acquire) & kUnitsMask;
+        if (threshold == 0 || total < threshold) continue;
+        slot.threshold.store(0, std::memory_order_relaxed);
+        out.push_back({EventKind::counter, Status::ok, id_of(at), static_cast<std::int64_t>(total), {}});
+      }
+    }
+  }
+  return true;
+}
+
+void CounterTable::rescan() noexcept {
+  for (std::uint32_t at = 0; at < kSlots; ++at) {
+    if (memory_->slots[at].threshold.load(std::memory_order_relaxed) != 0) mark(at);
+  }
+}
+
+bool CounterTable::any_dirty() const noexcept {
+  for (const auto& word : memory_->summary) {
+    if (word.load(std::memory_order_seq_cst) != 0) return true;
+  }
+  return false;
+}
+
+}  // namespace aio

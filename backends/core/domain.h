@@ -1,0 +1,113 @@
+// A Domain is one NIC, or what stands for one. The core drives it; it never drives the core.
+//
+// Every method is called with the core's lock held, from the worker or from the engine's thread, never from both at
+// once. So a domain has no lock of its own, and may call its sink from within any method.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "types.h"
+
+namespace aio {
+
+struct Transfer;
+
+// One run of one transfer on its way through a domain. The core owns it and keeps it until every piece has stopped.
+struct Flow {
+  Transfer* transfer;
+  const Piece* pieces;  // of this run; `run.count` of them
+  Run run;
+  std::uint32_t next = 0;       // pieces[0 .. next) were accepted by the domain
+  std::uint32_t in_flight = 0;  // accepted, and not yet reported as stopped
+  std::uint64_t offset = 0;     // bytes of pieces[next] already moved; for domains that move a piece in steps
+  bool failed = false;          // nothing more of it will be posted
+  bool in_lane = false;         // the core's: a lane still names it
+
+  [[nodiscard]] bool exhausted() const noexcept { return failed || next == run.count; }
+};
+
+// What a domain tells the core.
+class Sink {
+ public:
+  // `pieces` accepted pieces of `flow` have stopped moving. `flow` may be gone when this returns if they were its last.
+  virtual void stopped(Flow& flow, std::uint32_t pieces, const Outcome& outcome) = 0;
+  // A peer's write with this immediate is visible in our memory.
+  virtual void counted(std::uint32_t immediate) = 0;
+  virtual void message(PeerNumber peer, std::string payload) = 0;
+  virtual void sent(TransferId message, const Outcome& outcome) = 0;
+  virtual void released(RegionNumber region) = 0;
+  virtual void fenced(PeerNumber peer) = 0;
+  virtual void peer_failed(PeerNumber peer, const Outcome& outcome) = 0;
+
+ protected:
+  ~Sink() = default;
+};
+
+struct DomainAttributes {
+  std::string name;      // the NIC, for people
+  std::string provider;  // what carries the bytes
+  std::string protocol;  // how a write is done, in words
+  std::uint64_t max_piece_nbytes = UINT64_MAX;
+  std::uint64_t max_message_nbytes = 0;
+  bool same_host = false;
+  bool grants = false;
+  // A batch of at most this many bytes and pieces is posted by the calling thread itself; what exceeds either, or finds
+  // the domain busy, is handed to the worker. Measured per transport: benchmarks/log.md.
+  std::uint64_t inline_nbytes = 0;
+  std::uint32_t inline_pieces = 0;
+  // Pieces a peer may post before the next peer has its turn.
+  std::uint32_t quantum = 32;
+};
+
+enum class Posted : std::uint8_t {
+  more,  // the budget is spent, or the flow is exhausted
+  full,  // no slot is free for this peer now; try again after progress
+};
+
+class Domain {
+ public:
+  Domain() = default;
+  Domain(const Domain&) = delete;
+  Domain& operator=(const Domain&) = delete;
+  virtual ~Domain() = default;  // must leave nothing that could still touch memory
+
+  [[nodiscard]] virtual const DomainAttributes& attributes() const noexcept = 0;
+
+  // -- control path: may throw Failure --
+
+  // Returns the key bytes that a peer's register_remote takes.
+  virtual std::string register_local(RegionNumber region, const LocalMemory& memory) = 0;
+  virtual void register_remote(RegionNumber region, const RemoteMemory& memory) = 0;
+  // For local memory, sink.released(region) follows as soon as no peer can reach it: at once, or from progress().
+  virtual void deregister(RegionNumber region) = 0;
+  // First without, then with the peer's end; returns ours both times. The blob is at most 4 KiB.
+  virtual Endpoint connect(PeerNumber peer, const std::optional<Endpoint>& remote) = 0;
+  // Every piece in flight to this peer must be reported as stopped (peer_lost), now or from progress();
+  // sink.fenced(peer) follows when nothing it ever started can still land here.
+  virtual void disconnect(PeerNumber peer, bool lost) = 0;
+
+  // -- data path: must not throw --
+
+  // Accept pieces of `flow` from `flow.next` on, at most `budget` of them, raising next and in_flight for each *before*
+  // it can be reported as stopped. A piece that fails to post is accepted first and then reported as stopped; the core
+  // then posts no more of that flow.
+  virtual Posted post(Flow& flow, std::uint32_t budget) = 0;
+  // Send one message; its bytes are copied if they are needed after the call. `full`: try again after progress.
+  virtual Posted send(PeerNumber peer, TransferId message, const std::string& payload) = 0;
+  // Harvest completions, arrivals, fences. Returns whether anything happened.
+  virtual bool progress() = 0;
+  // Something in flight can only be noticed by calling progress() again (and not by the fd that arm() returned).
+  [[nodiscard]] virtual bool needs_progress() const noexcept = 0;
+  // Prepare to block. Returns the fds whose readability means progress() has work, or nullopt when there is work
+  // already. A transport that can notice arrivals only by polling returns no fd and true from polled().
+  virtual std::optional<std::vector<int>> arm() = 0;
+  [[nodiscard]] virtual bool polled() const noexcept { return false; }
+  // Open native handles, for leak checks: zero once every region and peer is gone.
+  [[nodiscard]] virtual std::uint64_t handles() const noexcept = 0;
+};
+
+}  // namespace aio

@@ -1,0 +1,63 @@
+// Owners of what the kernel lends us.
+#pragma once
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cstddef>
+#include <utility>
+
+namespace aio {
+
+class Fd {
+ public:
+  Fd() = default;
+  explicit Fd(int fd) noexcept : fd_(fd) {}
+  Fd(Fd&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  Fd& operator=(Fd&& other) noexcept {
+    if (this != &other) {
+      reset();
+      fd_ = std::exchange(other.fd_, -1);
+    }
+    return *this;
+  }
+  ~Fd() { reset(); }
+
+  void reset() noexcept {
+    if (fd_ >= 0) ::close(std::exchange(fd_, -1));
+  }
+  [[nodiscard]] int get() const noexcept { return fd_; }
+  explicit operator bool() const noexcept { return fd_ >= 0; }
+
+ private:
+  int fd_ = -1;
+};
+
+class Mapping {
+ public:
+  Mapping() = default;
+  Mapping(void* base, std::size_t nbytes) noexcept : base_(base), nbytes_(nbytes) {}
+  Mapping(Mapping&& other) noexcept : base_(std::exchange(other.base_, nullptr)), nbytes_(other.nbytes_) {}
+  Mapping& operator=(Mapping&& other) noexcept {
+    if (this != &other) {
+      reset();
+      base_ = std::exchange(other.base_, nullptr);
+      nbytes_ = other.nbytes_;
+    }
+    return *this;
+  }
+  ~Mapping() { reset(); }
+
+  void reset() noexcept {
+    if (base_ != nullptr) ::munmap(std::exchange(base_, nullptr), nbytes_);
+  }
+  [[nodiscard]] void* base() const noexcept { return base_; }
+  [[nodiscard]] std::size_t nbytes() const noexcept { return nbytes_; }
+  explicit operator bool() const noexcept { return base_ != nullptr; }
+
+ private:
+  void* base_ = nullptr;
+  std::size_t nbytes_ = 0;
+};
+
+}  // namespace aio

@@ -1,0 +1,139 @@
+#include "library.h"
+
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <filesystem>
+#include <mutex>
+#include <optional>
+#include <set>
+#include <sstream>
+
+#include "../core/types.h"
+
+namespace aio::libfabric {
+
+namespace {
+
+constexpr const char* kHint = "pip install 'aio-transfer[libfabric]'";
+constexpr const char* kAmazon = "/opt/amazon/efa/lib64/libfabric.so.1";
+constexpr std::uint32_t kOldest = abi::make_version(1, 15);  // where `tcp` began to carry reliable datagrams by itself
+constexpr std::uint32_t kDeclared = abi::make_version(2, 5);
+
+std::string option(const Options& options, const char* name, std::string otherwise) {
+  const auto found = options.find(name);
+  return found == options.end() || found->second.empty() ? otherwise : found->second;
+}
+
+std::string words(std::uint32_t version) {
+  return std::to_string(version >> 16) + "." + std::to_string(version & 0xffff);
+}
+
+template <class Function>
+bool bind_symbol(void* handle, const char* name, Function*& slot) {
+  slot = reinterpret_cast<Function*>(::dlsym(handle, name));
+  return slot != nullptr;
+}
+
+// Nothing, and a reason added, when the library will not do.
+std::optional<Library> open_one(const std::string& path, std::vector<std::string>& reasons) {
+  // RTLD_LOCAL: an application may carry another libfabric, and neither must answer for the other.
+  void* handle = ::dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (handle == nullptr) {
+    reasons.emplace_back(::dlerror());
+    return std::nullopt;
+  }
+  Library library;
+  library.path = path;
+  std::uint32_t (*version)() = nullptr;
+  const bool whole = bind_symbol(handle, "fi_getinfo", library.getinfo) &&
+                     bind_symbol(handle, "fi_freeinfo", library.freeinfo) &&
+                     bind_symbol(handle, "fi_dupinfo", library.dupinfo) &&
+                     bind_symbol(handle, "fi_fabric", library.fabric) &&
+                     bind_symbol(handle, "fi_strerror", library.strerror) &&
+                     bind_symbol(handle, "fi_version", version);
+  if (whole) library.version = version();
+  if (whole && library.version >= kOldest) return library;
+  reasons.push_back(path + (whole ? ": version " + words(library.version) + " is older than " + words(kOldest)
+                                  : ": not a libfabric, a symbol is missing"));
+  ::dlclose(handle);
+  return std::nullopt;
+}
+
+Library find(const Options& options) {
+  std::vector<std::string> reasons;
+  std::optional<Library> best;
+  const std::string only = option(options, "library", "");
+  if (!only.empty()) {
+    best = open_one(only, reasons);
+  } else {
+    std::vector<std::string> paths{kAmazon, "libfabric.so.1"};
+    std::istringstream more(option(options, "search", ""));
+    for (std::string path; std::getline(more, path, ':');) {
+      if (!path.empty()) paths.push_back(path);
+    }
+    const bool efa = option(options, "provider", "tcp").starts_with("efa");
+    for (const std::string& path : paths) {
+      auto found = open_one(path, reasons);
+      if (!found) continue;
+      if (!best || found->version > best->version) best = std::move(found);
+      // AWS's own build belongs to its driver, whatever others may be newer.
+      if (efa && path == kAmazon) break;
+    }
+  }
+  if (best) return *best;
+  std::string all;
+  for (const std::string& reason : reasons) all += (all.empty() ? "" : "; ") + reason;
+  throw Failure(Failure::Kind::unavailable, "libfabric", all, 0, kHint);
+}
+
+// Plug-ins lie beside the library in the `mpich` wheel, whose built-in search path is that of the machine that built it.
+// Only for providers that are plug-ins there: loading them all costs time and prints warnings.
+void offer_plugins(const Library& library) {
+  const std::filesystem::path plugins = std::filesystem::path(library.path).parent_path() / "libfabric";
+  std::error_code ignored;
+  if (library.path.find('/') == std::string::npos || !std::filesystem::is_directory(plugins, ignored)) return;
+  ::setenv("FI_PROVIDER_PATH", plugins.c_str(), 0);
+}
+
+}  // namespace
+
+std::uint32_t Library::api_version() const noexcept { return std::min(version, kDeclared); }
+
+const Library& load(const Options& options) {
+  static std::mutex mutex;
+  static std::map<std::string, Library> loaded;  // by what was asked for: one process may use two
+  const std::string provider = option(options, "provider", "tcp");
+  const bool plugged = provider.starts_with("efa") || provider.starts_with("verbs") || provider == "all";
+  const std::string asked = option(options, "library", "") + "|" + option(options, "search", "") + (plugged ? "|p" : "");
+  const std::lock_guard lock(mutex);
+  auto found = loaded.find(asked);
+  if (found == loaded.end()) found = loaded.emplace(asked, find(options)).first;
+  if (plugged) offer_plugins(found->second);
+  return found->second;
+}
+
+std::vector<ProviderEntry> list_providers(const Options& options) {
+  Options all = options;
+  all["provider"] = "all";
+  const Library& library = load(all);
+  abi::Info* list = nullptr;
+  const int result = library.getinfo(library.api_version(), nullptr, nullptr, 0, nullptr, &list);
+  if (result < 0) {
+    throw Failure(Failure::Kind::provider, "fi_getinfo", library.strerror(-result), -result);
+  }
+  const InfoPtr owner(list, InfoDeleter{&library});
+  std::vector<ProviderEntry> entries;
+  std::set<std::string> seen;
+  const auto text = [](const char* words_or_null) { return std::string(words_or_null == nullptr ? "" : words_or_null); };
+  for (const abi::Info* info = list; info != nullptr; info = info->next) {
+    ProviderEntry entry{text(info->fabric_attr->prov_name), text(info->fabric_attr->name), text(info->domain_attr->name),
+                        words(info->fabric_attr->prov_version), 0};
+    if (info->nic != nullptr && info->nic->link_attr != nullptr) entry.bits_per_second = info->nic->link_attr->speed;
+    if (seen.insert(entry.name + '\n' + entry.fabric + '\n' + entry.domain).second) entries.push_back(std::move(entry));
+  }
+  return entries;
+}
+
+}  // namespace aio::libfabric

@@ -1,0 +1,50 @@
+// libfabric itself: found at run time, so that the package builds and imports without it.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "abi.h"
+
+namespace aio::libfabric {
+
+using Options = std::map<std::string, std::string>;
+
+// The entry points of one loaded library. Never unloaded: providers leave threads, fork handlers and plug-ins behind.
+struct Library {
+  std::string path;
+  std::uint32_t version = 0;  // as make_version() lays it out
+
+  int (*getinfo)(std::uint32_t version, const char* node, const char* service, std::uint64_t flags,
+                 const abi::Info* hints, abi::Info** info) = nullptr;
+  void (*freeinfo)(abi::Info*) = nullptr;
+  abi::Info* (*dupinfo)(const abi::Info*) = nullptr;
+  int (*fabric)(abi::FabricAttr*, abi::Fabric**, void* context) = nullptr;
+  const char* (*strerror)(int) = nullptr;
+
+  // What we speak: the interface we declared, or the library's own when that is older.
+  [[nodiscard]] std::uint32_t api_version() const noexcept;
+};
+
+struct InfoDeleter {
+  const Library* library;
+  void operator()(abi::Info* info) const noexcept { library->freeinfo(info); }
+};
+using InfoPtr = std::unique_ptr<abi::Info, InfoDeleter>;
+
+struct ProviderEntry {
+  std::string name, fabric, domain, version;
+  std::uint64_t bits_per_second = 0;  // 0: the provider does not say
+};
+
+// The option `library` alone when it is given. Otherwise AWS's installation, the loader's own and the paths in `search`
+// (colon separated): for `efa` the first of AWS's, else the newest.
+// Throws Failure(unavailable) with every reason why none will do.
+const Library& load(const Options& options);
+
+std::vector<ProviderEntry> list_providers(const Options& options);
+
+}  // namespace aio::libfabric

@@ -1,0 +1,77 @@
+// One host's memory as a Domain: a write is one copy by the sender, straight into the target.
+#pragma once
+
+#include <memory>
+#include <unordered_map>
+#include <vector>
+
+#include "../core/domain.h"
+#include "segment.h"
+
+namespace aio::shm {
+
+class ShmDomain final : public Domain {
+ public:
+  ShmDomain(Sink& sink, std::shared_ptr<OwnSegment> segment);
+  ~ShmDomain() override;
+
+  [[nodiscard]] const DomainAttributes& attributes() const noexcept override { return attributes_; }
+  std::string register_local(RegionNumber region, const LocalMemory& memory) override;
+  void register_remote(RegionNumber region, const RemoteMemory& memory) override;
+  void deregister(RegionNumber region) override;
+  Endpoint connect(PeerNumber peer, const std::optional<Endpoint>& remote) override;
+  void disconnect(PeerNumber peer, bool lost) override;
+  Posted post(Flow& flow, std::uint32_t budget) override;
+  Posted send(PeerNumber peer, TransferId message, const std::string& payload) override;
+  bool progress() override;
+  [[nodiscard]] bool needs_progress() const noexcept override { return !releasing_.empty() || !fencing_.empty(); }
+  std::optional<std::vector<int>> arm() override { return std::vector<int>{}; }
+  [[nodiscard]] std::uint64_t handles() const noexcept override;
+
+ private:
+  struct Link {          // a peer, seen from here
+    PeerSlot* mine = nullptr;    // its slot in our segment: how we fence it
+    PeerSlot* theirs = nullptr;  // our slot in its segment: how it fences us
+    Segment* segment = nullptr;  // null until connected
+    CounterTable counters;
+    Mapping mapping;
+    Fd doorbell;
+    Fd process;
+    int pid = 0;
+  };
+  struct Local {
+    std::uint64_t addr, nbytes;
+    std::uint32_t slot;
+  };
+  struct Remote {
+    PeerNumber peer = 0;
+    std::uint32_t slot = 0, generation = 0;
+    std::uint64_t nbytes = 0, addr = 0;
+    Mapping mapping;  // empty: memory that is not an engine's, reached by process_vm_writev
+  };
+  struct Fence {
+    PeerNumber peer;
+    PeerSlot* slot;
+    Fd process;
+  };
+  struct Section;  // post() in domain.cpp
+
+  [[nodiscard]] bool held(std::uint32_t region_slot) const noexcept;
+  PeerSlot* take_slot();
+  Outcome enter(const Link& link, const Remote* remote) const noexcept;
+  Outcome copy(Section& section, const Link& link, const Remote& remote);
+  Outcome copy_process(Section& section, const Link& link, const Remote& remote);
+
+  Sink& sink_;
+  std::shared_ptr<OwnSegment> segment_;
+  DomainAttributes attributes_;
+  std::unordered_map<PeerNumber, Link> links_;
+  std::unordered_map<RegionNumber, Local> locals_;
+  std::unordered_map<RegionNumber, Remote> remotes_;
+  std::vector<std::uint32_t> free_regions_;
+  std::vector<std::uint32_t> generations_;
+  std::vector<std::pair<RegionNumber, std::uint32_t>> releasing_;  // waiting for a writer to leave its section
+  std::vector<Fence> fencing_;
+};
+
+}  // namespace aio::shm
