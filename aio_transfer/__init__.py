@@ -1,0 +1,3 @@
+"""One-sided memory transfer between processes, machines and GPUs that you can await."""
+
+from aio_transfer.engine import TransferEngine

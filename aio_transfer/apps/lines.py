@@ -1,0 +1,127 @@
+"""Messages between the demo's processes: one JSON object per line, over the pipes of a child process.
+
+What must travel out of band is little: who offers which memory, and that a request begins. The payload itself goes
+through the engine.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+import anyio
+import msgspec
+
+from aio_transfer.errors import ProtocolError
+
+if TYPE_CHECKING:
+    from aio_transfer.apps.model import ModelConfig
+
+__all__ = ("Done", "Failed", "Lines", "Message", "Offer", "Ready", "Request")
+
+MAX_LINE_NBYTES: Final = 1 << 20
+CHUNK_NBYTES: Final = 1 << 16
+
+
+class Offer(msgspec.Struct, frozen=True, tag="offer"):
+    """Decode to prefill: join in, and here are the pages you will write to.
+
+    :param model: the fields of a :class:`~aio_transfer.apps.model.ModelConfig`
+    :param pages: pages per layer in the decode side's cache
+    :param cache: descriptor of that cache, with the counter to raise
+    :param tail: descriptor of the tail context
+    :param tokens: the longest prompt that will be asked for
+    """
+
+    rank: int
+    ranks: int
+    backend: str
+    model: dict[str, int]
+    pages: int
+    cache: bytes
+    tail: bytes
+    tokens: int
+
+    def config(self) -> ModelConfig:
+        """Return the model's shape."""
+        from aio_transfer.apps.model import ModelConfig  # noqa: PLC0415 - the parent parses lines before NumPy is there
+
+        return ModelConfig(**self.model)
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    """Prefill to decode: weights drawn, memory registered, connected."""
+
+
+class Request(msgspec.Struct, frozen=True, tag="request"):
+    """Decode to prefill: read this, and write layer by layer into these pages of mine."""
+
+    prompt: bytes
+    page_ids: list[int]
+
+
+class Done(msgspec.Struct, frozen=True, tag="done"):
+    """Prefill to decode: all my writes were acknowledged.
+
+    :param busy_s: seconds during which at least one of them was under way
+    :param path: what carried them, as ``transfer.path`` says
+    """
+
+    nbytes: int
+    busy_s: float
+    backend: str
+    provider: str
+    path: str
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """Prefill to decode: I give up."""
+
+    reason: str
+
+
+Message: TypeAlias = Offer | Ready | Request | Done | Failed
+_decode = msgspec.json.Decoder(Message).decode
+_encode = msgspec.json.Encoder().encode
+
+
+class Lines:
+    """Both ends' view of the pipes; owns neither fd."""
+
+    def __init__(self, read_fd: int, write_fd: int, peer: str) -> None:
+        """Take the ends of two pipes; ``peer`` is for error messages."""
+        self._read_fd = read_fd
+        self._write_fd = write_fd
+        self._peer = peer
+        self._pending = bytearray()
+
+    def send(self, message: Message) -> None:
+        """Write one line. It blocks while the pipe is full, which the few short lines of a run never make it.
+
+        :raises BrokenPipeError: the other process is gone
+        """
+        line = memoryview(_encode(message) + b"\n")
+        while line:
+            line = line[os.write(self._write_fd, line) :]
+
+    async def receive(self) -> Message | None:
+        """Return the next message, or ``None`` once the other process has closed its end.
+
+        :raises ProtocolError: a line is too long, or not a message
+        :cancellation: nothing is lost; a line that has begun is kept
+        """
+        while b"\n" not in self._pending:
+            # Not a thread that reads: one that waits for a line cannot be cancelled, and would keep the process alive.
+            await anyio.wait_readable(self._read_fd)
+            chunk = os.read(self._read_fd, CHUNK_NBYTES)
+            if not chunk:
+                return None
+            self._pending += chunk
+            if len(self._pending) > MAX_LINE_NBYTES:
+                raise ProtocolError(self._peer, f"a line of more than {MAX_LINE_NBYTES} B")
+        line, _, rest = self._pending.partition(b"\n")
+        self._pending = rest
+        try:
+            return _decode(line)
+        except msgspec.DecodeError as error:
+            raise ProtocolError(self._peer, f"not a message: {error}") from error

@@ -1,0 +1,125 @@
+"""``aio-transfer demo``: disaggregated prefill and decode on real input."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import contextmanager
+from pathlib import Path  # noqa: TC003 - typer reads it from the annotation
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from aio_transfer.cli.output import FAILED, JsonOption, emit_json, failures_told, on_terminal, size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from aio_transfer.apps.demo import DemoReport
+
+__all__ = ("demo",)
+
+EPILOG = """
+Examples:
+
+  aio-transfer demo
+
+  aio-transfer demo --input notes.txt --prefills 2
+
+  aio-transfer demo --backend libfabric --layers 16 --json
+"""
+BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
+
+
+def demo(  # noqa: PLR0913 - the command's options
+    *,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--input", exists=True, dir_okay=False, readable=True, help="Text to read. Without it: one that we ship."
+        ),
+    ] = None,
+    layers: Annotated[int, typer.Option(min=1, max=256, help="Layers of the model; each is sent when it is done.")] = 8,
+    backend: Annotated[str, typer.Option(help="auto, or a name that `aio-transfer devices` shows.")] = "auto",
+    prefills: Annotated[int, typer.Option(min=1, max=4, help="Prefill processes, which share the heads: 1, 2, 4.")] = 1,
+    tokens: Annotated[int, typer.Option(min=1, max=4096, help="How many tokens to generate.")] = 64,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the model's weights.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Read a text in one process and answer it in another, with the KV pages moved in between.
+
+    A small transformer (NumPy, random but seeded weights: what it says means nothing) reads the text in one or more
+    prefill processes. Each layer's KV pages are written into the decode process as soon as that layer is computed; decode
+    starts when its counter has seen them all. Then the same is done in a single process: the tokens and every
+    byte of the pages must be equal, or the exit status is 1.
+    """
+    _share_cores(prefills)
+    with failures_told(as_json=as_json):
+        import anyio  # noqa: PLC0415 - with NumPy and the engine, after _share_cores
+
+        from aio_transfer.apps.demo import DemoOptions, run_demo  # noqa: PLC0415
+
+        options = DemoOptions(
+            input=source, backend=backend, layers=layers, prefills=prefills, tokens=tokens, seed=seed
+        )
+        with _progress(quiet=as_json) as on_arrival:
+            report = anyio.run(run_demo, options, on_arrival)
+    if as_json:
+        from dataclasses import asdict  # noqa: PLC0415
+
+        emit_json(asdict(report))
+    else:
+        _print(report)
+    if not report.match:
+        raise typer.Exit(FAILED)
+
+
+def _share_cores(prefills: int) -> None:
+    """Give each prefill process its share of the cores, before NumPy starts a thread for every core in each.
+
+    Children inherit it. All processes must have the same number of threads, or their sums round differently.
+    """
+    if "numpy" not in sys.modules:
+        share = str(max(1, len(os.sched_getaffinity(0)) // prefills))
+        for name in BLAS_THREADS:
+            os.environ.setdefault(name, share)
+
+
+@contextmanager
+def _progress(*, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """Show how much has arrived: a bar on a terminal, plain lines elsewhere."""
+    if quiet:
+        yield lambda _arrived, _counts: None
+    elif not on_terminal():
+        yield lambda arrived, counts: typer.echo(f"arrived: {arrived} of {counts} counts")
+    else:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+
+        columns = (TextColumn("KV pages"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns) as bar:
+            task = bar.add_task("pages", total=None)
+            yield lambda arrived, counts: bar.update(task, completed=arrived, total=counts)
+
+
+def _print(report: DemoReport) -> None:
+    cut = f" (the first of {report.input_nbytes:,})" if report.prompt_nbytes < report.input_nbytes else ""
+    processes = "one prefill process" if report.prefills == 1 else f"{report.prefills} prefill processes"
+    rows = (
+        ("prompt", f"{report.prompt_nbytes:,} bytes{cut} of {report.input}"),
+        ("model", f"{report.layers} layers, {report.pages:,} pages of {size(report.page_nbytes)}, seed {report.seed}"),
+        ("path", report.path),
+        ("moved", f"{size(report.nbytes)} by {processes}, {report.counts:,} counts, {report.gb_per_s:.2f} GB/s"),
+        ("first token", f"{report.ttft_s:.3f} s with the transfer, {report.ttft_alone_s:.3f} s in a single process"),
+        ("tokens", " ".join(map(str, report.tokens))),
+        ("text", report.text),
+        ("match", _verdict(report)),
+    )
+    for name, text in rows:
+        typer.echo(f"{name + ':':13}{text}")
+
+
+def _verdict(report: DemoReport) -> str:
+    if report.match:
+        return f"yes: {len(report.tokens)} tokens and every byte of the pages equal the single process's"
+    wrong = [name for name, same in (("tokens", report.tokens_match), ("pages", report.pages_match)) if not same]
+    return f"NO: the {' and the '.join(wrong)} differ from the single process's"

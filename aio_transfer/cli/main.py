@@ -1,0 +1,68 @@
+"""The application itself: its commands, its version and what it says about itself."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from aio_transfer.cli.demo import demo
+from aio_transfer.cli.devices import devices
+from aio_transfer.cli.doctor import doctor
+
+__all__ = ("app", "main")
+
+# Typer joins the lines of a paragraph; blank lines between them keep each on its own.
+EPILOG = """
+Begin here:
+
+  aio-transfer demo                      see memory move, and that it arrives whole
+
+  aio-transfer demo --backend libfabric  the same over libfabric's tcp provider
+
+  aio-transfer devices                   which paths this machine has, and why not the others
+
+  aio-transfer doctor                    what is wrong with it, and the command that mends each fault
+
+Every command takes --json, for programs, and exits with 1 when something is not as it should be, with 2 when it was
+asked wrongly.
+"""
+
+app = typer.Typer(
+    name="aio-transfer",
+    help="Move memory between processes, machines and GPUs: one-sided writes, counters and barriers that you await.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("demo")(demo)
+app.command("devices")(devices)
+app.command("doctor")(doctor)
+
+
+def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it with the option's value
+    if wanted:
+        from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - 10 ms that nobody else needs
+
+        try:
+            typer.echo(f"aio-transfer {version('aio-transfer')}")
+        except PackageNotFoundError:
+            typer.echo("aio-transfer (a source tree, not installed)")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    *,
+    version: Annotated[  # noqa: ARG001 - its callback has done it all
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Say which version this is.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    app(prog_name="aio-transfer")

@@ -1,0 +1,78 @@
+"""How commands speak: JSON for programs, tables on a terminal, plain lines elsewhere; and how they fail."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Final, TypeAlias
+
+import typer
+
+from aio_transfer.errors import AioTransferError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+__all__ = ("JsonOption", "emit_json", "failures_told", "on_terminal", "print_rows", "size")
+
+JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")]
+
+FAILED: Final = 1
+ASKED_WRONGLY: Final = 2
+STYLES: Final = {"ok": "green", "yes": "green", "warn": "yellow", "no": "yellow", "fail": "bold red", "skip": "dim"}
+
+
+def emit_json(value: object) -> None:
+    """Print one JSON value on one line."""
+    typer.echo(json.dumps(value, ensure_ascii=False))
+
+
+def on_terminal() -> bool:
+    """Return whether a person is looking at the output."""
+    return sys.stdout.isatty()
+
+
+def print_rows(rows: Sequence[Mapping[str, str]]) -> None:
+    """Print rows with the same keys: a table on a terminal, one line each elsewhere."""
+    if on_terminal():
+        _print_table(rows)
+        return
+    widths = {key: max(len(row[key]) for row in rows) for key in (rows[0] if rows else ())}
+    for row in rows:
+        typer.echo("  ".join(text.ljust(widths[key]) for key, text in row.items()).rstrip())
+
+
+def _print_table(rows: Sequence[Mapping[str, str]]) -> None:
+    from rich.console import Console  # noqa: PLC0415 - 40 ms, only on a terminal
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for key in rows[0] if rows else ():
+        table.add_column(key, overflow="fold")
+    for row in rows:
+        # As text: what a library says may hold brackets, which are not markup.
+        table.add_row(*(Text(text, style=STYLES.get(text, "")) for text in row.values()))
+    Console().print(table)
+
+
+def size(nbytes: float) -> str:
+    """Return a number of bytes for people: ``"16 KiB"``."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if nbytes < 1024 or unit == "GiB":  # noqa: PLR2004 - bytes in a KiB
+            return f"{nbytes:.3g} {unit}" if nbytes < 1000 else f"{nbytes:.0f} {unit}"  # noqa: PLR2004
+        nbytes /= 1024
+    raise AssertionError
+
+
+@contextmanager
+def failures_told(*, as_json: bool) -> Iterator[None]:
+    """Turn our errors into a message on standard error (with ``--json`` also an object) and an exit status."""
+    try:
+        yield
+    except (AioTransferError, OSError) as error:
+        if as_json:
+            emit_json({"match": False, "error": f"{type(error).__name__}: {error}"})
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(ASKED_WRONGLY if isinstance(error, UsageError) else FAILED) from error

@@ -1,0 +1,92 @@
+"""Frames to msgpack and back. Never pickle: what a peer sends can become data and nothing else."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from aio_transfer.control.frames import (
+    MAX_REASON_CHARS,
+    PROTOCOL_VERSION,
+    Answer,
+    Frame,
+    GrantReply,
+    Offer,
+    OtherVersion,
+)
+from aio_transfer.errors import ProtocolError, UsageError
+
+__all__ = ("announced_fds", "clip", "decode", "encode")
+
+
+class _AnyHello(Struct, frozen=True, array_like=True, tag=1):
+    version: int
+
+
+class _AnyChallenge(Struct, frozen=True, array_like=True, tag=2):
+    version: int
+
+
+_ENCODER: Final = msgspec.msgpack.Encoder()
+_DECODER: Final[msgspec.msgpack.Decoder[Frame]] = msgspec.msgpack.Decoder(Frame)
+_VERSION_DECODER: Final[msgspec.msgpack.Decoder[_AnyHello | _AnyChallenge]] = msgspec.msgpack.Decoder(
+    _AnyHello | _AnyChallenge,
+)
+# RecursionError: msgspec skips unknown items recursively. UnicodeDecodeError is a ValueError of its own.
+_MALFORMED: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+def encode(frame: Frame) -> bytes:
+    """Put a frame in its wire form, without the length in front.
+
+    Bounds are checked here as well: a peer closes the connection over them, which would tell the wrong person.
+
+    :raises UsageError: a field is outside its bound; the message names it
+    """
+    try:
+        body = _ENCODER.encode(frame)
+        _DECODER.decode(body)
+    except (*_MALFORMED, OverflowError, TypeError, UnicodeEncodeError) as error:
+        msg = f"{type(frame).__name__} cannot be sent: {error}"
+        raise UsageError(msg) from error
+    return body
+
+
+def decode(body: bytes | bytearray | memoryview, *, peer: str = "a peer") -> Frame | OtherVersion:
+    """Read one frame, whoever wrote it.
+
+    :param body: without the length in front
+    :param peer: named in the error
+    :raises ProtocolError: it is not a frame, or a field is outside its bound
+    """
+    try:
+        return _DECODER.decode(body)
+    except _MALFORMED as error:
+        version = _version_of(body)
+        if version is not None and version != PROTOCOL_VERSION:
+            return OtherVersion(version)
+        raise ProtocolError(peer, f"malformed frame of {len(body)} B: {error}") from error
+
+
+def _version_of(body: bytes | bytearray | memoryview) -> int | None:
+    """Look at the version of a greeting that we could not read."""
+    try:
+        return _VERSION_DECODER.decode(body).version
+    except _MALFORMED:
+        return None
+
+
+def announced_fds(frame: Frame | OtherVersion) -> int:
+    """Return how many file descriptors travel with a frame."""
+    return frame.fds if isinstance(frame, Offer | Answer | GrantReply) else 0
+
+
+def clip(text: str) -> str:
+    """Make any text fit for a ``reason`` field, and any peer's reason fit for a log line.
+
+    :returns: at most 1024 printable characters
+    """
+    printable = "".join(character if character.isprintable() else "?" for character in text[:MAX_REASON_CHARS])
+    return printable.encode("utf-8", "replace").decode("utf-8")

@@ -1,0 +1,126 @@
+"""How a peer is reached: over AF_UNIX where it may be on this host, else over TCP."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+from typing import TYPE_CHECKING, Final, TypeAlias, cast
+
+import anyio
+
+from aio_transfer.control.framing import FrameConnection
+from aio_transfer.control.identity import host_identity
+from aio_transfer.control.rights import peer_credentials
+from aio_transfer.errors import PeerLostError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from aio_transfer.control.frames import PeerInfo
+
+__all__ = ("DIAL_DEADLINE_S", "dial")
+
+DIAL_DEADLINE_S: Final = 10.0
+_FULL_QUEUE_BACKOFF_S: Final = 0.005
+_Address: TypeAlias = str | tuple[str, int] | tuple[str, int, int, int]
+
+
+async def dial(info: PeerInfo, *, host: bytes = b"", deadline_s: float = DIAL_DEADLINE_S) -> FrameConnection:
+    """Connect to a peer; a handshake is to follow.
+
+    AF_UNIX comes first when the peer claims our host. When nobody has its name there, or another user does, the claim
+    was wrong (a restored snapshot, a squatter) and TCP decides.
+
+    :param host: our host identity, by default :func:`~aio_transfer.control.identity.host_identity`
+    :param deadline_s: for all attempts together
+    :raises PeerLostError: no address of the peer could be reached; each is named with its reason
+    :cancellation: nothing is left open
+    """
+    label = info.label or "unnamed"
+    faults: list[str] = []
+    try:
+        with anyio.fail_after(deadline_s):
+            sock = None
+            if info.unix and info.host == (host or host_identity()):
+                sock = await _try(socket.AF_UNIX, f"\0{info.unix}", faults)
+            if sock is None and info.tcp_port:
+                sock = await _dial_tcp(info, faults)
+    except TimeoutError as error:
+        where = f"{info.tcp_host}:{info.tcp_port}"
+        raise PeerLostError(label, "; ".join((*faults, f"{where} did not answer within {deadline_s:g} s"))) from error
+    if sock is None:
+        raise PeerLostError(label, "; ".join(faults) or "it has no address that can be dialed")
+    try:
+        return FrameConnection(sock)
+    except OSError as error:
+        sock.close()
+        raise PeerLostError(label, f"it hung up at once: {error.strerror}") from error
+
+
+async def _dial_tcp(info: PeerInfo, faults: list[str]) -> socket.socket | None:
+    for family, address in await _resolve(info.tcp_host, info.tcp_port, faults):
+        sock = await _try(family, address, faults)
+        if sock is not None:
+            return sock
+    return None
+
+
+async def _resolve(host: str, port: int, faults: list[str]) -> list[tuple[socket.AddressFamily, _Address]]:
+    """Find the addresses of a host; a numeric one takes no thread."""
+    with contextlib.suppress(OSError, ValueError):
+        return _addresses(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST))
+    try:
+        return _addresses(await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+    except (OSError, ValueError) as error:  # ValueError: a name that IDNA or C cannot express
+        faults.append(f"{host!r} cannot be resolved: {error}")
+        return []
+
+
+def _addresses(found: Iterable[tuple[object, ...]]) -> list[tuple[socket.AddressFamily, _Address]]:
+    return [(cast("socket.AddressFamily", entry[0]), cast("_Address", entry[-1])) for entry in found]
+
+
+async def _try(family: socket.AddressFamily, address: _Address, faults: list[str]) -> socket.socket | None:
+    """Connect to one address, or note why not."""
+    with contextlib.ExitStack() as undo:
+        try:
+            sock = undo.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            sock.setblocking(False)  # noqa: FBT003
+            await _connect(sock, address)
+            fault = _check(sock)
+        except OSError as error:
+            fault = (error.strerror or str(error)).lower()
+        if not fault:
+            undo.pop_all()
+            return sock
+    faults.append(f"{_written(address)}: {fault}")
+    return None
+
+
+async def _connect(sock: socket.socket, address: _Address) -> None:
+    while (code := sock.connect_ex(address)) == errno.EAGAIN:  # noqa: ASYNC110 - see below
+        # connect(2): the queue of an AF_UNIX listener is full, and there is no event to wait for.
+        await anyio.sleep(_FULL_QUEUE_BACKOFF_S)
+    if code == errno.EINPROGRESS:
+        await anyio.wait_writable(sock)
+        code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if code:
+        raise OSError(code, os.strerror(code))
+
+
+def _check(sock: socket.socket) -> str:
+    """Make sure that a connection leads to somebody else, and to whom we may talk; return what is wrong with it."""
+    if sock.family == socket.AF_UNIX:
+        return "" if peer_credentials(sock).uid == os.geteuid() else "another user's process has this name"
+    # A local port that nobody listens on can be given to the very socket that dials it: TCP's simultaneous open
+    # then connects the socket to itself.
+    return "connection refused" if sock.getsockname() == sock.getpeername() else ""
+
+
+def _written(address: _Address) -> str:
+    if isinstance(address, str):
+        return f"unix:@{address[1:]}"
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,106 @@
+"""The state of one completion counter, without an event loop.
+
+Counts arrive as a running total of units (256 to a count: a striped write sends weights that add up to 256). Waiting
+is a FIFO semaphore: the first waiter takes its n counts before the second gets any, and a withdrawn waiter takes none.
+
+:source: design.md section 2, rules 3–5 and 8
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from .drivers import UNITS_PER_COUNT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .errors import AioTransferError
+
+__all__ = ("CounterState", "Ticket")
+
+
+@dataclass(eq=False, slots=True)
+class Ticket:
+    """One waiter's place in the queue.
+
+    :param count: how many counts it takes
+    :param wake: called once, when it is granted or has failed
+    """
+
+    count: int
+    wake: Callable[[], None]
+    granted: bool = False
+    failure: Callable[[], AioTransferError] | None = None
+
+
+@dataclass(eq=False, slots=True)
+class CounterState:
+    """A running total and the queue of those who wait for parts of it."""
+
+    units: int = 0
+    consumed: int = 0
+    failure: Callable[[], AioTransferError] | None = None
+    queue: deque[Ticket] = field(default_factory=deque)
+
+    @property
+    def value(self) -> int:
+        """The running total, in counts."""
+        return self.units // UNITS_PER_COUNT
+
+    @property
+    def available(self) -> int:
+        """Counts that no wait has consumed."""
+        return self.value - self.consumed
+
+    @property
+    def awaited_units(self) -> int:
+        """The total at which the first waiter can be granted, in units; 0 when nobody waits."""
+        return (self.consumed + self.queue[0].count) * UNITS_PER_COUNT if self.queue else 0
+
+    @property
+    def missing(self) -> int:
+        """Counts that the first waiter still needs."""
+        return max(0, self.queue[0].count - self.available) if self.queue else 0
+
+    def take(self, count: int) -> bool:
+        """Consume at once, if nobody is before us and there is enough."""
+        if self.queue or self.available < count:
+            return False
+        self.consumed += count
+        return True
+
+    def enqueue(self, ticket: Ticket) -> None:
+        """Join the queue; the caller has tried :meth:`take`."""
+        self.queue.append(ticket)
+
+    def deliver(self, units: int) -> None:
+        """Take note of the running total and wake whom it satisfies. Totals may be repeated, and never fall."""
+        self.units = max(self.units, units)
+        while self.queue and self.queue[0].count <= self.available:
+            ticket = self.queue.popleft()
+            self.consumed += ticket.count
+            ticket.granted = True
+            ticket.wake()
+
+    def withdraw(self, ticket: Ticket) -> None:
+        """Undo a wait that was cancelled: in the queue, or after its grant and before its task ran."""
+        if ticket.granted:
+            ticket.granted = False
+            self.consumed -= ticket.count
+        elif ticket in self.queue:
+            self.queue.remove(ticket)
+        self.deliver(self.units)
+
+    def fail(self, failure: Callable[[], AioTransferError]) -> None:
+        """Wake every waiter with an error: counts they need were promised by somebody who cannot send them.
+
+        Counts that have arrived stay; later waits that they satisfy succeed.
+        """
+        self.failure = failure
+        while self.queue:
+            ticket = self.queue.popleft()
+            ticket.failure = failure
+            ticket.wake()

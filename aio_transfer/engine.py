@@ -1,0 +1,887 @@
+"""The transfer engine: memory, counters and peers behind one object that belongs to one event loop."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import secrets
+import socket
+import warnings
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import anyio
+import anyio.lowlevel
+import numpy as np
+
+from .control import (
+    Abort,
+    Credentials,
+    GrantReply,
+    GrantRequest,
+    GroupJoin,
+    GroupLeave,
+    Listener,
+    Message,
+    MessageAck,
+    PeerInfo,
+    Promise,
+    Revoked,
+    host_identity,
+    new_incarnation,
+)
+from .counters import CounterTable, ImmCounter
+from .descriptors import CounterRef, RegionDescriptor
+from .drivers import Access, EventKind, Op, RegionNumber, TransferId
+from .errors import AioTransferError, ClosedError, PeerLostError, TransferAbortedError, UsageError
+from .groups import GroupBoard, PeerGroup
+from .loops import Loop, current_loop
+from .memory import allocate, memory_of
+from .messages import WINDOW, Inbox, ReceivedMessage
+from .peering import Peering
+from .peers import Connection, Peer, PeerState
+from .planner import plan_notify, plan_pages, plan_read, plan_scatter, plan_write
+from .posting import Job, Poster, check_counter
+from .regions import Region, RemoteRegion
+from .selection import OpenDriver, open_drivers
+from .stalls import StallWatch
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+    from types import TracebackType
+
+    from numpy.typing import DTypeLike, NDArray
+
+    from .control import Frame
+    from .pages import Pages, RemotePages
+    from .regions import RemoteSlice, Slice
+    from .transfers import Transfer
+
+__all__ = ("Statistics", "TransferEngine")
+
+_LOGGER: Final = logging.getLogger(__name__)
+_DRAIN_LIMIT: Final = 256
+"""Events handled per turn of the loop: a flood must not starve other tasks."""
+_REMOTE: Final = Access.REMOTE_READ | Access.REMOTE_WRITE
+_ENGINES: Final[weakref.WeakSet[TransferEngine]] = weakref.WeakSet()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statistics:
+    """A snapshot of one engine.
+
+    :param peers: label → the path its bytes take, for every connected peer
+    :param regions: registered now
+    :param transfers_under_way: submitted and not stopped
+    :param stalls: how many were reported so far
+    :param drivers: per backend, its own running totals: ``writes``, ``reads``, ``nbytes``, ``counts``, ``handles`` …
+    """
+
+    peers: Mapping[str, str]
+    regions: int
+    counters: int
+    transfers_under_way: int
+    stalls: int
+    drivers: Mapping[str, Mapping[str, int]]
+
+
+class TransferEngine:
+    """Moves memory between this process and others.
+
+    .. code-block:: python
+
+        async with TransferEngine() as engine:
+            ...
+
+    Use it from the event loop and thread that entered it, and not after a fork. Leaving the block says goodbye to
+    every peer, stops all transfers and takes all memory back, whatever state peers are in.
+
+    :param backend: ``"auto"`` (the fastest path per peer: shm on this host, else what both sides have), a name, or
+        several; a name never falls back to another
+    :param host: the address to listen on; loopback by default, so nothing is reachable from outside unasked
+    :param port: TCP port of the control plane, 0 for any
+    :param advertise: the address peers dial, where it differs from ``host``
+    :param secret: shared by all engines that may connect; at least 16 random bytes
+    :param label: what logs and errors call this engine; ``host:pid`` by default
+    :param liveness_timeout_s: a peer that is silent for longer is lost, and its access revoked
+    :param connect_deadline_s: for making one connection
+    :param stall_s: after how long without progress a transfer or counter is reported
+    :param grace_s: how long closing waits for transfers under way, and again for peers to acknowledge the goodbye
+    :param options: per backend, what its own page lists
+    """
+
+    def __init__(  # noqa: PLR0913 - all optional, all keywords
+        self,
+        *,
+        backend: str | Sequence[str] = "auto",
+        host: str = "127.0.0.1",
+        port: int = 0,
+        advertise: str = "",
+        secret: bytes | None = None,
+        label: str = "",
+        liveness_timeout_s: float = 1.5,
+        connect_deadline_s: float = 10.0,
+        stall_s: float = 10.0,
+        grace_s: float = 1.0,
+        options: Mapping[str, Mapping[str, object]] | None = None,
+    ) -> None:
+        """Remember the settings; everything is acquired by ``async with``."""
+        if min(liveness_timeout_s, connect_deadline_s, stall_s) <= 0 or grace_s < 0:
+            raise UsageError("timeouts are positive")
+        if secret is not None and not secret:
+            raise UsageError("an empty secret proves nothing: give None, or at least 16 random bytes")
+        self._backend = backend
+        self._host = host
+        self._port = port
+        self._advertise = advertise
+        self._secret = secret
+        self._label = label or f"{socket.gethostname()[:48]}:{os.getpid()}"
+        self._liveness_timeout_s = liveness_timeout_s
+        self._connect_deadline_s = connect_deadline_s
+        self._stall_s = stall_s
+        self._grace_s = grace_s
+        self._options = options or {}
+        self._state = "new"
+        self._drivers: dict[str, OpenDriver] = {}
+
+    # ------------------------------------------------------------------------------------------------------ lifetime
+
+    async def __aenter__(self) -> Self:
+        """Open the backends and begin to listen.
+
+        :raises BackendUnavailableError: what was asked for cannot run here
+        :raises UsageError: the engine was entered before
+        """
+        if self._state != "new":
+            raise UsageError("an engine is entered once")
+        self._loop: Loop = current_loop()
+        self._drivers = open_drivers(self._backend, self._options)
+        self._state = "open"
+        try:
+            await self._start()
+        except BaseException:
+            self._state = "closed"
+            for one in self._drivers.values():
+                one.driver.close()
+            raise
+        _ENGINES.add(self)
+        return self
+
+    async def _start(self) -> None:
+        incarnation = new_incarnation()
+        self._listener = await Listener.bind(incarnation, host=self._host, port=self._port)
+        wildcard = self._listener.host in ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
+        self.address: PeerInfo = PeerInfo(
+            incarnation=incarnation,
+            host=host_identity(),
+            label=self._label,
+            pid=os.getpid(),
+            tcp_host=self._advertise or (socket.gethostname() if wildcard else self._listener.host),
+            tcp_port=self._listener.port,
+            unix=self._listener.unix,
+            backends={name: one.capabilities.provider for name, one in self._drivers.items()},
+        )
+        """Who this engine is and where it can be dialed: what peers find in its descriptors."""
+        await self._start_host()
+        self.peering = Peering(
+            self._loop,
+            self,
+            self._drivers,
+            Credentials(info=self.address, secret=self._secret),
+            liveness_timeout_s=self._liveness_timeout_s,
+            deadline_s=self._connect_deadline_s,
+        )
+        self.counters = CounterTable(self._loop, self.check, [one.driver for one in self._drivers.values()])
+        self.poster = Poster(self._loop, self.peering, self._tasks)
+        self._groups = GroupBoard(self)
+        self._inbox = Inbox()
+        self._regions: dict[int, tuple[Region, dict[str, bytes]]] = {}
+        self._region_numbers = itertools.count(1)
+        self._releases: dict[int, tuple[int, anyio.Event]] = {}
+        self._sending: dict[int, tuple[anyio.Event, list[AioTransferError]]] = {}
+        self._watch = StallWatch(
+            self._stall_s,
+            lambda: tuple(self.poster.parts.items()),
+            lambda: self.counters,
+            self._name_of,
+            lambda: sum(one.driver.statistics().get("writes", 0) for one in self._drivers.values()),
+        )
+        self.poster.wake_stall_watch = self.counters.on_wait = self._watch.wake
+        for one in self._drivers.values():
+            self._loop.watch(one.driver.fileno(), _drainer(self, one))
+        self.peering.start(self._tasks)
+        self._tasks.start_soon(self._serve)
+        self._tasks.start_soon(self._watch.run)
+
+    async def _start_host(self) -> None:
+        """Begin a task group in a task of its own: it must outlive any caller's scope, and close from any task."""
+        ready, self._stopping, self._stopped = anyio.Event(), anyio.Event(), anyio.Event()
+
+        async def host() -> None:
+            try:
+                async with anyio.create_task_group() as self._tasks:
+                    ready.set()
+                    await self._stopping.wait()
+                    self._tasks.cancel_scope.cancel()
+            except Exception:
+                _LOGGER.exception("a background task of %r failed", self)
+            finally:
+                self._stopped.set()
+
+        self._loop.spawn(host, f"aio_transfer.engine({self._label})")
+        await ready.wait()
+
+    async def _serve(self) -> None:
+        await self._listener.serve(
+            self.peering.on_session,
+            Credentials(info=self.address, secret=self._secret),
+            decide=self.peering.decide,
+        )
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the engine; see :meth:`aclose`."""
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Stop: no more submits, a grace for what is under way, goodbye to every peer, all memory back. Idempotent.
+
+        It always closes, at the latest after three times ``grace_s``. Transfers that are still under way then fail
+        with :class:`TransferAbortedError`, once nothing of them moves any more.
+
+        :cancellation: closing goes on in spite of it, within the same bound
+        """
+        if self._state != "open":
+            if self._state == "new":
+                self._state = "closed"
+            return
+        self._state = "closing"
+        _ENGINES.discard(self)
+        with anyio.CancelScope(shield=True):
+            await self.poster.settle(self._grace_s)
+            self._groups.close()
+            await self.peering.aclose(self._grace_s)
+            self.counters.close()
+            await self._listener.aclose()
+            for one in self._drivers.values():
+                self._loop.unwatch(one.driver.fileno())
+                one.driver.close()  # from here nothing of ours moves, and no peer's key is good
+            self._state = "closed"
+            self.poster.abandon("the engine was closed")
+            self._release_everything()
+            self._stopping.set()
+            await self._stopped.wait()
+
+    def _release_everything(self) -> None:
+        self._inbox.close()
+        for region, _ in tuple(self._regions.values()):
+            region.begin_close()
+            if not region.leases:
+                region.finish_close()
+            region.buffer.release()
+        self._regions.clear()
+        for _, released in self._releases.values():
+            released.set()
+        for event, failures in self._sending.values():
+            failures.append(ClosedError("the engine"))
+            event.set()
+
+    def check(self) -> None:
+        """Refuse use after close, before open, from elsewhere, or in a forked child."""
+        if self._state != "open":
+            if self._state == "forked":
+                raise UsageError("this engine was opened before the fork: open another one in the child")
+            raise ClosedError("the engine")
+        self._loop.check("the engine")
+
+    def __del__(self) -> None:
+        """Warn if it was left open; the native side stops with its last reference."""
+        if getattr(self, "_state", "") == "open":
+            warnings.warn(f"{self!r} was not closed: use 'async with'", ResourceWarning, stacklevel=1)
+
+    def __repr__(self) -> str:
+        """Say who and in what state."""
+        return f"<TransferEngine {self._label} {self._state} {'+'.join(self._drivers)}>"
+
+    # -------------------------------------------------------------------------------------------------------- memory
+
+    def allocate(
+        self, shape: int | Sequence[int], dtype: DTypeLike = np.uint8, *, huge_pages: bool = False
+    ) -> NDArray[Any]:
+        """Return a zeroed array in memory that peers on this host can map: one copy per write, no system call.
+
+        It lives as long as the array or a registration of it. Register it to make it reachable.
+
+        :param shape: in elements of ``dtype``
+        :raises UsageError: it would be empty
+        :raises ProviderError: a limit on memory or file descriptors was hit
+        """
+        extents = (shape,) if isinstance(shape, int) else tuple(shape)
+        kind = np.dtype(dtype)
+        nbytes = int(np.prod(extents, dtype=np.int64)) * kind.itemsize
+        return allocate(nbytes, huge_pages=huge_pages).array(extents, kind)
+
+    async def register(self, memory: object, *, access: Access = _REMOTE) -> Region:
+        """Make memory reachable by NICs, and by peers as far as ``access`` says.
+
+        The object is kept alive and in place until :meth:`Region.aclose`.
+
+        :param memory: a NumPy array, ``bytearray``, ``memoryview``, ``mmap``, or anything with DLPack in host memory
+        :param access: what peers may do; ``Access.LOCAL`` for memory that is only a source
+        :raises UsageError: not contiguous, empty, or read-only where peers are to write
+        :raises UnsupportedError: memory of a device
+        :raises ProviderError: a backend refused it
+        """
+        self.check()
+        await anyio.lowlevel.checkpoint()
+        buffer = memory_of(memory)
+        number = RegionNumber(next(self._region_numbers))
+        region = Region(self, buffer, access, number=number, generation=secrets.randbits(31))
+        keys: dict[str, bytes] = {}
+        try:
+            for name, one in self._drivers.items():
+                keys[name] = one.driver.register(number, buffer.local_memory(access))
+        except BaseException:
+            for name in keys:
+                self._drivers[name].driver.deregister(number)
+            buffer.release()
+            raise
+        self._regions[number] = (region, keys)
+        return region
+
+    def describe_region(self, region: Region, counter: int | None) -> RegionDescriptor:
+        """Build a region's descriptor; use ``region.descriptor()``."""
+        self.check()
+        keys = self._regions[region.number][1]
+        return RegionDescriptor(
+            peer=self.address,
+            region=region.number,
+            generation=region.generation,
+            nbytes=region.nbytes,
+            access=region.access.value,
+            keys={name: (blob,) for name, blob in keys.items()},
+            counter=counter,
+        )
+
+    async def close_region(self, region: Region) -> None:
+        """Take a region back; use ``region.aclose()``.
+
+        It waits for our own transfers that use it, then until no peer can reach it: a peer that is frozen in the
+        middle of a write holds it until it goes on or dies.
+        """
+        if region.number not in self._regions:
+            await anyio.lowlevel.checkpoint()
+            return
+        self.check()
+        first = region.begin_close()
+        free = anyio.Event()
+        region.when_free(free.set)
+        await free.wait()
+        if region.number not in self._regions:  # the engine was closed meanwhile, or another task was first
+            return
+        if first or region.number not in self._releases:
+            released = anyio.Event()
+            self._releases[region.number] = (len(self._drivers), released)
+            for peer in self.peering.peers.values():
+                if region.number in peer.granted:
+                    self.peering.tell(peer, Revoked(region.number))
+            for one in self._drivers.values():
+                one.driver.deregister(region.number)
+        else:
+            released = self._releases[region.number][1]
+        if not released.is_set():
+            with anyio.move_on_after(self._stall_s):
+                await released.wait()
+            if not released.is_set():
+                _LOGGER.warning("%s is still held by a peer that does not move; waiting for its end", region.name)
+                await released.wait()
+
+    def _on_released(self, number: int) -> None:
+        left, released = self._releases.get(number, (0, anyio.Event()))
+        if left > 1:
+            self._releases[number] = (left - 1, released)
+            return
+        self._releases.pop(number, None)
+        entry = self._regions.pop(number, None)
+        if entry is not None:
+            entry[0].finish_close()
+            entry[0].buffer.release()
+        released.set()
+
+    # ------------------------------------------------------------------------------------------------------ counters
+
+    def counter(self, number: int | None = None, *, sources: Iterable[PeerInfo | RemoteRegion | Peer] = ()) -> ImmCounter:
+        """Make a completion counter; hand it to peers with ``region.descriptor(counter=counter)``.
+
+        :param number: a well-known id below 2**23, agreed on beforehand: counts for it are kept from first sight,
+            also from before this call. By default the engine picks one.
+        :param sources: peers it depends on: their death wakes waiters even if they never wrote. Peers that do write
+            are added by themselves.
+        :raises UsageError: the id is out of range
+        :raises BusyError: a counter of this id is open
+        """
+        self.check()
+        peers = [_address(source) for source in sources]
+        counter = self.counters.create(number, [peer.incarnation for peer in peers])
+        for peer in peers:
+            if peer.incarnation not in self.peering.peers:
+                self.peering.ensure(peer)  # a death can be noticed only over a connection
+        return counter
+
+    def counter_ref(self, peer: PeerInfo | Peer | RemoteRegion, number: int) -> CounterRef:
+        """Name a peer's well-known counter.
+
+        :raises UsageError: the id is out of range
+        """
+        if not isinstance(number, int) or not 0 <= number < 1 << 24:
+            raise UsageError(f"a counter id has 24 bits, not {number!r}")
+        return CounterRef(_address(peer), number)
+
+    # ------------------------------------------------------------------------------------------------------- writing
+
+    async def write(
+        self, source: Slice, target: RemoteSlice, *, counter: CounterRef | None = None, counted: bool = True
+    ) -> None:
+        """Copy ``source`` into the peer's memory.
+
+        One-sided: the peer's CPU takes no part, and its counter is raised by exactly one once the payload is visible
+        there. ``source`` stays leased until this returns.
+
+        :param source: slice of a registered region
+        :param target: slice of equal length in a peer's region that grants REMOTE_WRITE
+        :param counter: the peer's counter; by default that of the target's descriptor, if it has one
+        :param counted: whether to raise a counter at all
+        :raises UsageError: lengths differ, ``source`` is not of this engine, or the target grants no write
+        :raises StaleRegionError: the peer has deregistered the target
+        :raises PeerLostError: the peer died before the transfer was acknowledged
+        :raises ProviderError: the transport failed
+        :cancellation: the await ends at once; the write goes on and ``source`` stays leased
+        :source: design.md section 2
+        """
+        await self.submit_write(source, target, counter=counter, counted=counted)
+
+    def submit_write(
+        self, source: Slice, target: RemoteSlice, *, counter: CounterRef | None = None, counted: bool = True
+    ) -> Transfer:
+        """Start what :meth:`write` does, and return at once."""
+        region, remote = source.region, target.region
+        self._check_pair(region, remote)
+        number = _counter_of(remote, counter) if counted else None
+        return self.poster.submit(
+            "write",
+            remote.peer,
+            remote,
+            lambda routes, cursor: plan_write(source, target, routes[0], counter=number, cursor=cursor),
+            counter=number,
+            leases=(region,),
+        )
+
+    async def write_pages(
+        self, source: Pages, target: RemotePages, *, counter: CounterRef | None = None, counted: bool = True
+    ) -> None:
+        """Copy page ``i`` of ``source`` to page ``i`` of ``target``; each page counts once, in no order.
+
+        :param source: ``region.pages(ids, page_nbytes)``
+        :param target: ``remote.pages(ids, page_nbytes)``: as many, of the same size
+        :raises UsageError: numbers or sizes differ; otherwise as :meth:`write`
+        :cancellation: the await ends at once; the writes go on and the source stays leased
+        """
+        await self.submit_pages(source, target, counter=counter, counted=counted)
+
+    def submit_pages(
+        self, source: Pages, target: RemotePages, *, counter: CounterRef | None = None, counted: bool = True
+    ) -> Transfer:
+        """Start what :meth:`write_pages` does, and return at once."""
+        region, remote = source.region, target.region
+        self._check_pair(region, remote)
+        number = _counter_of(remote, counter) if counted else None
+        return self.poster.submit(
+            "write_pages",
+            remote.peer,
+            remote,
+            lambda routes, cursor: plan_pages(source, target, routes[0], counter=number, cursor=cursor),
+            counter=number,
+            leases=(region,),
+        )
+
+    async def scatter(
+        self,
+        sources: Sequence[Slice],
+        targets: Sequence[RemoteSlice],
+        *,
+        counters: Sequence[CounterRef | None] | None = None,
+    ) -> None:
+        """Write slice ``i`` to target ``i``, each at its own peer; each target counts once.
+
+        :param counters: per target; by default that of its descriptor
+        :raises UsageError: lengths differ; otherwise as :meth:`write`
+        :cancellation: the await ends at once; the writes go on and the sources stay leased
+        """
+        await self.submit_scatter(sources, targets, counters=counters)
+
+    def submit_scatter(
+        self,
+        sources: Sequence[Slice],
+        targets: Sequence[RemoteSlice],
+        *,
+        counters: Sequence[CounterRef | None] | None = None,
+    ) -> Transfer:
+        """Start what :meth:`scatter` does, and return at once."""
+        self.check()
+        if len(sources) != len(targets) or (counters is not None and len(counters) != len(targets)):
+            raise UsageError(f"a scatter of {len(sources)} sources to {len(targets)} targets")
+        by_peer: dict[bytes, list[int]] = {}
+        numbers: list[int | None] = []
+        for index, (source, target) in enumerate(zip(sources, targets, strict=True)):
+            self._check_pair(source.region, target.region)
+            numbers.append(_counter_of(target.region, counters[index] if counters is not None else None))
+            by_peer.setdefault(target.region.peer.incarnation, []).append(index)
+        return self.poster.submit_each(
+            "scatter",
+            [_scatter_job([sources[i] for i in at], [targets[i] for i in at], [numbers[i] for i in at])
+             for at in by_peer.values()],
+            leases=tuple({source.region for source in sources}),
+            nbytes=sum(source.nbytes for source in sources),
+            count=len(targets),
+        )
+
+    async def notify(self, counter: CounterRef) -> None:
+        """Raise a peer's counter by one, without a payload.
+
+        :param counter: from a descriptor (``remote.counter``), or :meth:`counter_ref`
+        :raises PeerLostError: the peer died before it was acknowledged
+        :cancellation: the await ends at once; the count still goes out
+        """
+        await self.submit_notify(counter)
+
+    def submit_notify(self, counter: CounterRef) -> Transfer:
+        """Start what :meth:`notify` does, and return at once."""
+        self.check()
+        self._check_other(counter.peer)
+        return self.poster.notify(counter.peer, counter.id)
+
+    async def read(self, target: Slice, source: RemoteSlice) -> None:
+        """Copy a peer's memory into ``target``.
+
+        :param target: slice of a registered, writable region of ours
+        :param source: slice of equal length in a peer's region that grants REMOTE_READ
+        :raises UsageError: lengths differ, our memory is read-only, or the source grants no read
+        :raises StaleRegionError: the peer has deregistered the source
+        :raises PeerLostError: the peer died before it was done
+        :cancellation: the await ends at once; the read goes on and ``target`` stays leased
+        """
+        await self.submit_read(target, source)
+
+    def submit_read(self, target: Slice, source: RemoteSlice) -> Transfer:
+        """Start what :meth:`read` does, and return at once."""
+        region, remote = target.region, source.region
+        self._check_pair(region, remote)
+        return self.poster.submit(
+            "read",
+            remote.peer,
+            remote,
+            lambda routes, cursor: plan_read(target, source, routes[0], cursor=cursor),
+            leases=(region,),
+        )
+
+    def submit_read_pages(self, target: Pages, source: RemotePages) -> Transfer:
+        """Start to copy page ``i`` of ``source`` to page ``i`` of ``target``; otherwise as :meth:`read`."""
+        region, remote = target.region, source.region
+        self._check_pair(region, remote)
+        return self.poster.submit(
+            "read_pages",
+            remote.peer,
+            remote,
+            lambda routes, cursor: plan_pages(target, source, routes[0], op=Op.READ, cursor=cursor),
+            leases=(region,),
+        )
+
+    def _check_pair(self, region: Region, remote: RemoteRegion) -> None:
+        self.check()
+        entry = self._regions.get(region.number)
+        if entry is None or entry[0] is not region:
+            region.require_open()
+            raise UsageError(f"{region.name} is not registered with this engine")
+        self._check_other(remote.peer)
+
+    def _check_other(self, peer: PeerInfo) -> None:
+        if peer.incarnation == self.address.incarnation:
+            raise UsageError("this engine is no peer of itself: copy with NumPy")
+
+    # --------------------------------------------------------------------------------------------------------- peers
+
+    async def connect(self, peer: PeerInfo | RemoteRegion) -> Peer:
+        """Connect to a peer now, instead of on first use.
+
+        :raises PeerLostError: it cannot be reached, or is another incarnation than meant
+        :raises AuthenticationError: one side lacks the secret
+        :raises UnsupportedError: no backend reaches it
+        :cancellation: the attempt goes on for others that wait for it
+        """
+        self.check()
+        address = _address(peer)
+        self._check_other(address)
+        connection = self.peering.ensure(address)
+        await connection.wait_ready()
+        return Peer(connection)
+
+    async def disconnect(self, peer: PeerInfo | Peer | RemoteRegion) -> None:
+        """Say goodbye to one peer. Its waiters that depend on us, and ours on it, get :class:`PeerLostError`."""
+        self.check()
+        connection = self.peering.peers.get(_address(peer).incarnation)
+        if connection is not None:
+            await self.peering.leave(connection, self._grace_s)
+
+    async def group(self, peers: Sequence[PeerInfo | Peer | RemoteRegion], *, name: str = "") -> PeerGroup:
+        """Connect to some peers and make a group of them and this engine.
+
+        :param peers: the other members, in any order
+        :param name: tells groups of the same members apart
+        :raises UsageError: a peer is named twice, or is this engine
+        :raises BusyError: this group is open here
+        :raises PeerLostError: a member cannot be reached
+        """
+        self.check()
+        addresses = [_address(peer) for peer in peers]
+        group = PeerGroup(self, self._groups, addresses, name)
+        try:
+            connections = [self.peering.ensure(address) for address in addresses]
+            for connection in connections:
+                await connection.wait_ready()
+        except BaseException:
+            group.close()
+            raise
+        return group
+
+    async def send(self, peer: PeerInfo | Peer | RemoteRegion, payload: bytes) -> None:
+        """Send a message. It waits while the peer has 64 of ours that it has not consumed.
+
+        :param payload: at most 1 MiB
+        :raises UsageError: it is larger
+        :raises PeerLostError: the peer is gone
+        :cancellation: a message that waited for room is not sent
+        """
+        self.check()
+        address = _address(peer)
+        self._check_other(address)
+        connection = self.peering.ensure(address)
+        await connection.wait_ready()
+        while connection.unacked >= WINDOW:
+            await connection.acked_message.wait()
+            if not connection.is_up:
+                raise connection.lost_error("send", len(payload))
+        message = Message(bytes(payload))
+        connection.unacked += 1
+        one = connection.driver
+        if one is not None and 0 < len(payload) <= one.capabilities.max_message_nbytes:
+            await self._send_natively(connection, one, message.payload)
+        elif connection.control is not None:
+            try:
+                await connection.control.send(message)
+            except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+                raise connection.lost_error("send", len(payload)) from None
+
+    async def _send_natively(self, connection: Connection, one: OpenDriver, payload: bytes) -> None:
+        number = TransferId(next(self.poster.ids))
+        sent, failures = self._sending[number] = (anyio.Event(), [])
+        one.driver.send(connection.number, number, payload)
+        try:
+            await sent.wait()
+        finally:
+            self._sending.pop(number, None)
+        if failures:
+            raise connection.lost_error("send", len(payload)) if connection.is_over else failures[0]
+
+    async def messages(self) -> AsyncIterator[ReceivedMessage]:
+        """Iterate over the messages of all peers, until the engine closes. Each is given to one iterator."""
+        self.check()
+        while True:
+            message = await self._inbox.get(lambda peer: self.peering.tell(peer, MessageAck(1)))
+            if message is None:
+                return
+            yield message
+
+    def statistics(self) -> Statistics:
+        """Return a snapshot of what there is and what has moved."""
+        self.check()
+        connected = [peer for peer in self.peering.peers.values() if peer.is_up and peer.driver is not None]
+        return Statistics(
+            peers={peer.label: str(peer.driver.path) for peer in connected if peer.driver is not None},
+            regions=len(self._regions),
+            counters=sum(1 for _ in self.counters),
+            transfers_under_way=sum(1 for _ in self.poster.under_way),
+            stalls=self._watch.count,
+            drivers={name: dict(one.driver.statistics()) for name, one in self._drivers.items()},
+        )
+
+    # ------------------------------------------------------------------------------------------ what others tell us
+
+    def on_events(self, one: OpenDriver) -> None:
+        """Handle what a driver reports."""
+        if self._state not in ("open", "closing"):
+            return
+        events = one.driver.drain(_DRAIN_LIMIT)
+        for kind, number, status, code, payload in events:
+            match kind:
+                case EventKind.TRANSFER:
+                    if not self.poster.on_transfer_event(number, status, code, payload):
+                        self._on_sent(number, payload or b"the peer is gone")
+                case EventKind.COUNTER:
+                    self.counters.reached(number)
+                case EventKind.MESSAGE:
+                    peer = self.peering.find(number)
+                    if peer is not None:
+                        self._inbox.put(peer, payload)
+                case EventKind.RELEASED:
+                    self._on_released(number)
+                case EventKind.FENCED:
+                    self.peering.on_fenced_event(number)
+                case EventKind.PEER_FAILED:
+                    self.peering.on_failed_event(number, payload.decode(errors="replace"))
+                case EventKind.SENT:
+                    self._on_sent(number, b"")
+        if len(events) == _DRAIN_LIMIT:
+            self._loop.call_soon(lambda: self.on_events(one))
+
+    def _on_sent(self, number: int, fault: bytes) -> None:
+        sent = self._sending.get(number)
+        if sent is not None:
+            if fault:
+                sent[1].append(TransferAbortedError("send", fault.decode(errors="replace")))
+            sent[0].set()
+
+    def on_frame(self, peer: Connection, frame: Frame, fds: tuple[int, ...]) -> None:
+        """Handle a frame of a connected peer."""
+        match frame:
+            case GrantReply():
+                answer = peer.grants.pop(frame.request, None)
+                if answer is not None:
+                    answer(frame, fds)
+            case GrantRequest():
+                self._grant(peer, frame)
+            case Promise():
+                for number in frame.counters:
+                    self.counters.promise(number, peer.incarnation)
+            case Abort():
+                label = peer.label
+                self.counters.fail(
+                    frame.counter,
+                    lambda: TransferAbortedError(f"{frame.operation} ({frame.counts} counts)", frame.reason, peer=label),
+                )
+            case Message():
+                self._inbox.put(peer, frame.payload)
+            case MessageAck():
+                peer.unacked = max(0, peer.unacked - frame.count)
+                peer.acked_message.set()
+                peer.acked_message = anyio.Event()
+            case GroupJoin():
+                self._groups.on_join(peer, frame)
+            case GroupLeave():
+                self._groups.on_leave(peer, frame)
+            case Revoked():
+                self.poster.forget(peer, frame.region)
+            case _:
+                self.peering.end(peer, PeerState.LOST, f"it sent a {type(frame).__name__} out of place")
+        for fd in fds:
+            os.close(fd)
+
+    def _grant(self, peer: Connection, request: GrantRequest) -> None:
+        """Give a peer what it takes to reach a region, or say why not."""
+        entry = self._regions.get(request.region)
+        one = self._drivers.get(request.backend)
+        reason = ""
+        if entry is None or entry[0].generation != request.generation:
+            reason = "its owner has deregistered it"
+        elif entry[0].access is Access.LOCAL or one is None:
+            reason = "its owner grants no access to it"
+        elif entry[0].number in self._releases:
+            reason = "its owner is taking it back"
+        if reason or entry is None or one is None:
+            self.peering.tell(peer, GrantReply(request=request.request, ok=False, reason=reason))
+            return
+        region, keys = entry
+        memory = region.buffer.local_memory(region.access)
+        fds = (memory.fd,) if memory.fd is not None and one.capabilities.grants else ()
+        peer.granted.add(region.number)
+        self.peering.tell(
+            peer,
+            GrantReply(
+                request=request.request,
+                ok=True,
+                keys=keys[one.name],
+                nbytes=region.nbytes,
+                access=region.access.value,
+                fds=len(fds),
+            ),
+            fds,
+        )
+
+    def on_down(self, peer: Connection) -> None:
+        """Stop using a connection that is over; its transfers end through its driver."""
+        self.poster.drop(peer)
+        peer.acked_message.set()
+
+    def on_fenced(self, peer: Connection) -> None:
+        """Poison the counters that depended on a peer that is gone."""
+        label, reason = peer.label, peer.reason
+        if peer.incarnation not in self.peering.peers:
+            self.counters.fail_source(peer.incarnation, lambda: PeerLostError(label, reason, operation="counter wait"))
+        self._groups.on_fenced(peer)
+
+    def lost_error(self, peer: PeerInfo, operation: str) -> AioTransferError:
+        """Build the error for something that needs a peer that is not there."""
+        return PeerLostError(
+            peer.label, self.peering.lost.get(peer.incarnation, "it is not connected"), operation=operation
+        )
+
+    def _name_of(self, incarnation: bytes) -> str:
+        peer = self.peering.peers.get(incarnation)
+        return incarnation.hex()[:8] if peer is None else peer.label
+
+
+def _drainer(engine: TransferEngine, one: OpenDriver) -> Any:  # noqa: ANN401 - a callback
+    return lambda: engine.on_events(one)
+
+
+def _scatter_job(sources: list[Slice], targets: list[RemoteSlice], counters: list[int | None]) -> Job:
+    """What a scatter does with one peer."""
+    promises: dict[int, int] = {}
+    for counter in counters:
+        if counter is not None:
+            promises[counter] = promises.get(counter, 0) + 1
+    return Job(
+        targets[0].region.peer,
+        [target.region for target in targets],
+        lambda routes, cursor: plan_scatter(sources, targets, routes, counters=counters, cursor=cursor),
+        tuple(promises.items()),
+    )
+
+
+def _address(peer: PeerInfo | Peer | RemoteRegion) -> PeerInfo:
+    if isinstance(peer, PeerInfo):
+        return peer
+    if isinstance(peer, RemoteRegion):
+        return peer.peer
+    if isinstance(peer, Peer):
+        return peer.info
+    raise UsageError(f"{peer!r} is no peer: give remote.peer, engine.address of the other side, or what connect() returned")
+
+
+def _counter_of(remote: RemoteRegion, counter: CounterRef | None) -> int | None:
+    """Return the id to raise: the one given, else the descriptor's."""
+    if counter is None:
+        return remote.descriptor.counter
+    check_counter(counter.peer, remote.peer)
+    return counter.id
+
+
+def _forget_in_child() -> None:
+    # The worker threads stayed with the parent, and the devices are its own: whoever uses them here gets an error.
+    for engine in tuple(_ENGINES):
+        engine._state = "forked"  # noqa: SLF001
+
+
+os.register_at_fork(after_in_child=_forget_in_child)

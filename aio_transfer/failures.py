@@ -1,0 +1,41 @@
+"""How a failure below the seam, or in another task, becomes the error a caller sees."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .drivers import Status
+from .errors import AioTransferError, PeerLostError, ProviderError, StaleRegionError, TransferAbortedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ("failure_of", "fresh")
+
+
+def fresh(error: AioTransferError) -> Callable[[], AioTransferError]:
+    """Return a maker of equal errors: one object raised in many tasks would collect everybody's traceback."""
+
+    def make() -> AioTransferError:
+        again = type(error).__new__(type(error))
+        again.args = error.args
+        again.__dict__.update(error.__dict__)
+        again.__cause__ = error
+        return again
+
+    return make
+
+
+def failure_of(  # noqa: PLR0913 - what an event and its transfer know
+    status: int, code: int, text: str, *, operation: str, peer: str, nbytes: int, region: str = ""
+) -> Callable[[], AioTransferError]:
+    """Turn a driver's verdict on a transfer into the error of that kind."""
+    match status:
+        case Status.PEER_LOST:
+            return lambda: PeerLostError(peer, text, operation=operation, nbytes=nbytes)
+        case Status.STALE_REGION:
+            return lambda: StaleRegionError(region or "of the target", peer, text or "its owner has deregistered it")
+        case Status.ABORTED:
+            return lambda: TransferAbortedError(operation, text, peer=peer, nbytes=nbytes)
+        case _:
+            return lambda: ProviderError(operation, peer=peer, nbytes=nbytes, code=code, code_name=text)

@@ -1,0 +1,257 @@
+"""Peer groups: the same peers again and again, with scatters and a true barrier."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Final
+
+import anyio
+
+from .control import GroupJoin, GroupLeave
+from .errors import BusyError, ClosedError, PeerLostError, TransferAbortedError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from .counters import ImmCounter
+    from .descriptors import CounterRef, PeerAddress
+    from .engine import TransferEngine
+    from .errors import AioTransferError
+    from .peers import Connection
+    from .regions import RemoteSlice, Slice
+    from .transfers import Transfer
+
+__all__ = ("GroupBoard", "PeerGroup")
+
+_MAX_GROUPS: Final = 4096
+
+
+class PeerGroup:
+    """Some peers and this engine, in a fixed membership.
+
+    Every member makes the group with the same peers (each names the others) and the same ``name``.
+
+    :ivar peers: the other members
+    """
+
+    def __init__(self, engine: TransferEngine, board: GroupBoard, peers: Sequence[PeerAddress], name: str) -> None:
+        """Claim the membership; use ``engine.group``.
+
+        :raises UsageError: a peer is named twice, or is this engine
+        :raises BusyError: this group is open here already
+        """
+        self.peers = tuple(peers)
+        self.name = name
+        incarnations = {peer.incarnation for peer in self.peers}
+        if len(incarnations) != len(self.peers) or engine.address.incarnation in incarnations:
+            raise UsageError("a group names each other member once, and not this engine")
+        self._engine = engine
+        self._board = board
+        members = sorted((*incarnations, engine.address.incarnation))
+        self.key = hashlib.sha256(b"\0".join((b"aio-transfer group", name.encode(), *members))).digest()
+        # Two counters, for even and odd epochs. A member can be one epoch ahead of the slowest, and not two: it leaves
+        # epoch k + 1 only when everybody has entered it. So a count of epoch k is never taken for one of k + 1.
+        self._counters: tuple[ImmCounter, ImmCounter] = (engine.counter(), engine.counter())
+        self._epoch = 0
+        self._entered = False
+        self._joined = False
+        self._waiting = False
+        self._closed = False
+        board.open(self)
+
+    @property
+    def epoch(self) -> int:
+        """How many barriers have been passed."""
+        return self._epoch
+
+    async def scatter(
+        self,
+        sources: Sequence[Slice],
+        targets: Sequence[RemoteSlice],
+        *,
+        counters: Sequence[CounterRef | None] | None = None,
+    ) -> None:
+        """Write slice ``i`` to target ``i``; each target counts once, also without bytes.
+
+        :param counters: by default, per target, the counter in its region's descriptor
+        :raises UsageError: lengths differ, or a target is not a member's
+        :raises PeerLostError: a member died; what went to the others is unharmed
+        :cancellation: the await ends at once; the writes go on
+        """
+        await self.submit_scatter(sources, targets, counters=counters)
+
+    def submit_scatter(
+        self,
+        sources: Sequence[Slice],
+        targets: Sequence[RemoteSlice],
+        *,
+        counters: Sequence[CounterRef | None] | None = None,
+    ) -> Transfer:
+        """Start what :meth:`scatter` does, and return at once."""
+        self._check()
+        members = {peer.incarnation for peer in self.peers}
+        for target in targets:
+            if target.region.peer.incarnation not in members:
+                raise UsageError(f"{target.region.name} belongs to no member of the group")
+        return self._engine.submit_scatter(sources, targets, counters=counters)
+
+    async def barrier(self) -> None:
+        """Wait until every member has entered this epoch's barrier.
+
+        Counts of payloads are independent of it: a barrier orders programs, not memory.
+
+        :raises PeerLostError: a member died or closed; the group is of no further use
+        :raises TransferAbortedError: a member left the group
+        :raises BusyError: another task is in the barrier
+        :cancellation: this member stays entered; the next call goes on waiting for the same epoch
+        """
+        self._check()
+        if self._waiting:
+            raise BusyError(f"the barrier of group {self.name!r}", "waiting in")
+        self._waiting = True
+        try:
+            if not self._joined:
+                await self._board.join(self)
+                self._joined = True
+            self._board.require_members(self)
+            parity = self._epoch % 2
+            if not self._entered:
+                self._entered = True
+                for peer in self.peers:
+                    self._engine.poster.notify(peer, self._board.counters_of(self, peer)[parity])
+            await self._counters[parity].wait(len(self.peers))
+            self._entered = False
+            self._epoch += 1
+        finally:
+            self._waiting = False
+
+    def close(self) -> None:
+        """Leave the group; members still in a barrier get :class:`TransferAbortedError`. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self._board.leave(self)
+        for counter in self._counters:
+            counter.close()
+
+    @property
+    def counter_ids(self) -> tuple[int, int]:
+        """What the other members raise."""
+        return self._counters[0].id, self._counters[1].id
+
+    def _check(self) -> None:
+        self._engine.check()
+        if self._closed:
+            raise ClosedError(f"group {self.name!r}")
+
+
+class GroupBoard:
+    """Which members of which groups have told us their barrier counters."""
+
+    def __init__(self, engine: TransferEngine) -> None:
+        """Begin empty."""
+        self._engine = engine
+        self._open: dict[bytes, PeerGroup] = {}
+        self._joins: dict[bytes, dict[bytes, tuple[int, int]]] = {}
+        self._left: dict[bytes, dict[bytes, int]] = {}
+        self._changed = anyio.Event()
+
+    def open(self, group: PeerGroup) -> None:
+        """Claim a membership.
+
+        :raises BusyError: it is open
+        """
+        if group.key in self._open:
+            raise BusyError(f"group {group.name!r}", "using")
+        self._open[group.key] = group
+
+    async def join(self, group: PeerGroup) -> None:
+        """Tell every member our counters, and wait for theirs."""
+        async with anyio.create_task_group() as tasks:
+            for peer in group.peers:
+                tasks.start_soon(self._tell, group, peer)
+        while True:
+            joined = self._joins.get(group.key, {})
+            missing = [peer for peer in group.peers if peer.incarnation not in joined]
+            if not missing:
+                return
+            for peer in missing:
+                connection = self._engine.peering.peers.get(peer.incarnation)
+                if connection is None:
+                    raise self._engine.lost_error(peer, "barrier")
+            await self._changed.wait()
+
+    async def _tell(self, group: PeerGroup, peer: PeerAddress) -> None:
+        bound = await self._engine.poster.bind(peer, None)
+        self._engine.peering.tell(bound.peer, GroupJoin(group=group.key, counters=group.counter_ids))
+
+    def counters_of(self, group: PeerGroup, peer: PeerAddress) -> tuple[int, int]:
+        """Return a joined member's counters."""
+        return self._joins[group.key][peer.incarnation]
+
+    def require_members(self, group: PeerGroup) -> None:
+        """Refuse a barrier that somebody can never enter.
+
+        :raises TransferAbortedError: a member has left after fewer barriers than we have passed
+        :raises PeerLostError: a member is gone
+        """
+        joined = self._joins.get(group.key, {})
+        for peer in group.peers:
+            if peer.incarnation not in joined:
+                raise self._gone(group, peer.incarnation, peer.label)()
+
+    def _gone(self, group: PeerGroup, incarnation: bytes, label: str) -> Callable[[], AioTransferError]:
+        if incarnation in self._left.get(group.key, {}):
+            return lambda: TransferAbortedError("barrier", "it left the group", peer=label)
+        reason = self._engine.peering.lost.get(incarnation, "it is gone")
+        return lambda: PeerLostError(label, reason, operation="barrier")
+
+    def on_join(self, peer: Connection, frame: GroupJoin) -> None:
+        """Note a member's counters, also before our own member object exists."""
+        if frame.group in self._joins or len(self._joins) < _MAX_GROUPS:
+            self._joins.setdefault(frame.group, {})[peer.incarnation] = frame.counters
+            self._left.get(frame.group, {}).pop(peer.incarnation, None)
+            self._notify()
+
+    def on_leave(self, peer: Connection, frame: GroupLeave) -> None:
+        """Note that a member is gone after so many barriers; those it has entered can still be passed."""
+        group = self._open.get(frame.group)
+        if group is not None:
+            self._left.setdefault(frame.group, {})[peer.incarnation] = frame.epoch
+        self._remove(frame.group, peer, entered=frame.epoch)
+
+    def on_fenced(self, peer: Connection) -> None:
+        """Break the groups of a peer that is gone, unless it took its leave in time."""
+        for key in tuple(self._joins):
+            if peer.incarnation in self._joins[key]:
+                self._remove(key, peer, entered=-1)
+        self._notify()
+
+    def _remove(self, key: bytes, peer: Connection, *, entered: int) -> None:
+        joins = self._joins.get(key, {})
+        joins.pop(peer.incarnation, None)
+        if not joins:
+            self._joins.pop(key, None)
+        group = self._open.get(key)
+        if group is not None and entered <= group.epoch:
+            for number in group.counter_ids:
+                self._engine.counters.fail(number, self._gone(group, peer.incarnation, peer.label))
+        self._notify()
+
+    def leave(self, group: PeerGroup) -> None:
+        """Give a membership up."""
+        self._open.pop(group.key, None)
+        self._left.pop(group.key, None)
+        for peer in group.peers:
+            connection = self._engine.peering.peers.get(peer.incarnation)
+            if connection is not None and connection.is_up:
+                self._engine.peering.tell(connection, GroupLeave(group=group.key, epoch=group.epoch))
+
+    def close(self) -> None:
+        """Close every group."""
+        for group in tuple(self._open.values()):
+            group.close()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()

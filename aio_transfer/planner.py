@@ -1,0 +1,199 @@
+"""From slices and pages to one batch that a driver can post: pure functions, and no Python loop over pages.
+
+Measured (2 cores, Python 3.11): 0.7 µs for a write in one piece; for pages 9 µs and 3 ns each.
+
+:source: design.md sections 2 and 4
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from aio_transfer import cutting
+from aio_transfer.cutting import STRIPE_NBYTES, Plan, Route, whole_immediate
+from aio_transfer.drivers import ANY_REGION, PIECE, PIECE_STRUCT, RUN_STRUCT, Op, PieceFlag
+from aio_transfer.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from aio_transfer.pages import Pages, RemotePages
+    from aio_transfer.regions import Region, RemoteSlice, Slice
+
+__all__ = ("STRIPE_NBYTES", "Plan", "Route", "plan_notify", "plan_pages", "plan_read", "plan_scatter", "plan_write")
+
+_IMMEDIATE: Final = int(PieceFlag.IMMEDIATE)
+# As plain ints: an enum's attribute costs the fast path more than the arithmetic does.
+_WRITE: Final = int(Op.WRITE)
+_READ: Final = int(Op.READ)
+_pack_run = RUN_STRUCT.pack
+_pack_piece = PIECE_STRUCT.pack
+
+
+def plan_write(
+    source: Slice, target: RemoteSlice, route: Route, *, counter: int | None = None, cursor: int = 0
+) -> Plan:
+    """Plan one contiguous write: one piece, or pieces spread over the rails when it is large.
+
+    Without bytes it is one empty piece, which still counts once.
+
+    :param counter: 24-bit id of the peer's counter
+    :param cursor: the rail to begin with, modulo ``route.rails``; raise it by one per plan
+    :raises UsageError: lengths differ, the peer grants no write, or a counted write needs more than 256 pieces
+    """
+    nbytes = source.nbytes
+    if nbytes != target.nbytes or not target.region.writable:
+        raise _refusal("write", source, target, nbytes, target.nbytes, None)
+    return _contiguous(_WRITE, source, target, route, counter, cursor, 1)
+
+
+def plan_read(target: Slice, source: RemoteSlice, route: Route, *, cursor: int = 0) -> Plan:
+    """Plan one contiguous read; it is never counted.
+
+    :param target: ours, which the bytes come to
+    :raises UsageError: lengths differ, the peer grants no read, or our memory is read-only
+    """
+    nbytes = target.nbytes
+    if nbytes != source.nbytes or not source.region.readable or target.region.readonly:
+        raise _refusal("read", source, target, source.nbytes, nbytes, target.region)
+    return _contiguous(_READ, target, source, route, None, cursor, 1)
+
+
+def _contiguous(  # noqa: PLR0913, PLR0917 - positional, for speed
+    op: int, local: Slice, remote: RemoteSlice, route: Route, counter: int | None, cursor: int, chunks: int
+) -> Plan:
+    nbytes = local.nbytes
+    region = local.region
+    if nbytes > route.whole_nbytes:
+        return _cut_contiguous(op, local, remote, route, counter, cursor, chunks)
+    if counter is None:
+        immediate = flags = 0
+    else:
+        immediate, flags = whole_immediate(counter), _IMMEDIATE
+    run = _pack_run(route.peer, cursor % route.rails, op, region.number, route.remote_region, 0, 1)
+    return Plan(run, _pack_piece(region.address + local.offset, remote.offset, nbytes, immediate, flags), 1, nbytes)
+
+
+def _cut_contiguous(  # noqa: PLR0913, PLR0917 - as above
+    op: int, local: Slice, remote: RemoteSlice, route: Route, counter: int | None, cursor: int, chunks: int
+) -> Plan:
+    count = cutting.pieces_per_chunk(local.nbytes, chunks, route, counted=counter is not None)
+    words = np.empty((count, 4), cutting.WORD)
+    places = cutting.bounds(local.nbytes, count, route.grain_nbytes)
+    np.add(places[:-1], np.uint64(local.region.address + local.offset), out=words[:, 0])
+    np.add(places[:-1], np.uint64(remote.offset), out=words[:, 1])
+    np.subtract(places[1:], places[:-1], out=words[:, 2])
+    words[:, 3] = cutting.tags(count, counter)
+    runs = cutting.runs(op, route, local.region.number, count, cursor)
+    return Plan(runs, cutting.records(words), 1, local.nbytes)
+
+
+def plan_pages(  # noqa: PLR0913 - the options of one operation
+    local: Pages,
+    remote: RemotePages,
+    route: Route,
+    *,
+    op: Op = Op.WRITE,
+    counter: int | None = None,
+    cursor: int = 0,
+) -> Plan:
+    """Plan page ``i`` of ours to (or, with ``op=Op.READ``, from) page ``i`` of the peer's; one count per page.
+
+    The pages are cut into contiguous ranges of nearly equal size, one per rail. A page above the largest piece is cut,
+    and so are a few large pages where there are more rails than pages. Neighbours are not merged: each page counts.
+    No page at all gives a plan without runs.
+
+    :raises UsageError: counts or sizes differ, an access is missing, a read is to be counted, or a counted page needs
+        more than 256 pieces
+    """
+    _require_page_rights(local, remote, op, counter)
+    chunks, page_nbytes = len(local), local.page_nbytes
+    if not chunks:
+        return Plan(b"", b"", 0, 0)
+    per_page = cutting.pieces_per_chunk(page_nbytes, chunks, route, counted=counter is not None)
+    runs = cutting.runs(int(op), route, local.region.number, chunks * per_page, cursor)
+    words = np.empty((chunks, per_page, 4), cutting.WORD)
+    local.place(words[:, 0, 0], local.region.address)
+    remote.place(words[:, 0, 1], 0)
+    if per_page > 1:
+        places = cutting.bounds(page_nbytes, per_page, route.grain_nbytes)
+        np.add(words[:, :1, :2], places[1:-1, None], out=words[:, 1:, :2])
+        words[:, :, 2] = places[1:] - places[:-1]
+    else:
+        words[:, :, 2] = page_nbytes
+    words[:, :, 3] = cutting.tags(per_page, counter)
+    return Plan(runs, cutting.records(words), chunks, chunks * page_nbytes)
+
+
+def _require_page_rights(local: Pages, remote: RemotePages, op: Op, counter: int | None) -> None:
+    if len(local) != len(remote):
+        message = f"{len(local)} pages of {local.region.name} face {len(remote)} of {remote.region.name}"
+        raise UsageError(message)
+    if op is Op.WRITE:
+        if local.page_nbytes != remote.page_nbytes or not remote.region.writable:
+            raise _refusal("write", local, remote, local.page_nbytes, remote.page_nbytes, None)
+        return
+    if counter is not None:
+        message = "a read raises no counter: it has no immediate on any transport"
+        raise UsageError(message)
+    if local.page_nbytes != remote.page_nbytes or not remote.region.readable or local.region.readonly:
+        raise _refusal("read", remote, local, remote.page_nbytes, local.page_nbytes, local.region)
+
+
+def plan_scatter(
+    sources: Sequence[Slice],
+    targets: Sequence[RemoteSlice],
+    routes: Sequence[Route],
+    *,
+    counters: Sequence[int | None] | None = None,
+    cursor: int = 0,
+) -> Plan:
+    """Plan slice ``i`` of ours to slice ``i`` of a peer's, each with its own peer, region and counter.
+
+    One count per target, also without bytes. Consecutive targets begin with consecutive rails.
+
+    :param counters: per target the id of its peer's counter; ``None`` for no count
+    :raises UsageError: the sequences differ in length, or what :func:`plan_write` says of a target
+    """
+    counts = counters if counters is not None else [None] * len(targets)
+    if not len(sources) == len(targets) == len(routes) == len(counts):
+        sizes = f"{len(sources)} sources, {len(targets)} targets, {len(routes)} routes and {len(counts)} counters"
+        message = f"a scatter has as many of each: {sizes}"
+        raise UsageError(message)
+    runs = bytearray()
+    pieces = bytearray()
+    nbytes = 0
+    for index, (source, target, route, counter) in enumerate(zip(sources, targets, routes, counts, strict=True)):
+        if source.nbytes != target.nbytes or not target.region.writable:
+            operation = f"scatter (target {index})"
+            raise _refusal(operation, source, target, source.nbytes, target.nbytes, None)
+        one = _contiguous(_WRITE, source, target, route, counter, cursor + index, len(targets))
+        first = len(pieces) // PIECE.itemsize
+        for peer, rail, op, local, remote, begin, count in RUN_STRUCT.iter_unpack(bytes(one.runs)):
+            runs += _pack_run(peer, rail, op, local, remote, first + begin, count)
+        pieces += bytes(one.pieces)
+        nbytes += one.nbytes
+    return Plan(bytes(runs), bytes(pieces), len(targets), nbytes)
+
+
+def plan_notify(route: Route, *, counter: int, cursor: int = 0) -> Plan:
+    """Plan one count without a payload.
+
+    :param route: to any region of the peer's; with ``ANY_REGION`` as ``remote_region`` it names no memory
+    """
+    run = _pack_run(route.peer, cursor % route.rails, _WRITE, ANY_REGION, route.remote_region, 0, 1)
+    return Plan(run, _pack_piece(0, 0, 0, whole_immediate(counter), _IMMEDIATE), 1, 0)
+
+
+def _refusal(  # noqa: PLR0913, PLR0917
+    operation: str, source: object, target: object, source_nbytes: int, target_nbytes: int, local: Region | None
+) -> UsageError:
+    """Say which of the three reasons it is. ``local`` is what a read would fill; a write has none."""
+    what = f"{operation} from {source!r} to {target!r}"
+    if source_nbytes != target_nbytes:
+        return UsageError(f"{what}: {source_nbytes} B do not fit {target_nbytes} B")
+    if local is not None and local.readonly:
+        return UsageError(f"{what}: the memory of {local.name} is read-only")
+    return UsageError(f"{what}: the peer has not granted {'REMOTE_WRITE' if local is None else 'REMOTE_READ'}")

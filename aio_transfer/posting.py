@@ -1,0 +1,381 @@
+"""From a checked operation to a posted batch, and from its end back to whoever awaits it.
+
+A submit is never refused for being large or early: while the connection or the peer's region is not there yet, a
+background task waits for it and posts then.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import anyio
+
+from .control import Abort, GrantReply, GrantRequest, Promise, clip
+from .cutting import Route
+from .drivers import ANY_REGION, PeerNumber, RegionNumber, RemoteMemory, TransferId
+from .errors import AioTransferError, StaleRegionError, TransferAbortedError, UsageError
+from .failures import failure_of, fresh
+from .planner import plan_notify
+from .transfers import Path, Transfer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from anyio.abc import TaskGroup
+
+    from .cutting import Plan
+    from .descriptors import PeerAddress
+    from .leases import Leased
+    from .loops import Loop
+    from .peering import Peering
+    from .peers import Connection
+    from .regions import RemoteRegion
+    from .selection import OpenDriver
+
+    Planner = Callable[[Sequence[Route], int], Plan]
+
+__all__ = ("Bound", "Job", "Part", "Poster", "check_counter")
+
+_PROBE: Final = Route(peer=PeerNumber(0), remote_region=ANY_REGION, rails=1, max_piece_nbytes=2**62)
+"""Plans against it only find out whether the arguments are good."""
+_RegionKey = tuple[bytes, int, int]
+Promises = tuple[tuple[int, int], ...]
+"""The peer's counters a batch raises, each with how many counts."""
+
+
+class Bound(NamedTuple):
+    """How a region of a peer's is reached, all names resolved."""
+
+    peer: Connection
+    one: OpenDriver
+    route: Route
+    path: Path
+
+
+class Job(NamedTuple):
+    """What one operation does with one peer of several.
+
+    :param remotes: whose routes ``plan`` is called with, in this order
+    """
+
+    peer: PeerAddress
+    remotes: Sequence[RemoteRegion]
+    plan: Planner
+    promises: Promises
+
+
+class Part(NamedTuple):
+    """A batch under way."""
+
+    transfer: Transfer
+    peer: Connection
+    promises: Promises
+    since: float
+
+
+class Poster:
+    """Everything of one engine that is under way to its peers."""
+
+    def __init__(self, loop: Loop, peering: Peering, tasks: TaskGroup) -> None:
+        """Begin with nothing under way."""
+        self._loop = loop
+        self._peering = peering
+        self._tasks = tasks
+        self.ids = itertools.count(1)
+        self._regions = itertools.count(1 << 31)  # imports; an engine's own regions are numbered from 1
+        self._requests = itertools.count(1)
+        self._cursor = 0
+        self._bound: dict[_RegionKey, Bound] = {}
+        self._deferred: set[Transfer] = set()
+        self.parts: dict[int, Part] = {}
+        self.wake_stall_watch: Callable[[], None] = lambda: None
+
+    # ---------------------------------------------------------------------------------------------------- submitting
+
+    def submit(  # noqa: PLR0913 - one operation
+        self,
+        operation: str,
+        peer: PeerAddress,
+        remote: RemoteRegion | None,
+        plan: Planner,
+        *,
+        counter: int | None = None,
+        leases: tuple[Leased, ...] = (),
+    ) -> Transfer:
+        """Start an operation with one region of one peer, or queue it until it can start.
+
+        :param remote: the peer's region; ``None`` for a bare notification
+        :param plan: makes the batch for a route; called once more if the route is not known yet
+        :param counter: the peer's counter that the batch raises
+        :param leases: what must stay as it is meanwhile
+        :raises UsageError: from ``plan``: the arguments do not fit; nothing was started
+        :raises ClosedError: something leased is closing
+        """
+        bound = self._bound.get(remote.key if remote is not None else (peer.incarnation, 0, 0))
+        self._cursor += 1
+        batch = plan((_PROBE if bound is None else bound.route,), self._cursor)
+        transfer = Transfer(
+            self._loop, operation, peer.label, nbytes=batch.nbytes, count=batch.chunks, leases=leases
+        )
+        if not batch.chunks:
+            transfer.finish_part()
+            return transfer
+        promises = () if counter is None else ((counter, batch.chunks),)
+        if bound is not None:
+            self._post(transfer, bound, batch, promises)
+        else:
+            self._defer(transfer, peer, (remote,), plan, promises)
+        return transfer
+
+    def notify(self, peer: PeerAddress, counter: int) -> Transfer:
+        """Start to raise a peer's counter by one, without a payload."""
+        return self.submit(
+            "notify",
+            peer,
+            None,
+            lambda routes, cursor: plan_notify(routes[0], counter=counter, cursor=cursor),
+            counter=counter,
+        )
+
+    def submit_each(
+        self, operation: str, jobs: Sequence[Job], *, leases: tuple[Leased, ...], nbytes: int, count: int
+    ) -> Transfer:
+        """Start one operation with several peers. Each is a part of its own: one lost peer fails nobody else's.
+
+        :raises UsageError: from a plan; nothing was started
+        :raises ClosedError: something leased is closing
+        """
+        self._cursor += 1
+        for job in jobs:
+            job.plan([_PROBE] * len(job.remotes), 0)
+        label = ", ".join(job.peer.label for job in jobs[:4]) + f" and {len(jobs) - 4} more" * (len(jobs) > 4)  # noqa: PLR2004
+        transfer = Transfer(self._loop, operation, label, nbytes=nbytes, count=count, leases=leases)
+        for job in jobs:
+            transfer.add_part()
+            known = [self._bound.get(remote.key) for remote in job.remotes]
+            bounds = [bound for bound in known if bound is not None]
+            if len(bounds) == len(known):
+                batch = job.plan([bound.route for bound in bounds], self._cursor)
+                self._post(transfer, bounds[0], batch, job.promises)
+            else:
+                self._defer(transfer, job.peer, job.remotes, job.plan, job.promises)
+        transfer.finish_part()
+        return transfer
+
+    def _defer(
+        self,
+        transfer: Transfer,
+        peer: PeerAddress,
+        remotes: Sequence[RemoteRegion | None],
+        plan: Planner,
+        promises: Promises,
+    ) -> None:
+        """Post as soon as the connection and the regions are there."""
+
+        async def later() -> None:
+            try:
+                bounds = [await self.bind(peer, remote) for remote in remotes]
+                batch = plan([bound.route for bound in bounds], self._cursor)
+            except AioTransferError as error:
+                connection = self._peering.peers.get(peer.incarnation)
+                if connection is not None:
+                    self._abort(connection, promises, transfer.operation, str(error))
+                transfer.finish_part(fresh(error))
+            except BaseException:
+                reason = "the engine was closed before it was posted"
+                transfer.finish_part(
+                    lambda: TransferAbortedError(transfer.operation, reason, peer=peer.label, nbytes=transfer.nbytes)
+                )
+                raise
+            else:
+                self._post(transfer, bounds[0], batch, promises)
+            finally:
+                self._deferred.discard(transfer)
+
+        self._deferred.add(transfer)
+        self._tasks.start_soon(later, name=f"aio_transfer.{transfer.operation}({peer.label})")
+
+    def _post(self, transfer: Transfer, bound: Bound, batch: Plan, promises: Promises) -> None:
+        peer = bound.peer
+        for counter, _ in promises:
+            if counter not in peer.promised:
+                peer.promised.add(counter)
+                self._peering.tell(peer, Promise([counter]))
+        number = TransferId(next(self.ids))
+        transfer.path = bound.path
+        try:
+            done = bound.one.driver.post(number, batch.runs, batch.pieces)
+        except AioTransferError as error:
+            self._abort(peer, promises, transfer.operation, str(error))
+            transfer.finish_part(fresh(error))
+            return
+        if done:
+            transfer.finish_part()
+            return
+        self.parts[number] = Part(transfer, peer, promises, anyio.current_time())
+        self.wake_stall_watch()
+
+    def on_transfer_event(self, number: int, status: int, code: int, payload: bytes) -> bool:
+        """Handle a driver's TRANSFER event; ``False`` when it is no batch of ours."""
+        part = self.parts.pop(number, None)
+        if part is None:
+            return False
+        if status == 0:
+            part.transfer.finish_part()
+            return True
+        transfer, peer = part.transfer, part.peer
+        text = payload.decode(errors="replace")
+        self._abort(peer, part.promises, transfer.operation, text)
+        if peer.is_over:
+            text = peer.reason
+        transfer.finish_part(
+            failure_of(
+                status, code, text, operation=transfer.operation, peer=peer.label, nbytes=transfer.nbytes
+            )
+        )
+        return True
+
+    def _abort(self, peer: Connection, promises: Promises, operation: str, reason: str) -> None:
+        """Poison the counts that were promised: the receiver must not wait for what cannot come."""
+        for counter, count in promises:
+            if peer.is_up:
+                abort = Abort(counter=counter, operation=operation, reason=clip(reason), counts=count)
+                self._peering.tell(peer, abort)
+
+    # ------------------------------------------------------------------------------------------------------- routes
+
+    async def bind(self, address: PeerAddress, remote: RemoteRegion | None) -> Bound:
+        """Connect to a peer and make its region known to the driver.
+
+        :raises AioTransferError: why that cannot be
+        """
+        key = remote.key if remote is not None else (address.incarnation, 0, 0)
+        while True:
+            bound = self._bound.get(key)
+            if bound is not None:
+                return bound
+            peer = self._peering.ensure(address)
+            await peer.wait_ready()
+            under_way = peer.importing.get(key)
+            if under_way is not None:
+                await under_way.wait()
+                if not peer.is_up:
+                    raise peer.lost_error()
+                continue
+            under_way = peer.importing[key] = anyio.Event()
+            try:
+                return await self._import(peer, remote, key)
+            finally:
+                del peer.importing[key]
+                under_way.set()
+
+    async def _import(self, peer: Connection, remote: RemoteRegion | None, key: _RegionKey) -> Bound:
+        one = peer.driver
+        if one is None:
+            raise peer.lost_error()
+        number = ANY_REGION
+        if remote is not None:
+            number = RegionNumber(next(self._regions))
+            keys = remote.descriptor.keys.get(one.name)
+            if one.capabilities.grants or keys is None:
+                await self._ask(peer, one, remote, number)
+            else:
+                one.driver.register(number, RemoteMemory(peer=peer.number, nbytes=remote.nbytes, keys=keys[0]))
+            peer.imports[key] = number
+        has = one.capabilities
+        route = Route(
+            peer=peer.number, remote_region=number, rails=len(has.rails), max_piece_nbytes=has.max_piece_nbytes
+        )
+        bound = self._bound[key] = Bound(peer, one, route, one.path)
+        return bound
+
+    async def _ask(self, peer: Connection, one: OpenDriver, remote: RemoteRegion, number: RegionNumber) -> None:
+        """Ask the owner for the region, and register what comes (with its fds, while they are open)."""
+        answered = anyio.Event()
+        failure: list[AioTransferError] = []
+
+        def take(reply: GrantReply, fds: tuple[int, ...]) -> None:
+            answered.set()
+            if not reply.ok:
+                failure.append(StaleRegionError(f"{remote.descriptor.region:#x}", peer.label, reply.reason))
+                return
+            memory = RemoteMemory(peer=peer.number, nbytes=remote.nbytes, keys=reply.keys, fds=fds)
+            try:
+                one.driver.register(number, memory)
+            except AioTransferError as error:
+                failure.append(error)
+
+        request = next(self._requests) & 0xFFFF_FFFF
+        peer.grants[request] = take
+        descriptor = remote.descriptor
+        self._peering.tell(
+            peer,
+            GrantRequest(
+                request=request, region=descriptor.region, generation=descriptor.generation, backend=one.name
+            ),
+        )
+        try:
+            await answered.wait()
+        finally:
+            peer.grants.pop(request, None)
+        if failure:
+            raise failure[0]
+
+    def forget(self, peer: Connection, region: int) -> None:
+        """Drop a region that its owner has taken back."""
+        for key in [key for key in peer.imports if key[1] == region]:
+            self._bound.pop(key, None)
+            number = peer.imports.pop(key)
+            if peer.driver is not None:
+                peer.driver.driver.deregister(number)
+
+    def drop(self, peer: Connection) -> None:
+        """Forget every route of a connection that is over, and let those who wait for one know."""
+        for key in [key for key, bound in self._bound.items() if bound.peer is peer]:
+            del self._bound[key]
+        for number in peer.imports.values():
+            if peer.driver is not None:
+                peer.driver.driver.deregister(number)
+        peer.imports.clear()
+        for answer in tuple(peer.grants.values()):
+            answer(GrantReply(request=0, ok=False, reason=peer.reason), ())
+        peer.grants.clear()
+
+    # ------------------------------------------------------------------------------------------------------- closing
+
+    @property
+    def under_way(self) -> Iterator[Transfer]:
+        """Every transfer that has not stopped."""
+        yield from {part.transfer for part in self.parts.values()} | self._deferred
+
+    async def settle(self, grace_s: float) -> None:
+        """Wait until nothing is under way, at most ``grace_s``."""
+        with anyio.move_on_after(grace_s):
+            for transfer in tuple(self.under_way):
+                try:
+                    await transfer.wait()
+                except AioTransferError:
+                    continue  # whoever awaits it is told; here only that it has stopped matters
+
+    def abandon(self, reason: str) -> None:
+        """End every part whose driver is closed: nothing moves any more."""
+        parts, self.parts = self.parts, {}
+        for part in parts.values():
+            transfer = part.transfer
+            transfer.finish_part(
+                lambda transfer=transfer: TransferAbortedError(  # type: ignore[misc]
+                    transfer.operation, reason, peer=transfer.peer, nbytes=transfer.nbytes
+                )
+            )
+
+
+def check_counter(counter_peer: PeerAddress, target: PeerAddress) -> None:
+    """Refuse a counter of another engine's than the target's.
+
+    :raises UsageError: it is
+    """
+    if counter_peer.incarnation != target.incarnation:
+        raise UsageError(f"the counter is {counter_peer.label}'s, and the target {target.label}'s")
+
+

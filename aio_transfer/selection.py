@@ -1,0 +1,174 @@
+"""Which backends there are, which can run here, and which one serves a given peer.
+
+A name leads to an entry point of the group ``aio_transfer.backends``, which third parties may extend. An explicit
+choice never falls back; ``"auto"`` opens what it can and keeps the reasons for the rest.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from .errors import AioTransferError, BackendUnavailableError, UnsupportedError, UsageError
+from .transfers import Path
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from .control import PeerInfo
+    from .drivers import Capabilities, Driver, DriverFactory
+
+__all__ = ("AUTO", "BackendReport", "OpenDriver", "available", "choose", "load", "names", "open_drivers")
+
+AUTO: Final = ("shm", "verbs", "libfabric")
+"""The fastest first. Others are used only when named."""
+BUILT_IN: Final = {
+    "shm": "aio_transfer.backends.shm:create",
+    "libfabric": "aio_transfer.backends.libfabric:create",
+}
+GROUP: Final = "aio_transfer.backends"
+
+
+@dataclass(frozen=True, slots=True)
+class OpenDriver:
+    """A driver that runs, and what it can do."""
+
+    name: str
+    driver: Driver
+    capabilities: Capabilities
+
+    @property
+    def path(self) -> Path:
+        """What it is, in the words of ``transfer.path``."""
+        has = self.capabilities
+        return Path(backend=self.name, provider=has.provider, rails=has.rails, protocol=has.protocol)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendReport:
+    """What one backend can do on this machine.
+
+    :param reason: why it is not usable; empty where it is
+    :param hint: the command that mends it
+    """
+
+    backend: str
+    provider: str = ""
+    usable: bool
+    rails: tuple[str, ...] = ()
+    detail: str = ""
+    reason: str = ""
+    hint: str = ""
+
+
+def names() -> tuple[str, ...]:
+    """Return every backend that is installed, ours first."""
+    found = {entry.name for entry in importlib.metadata.entry_points(group=GROUP)}
+    return (*BUILT_IN, *sorted(found - BUILT_IN.keys()))
+
+
+def load(name: str) -> DriverFactory:
+    """Find a backend's factory by its name.
+
+    :raises UsageError: there is no such backend
+    :raises BackendUnavailableError: it cannot be imported
+    """
+    where = BUILT_IN.get(name)
+    if where is None:
+        found = tuple(importlib.metadata.entry_points(group=GROUP, name=name))
+        if not found:
+            raise UsageError(f"there is no backend {name!r}; there are {', '.join(names())}")
+        where = found[0].value
+    module, _, attribute = where.partition(":")
+    try:
+        factory: DriverFactory = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise BackendUnavailableError(name, f"cannot import {where}: {error}") from error
+    return factory
+
+
+def open_one(name: str, options: Mapping[str, object]) -> OpenDriver:
+    """Open a backend by name.
+
+    :raises BackendUnavailableError: it cannot run here; the error says what would help
+    """
+    driver = load(name)(**options)
+    return OpenDriver(name, driver, driver.open())
+
+
+def open_drivers(backend: str | Iterable[str], options: Mapping[str, Mapping[str, object]]) -> dict[str, OpenDriver]:
+    """Open what was asked for: one name, several, or ``"auto"``.
+
+    :raises UsageError: a name is unknown, or options name a backend that is not opened
+    :raises BackendUnavailableError: a named backend cannot run here, or ``"auto"`` found none that can
+    """
+    wanted = AUTO if backend == "auto" else (backend,) if isinstance(backend, str) else tuple(backend)
+    unknown = options.keys() - set(names())
+    if unknown or not wanted:
+        raise UsageError(f"no such backend: {', '.join(sorted(unknown)) or 'none was named'}")
+    opened: dict[str, OpenDriver] = {}
+    reasons: list[str] = []
+    try:
+        for name in wanted:
+            if backend == "auto" and name not in BUILT_IN:
+                continue
+            try:
+                opened[name] = open_one(name, options.get(name, {}))
+            except BackendUnavailableError as error:
+                if backend != "auto":
+                    raise
+                reasons.append(str(error))
+        if not opened:
+            raise BackendUnavailableError("auto", "; ".join(reasons))
+    except BaseException:
+        for one in opened.values():
+            one.driver.close()
+        raise
+    return opened
+
+
+def choose(opened: Mapping[str, OpenDriver], ours: PeerInfo, theirs: PeerInfo) -> OpenDriver:
+    """Pick the path to a peer: the first in order of speed that both have and that reaches it.
+
+    :raises UnsupportedError: there is none
+    """
+    order = [*AUTO, *(name for name in opened if name not in AUTO)]
+    for name in order:
+        one = opened.get(name)
+        if one is None or theirs.backends.get(name) != one.capabilities.provider:
+            continue
+        if one.capabilities.same_host and ours.host != theirs.host:
+            continue
+        return one
+    raise UnsupportedError(
+        f"a path to {theirs.label}",
+        needs=f"one of {_listed(theirs.backends)}" + ("" if ours.host == theirs.host else " across hosts"),
+        has=_listed({name: one.capabilities.provider for name, one in opened.items()}),
+    )
+
+
+def available() -> list[BackendReport]:
+    """Open and close every installed backend, and report how that went."""
+    reports: list[BackendReport] = []
+    for name in names():
+        try:
+            one = open_one(name, {})
+        except BackendUnavailableError as error:
+            reports.append(BackendReport(backend=name, usable=False, reason=error.reason, hint=error.hint))
+        except AioTransferError as error:
+            reports.append(BackendReport(backend=name, usable=False, reason=str(error)))
+        else:
+            has = one.capabilities
+            one.driver.close()
+            reports.append(
+                BackendReport(
+                    backend=name, provider=has.provider, usable=True, rails=has.rails, detail=has.protocol
+                )
+            )
+    return reports
+
+
+def _listed(backends: Mapping[str, str]) -> str:
+    return ", ".join(f"{name}/{provider}" for name, provider in backends.items()) or "none"

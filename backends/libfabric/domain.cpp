@@ -1,0 +1,222 @@
+#include "domain.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+
+#include "fabric_domain.h"
+
+namespace aio::libfabric {
+
+namespace {
+
+std::string option(const Options& options, const char* name, const std::string& otherwise) {
+  const auto found = options.find(name);
+  return found == options.end() || found->second.empty() ? otherwise : found->second;
+}
+
+double number(const Options& options, const char* name, double otherwise, double least) {
+  const std::string text = option(options, name, "");
+  if (text.empty()) return otherwise;
+  char* end = nullptr;
+  const double value = std::strtod(text.c_str(), &end);
+  if (*end != '\0' || !(value >= least && value <= 1e9)) {
+    throw Failure(Failure::Kind::usage, "libfabric", "option " + std::string(name) + " is " + text);
+  }
+  return value;
+}
+
+Policy policy_of(const std::string& provider, const Options& options) {
+  const bool efa = provider.starts_with("efa");
+  return {efa, efa, provider == "tcp" && option(options, "delivery", "1") != "0"};
+}
+
+[[noreturn]] void unavailable(const std::string& provider, const std::string& why, int code) {
+  const bool wheel = provider.find("tcp") != std::string::npos;
+  throw Failure(Failure::Kind::unavailable, "libfabric", "provider " + provider + ": " + why, code,
+                wheel ? "pip install 'aio-transfer[libfabric]'" : "aio-transfer devices");
+}
+
+InfoPtr discover(const Library& library, const Options& options, const std::string& provider) {
+  const InfoPtr hints(library.dupinfo(nullptr), InfoDeleter{&library});
+  const auto text = [](const std::string& words) { return words.empty() ? nullptr : ::strdup(words.c_str()); };
+  const bool efa = provider.starts_with("efa");
+  hints->caps = abi::msg | abi::rma | (efa ? abi::hmem | abi::local_comm | abi::remote_comm : 0);
+  hints->mode = abi::mode_context | abi::mode_context2;
+  hints->ep_attr->type = abi::ep_rdm;
+  hints->domain_attr->mr_mode = abi::mr_local | abi::mr_virt_addr | abi::mr_allocated | abi::mr_prov_key |
+                                abi::mr_endpoint | (efa ? abi::mr_hmem : 0);
+  hints->domain_attr->threading = abi::thread_domain;  // the core calls with its lock held
+  hints->domain_attr->control_progress = hints->domain_attr->data_progress = abi::progress_manual;
+  const std::string interface = option(options, "interface", "");
+  hints->fabric_attr->prov_name = text(provider);
+  hints->fabric_attr->name = text(option(options, "fabric", ""));
+  hints->domain_attr->name = text(interface);
+  const bool ip = provider.starts_with("tcp") || provider.starts_with("udp") || provider.starts_with("sockets");
+  const std::string node = option(options, "address", ip && interface.empty() ? "127.0.0.1" : "");
+  abi::Info* list = nullptr;
+  const int result = library.getinfo(library.api_version(), node.empty() ? nullptr : node.c_str(), nullptr,
+                                     node.empty() ? 0 : abi::source_address, hints.get(), &list);
+  if (result < 0) {
+    unavailable(provider, std::string(library.strerror(-result)) + (node.empty() ? "" : ", at address " + node), -result);
+  }
+  return {list, InfoDeleter{&library}};
+}
+
+}  // namespace
+
+std::vector<std::unique_ptr<Domain>> open_domains(Sink& sink, const Options& options) {
+  const Library& library = load(options);
+  const std::string provider = option(options, "provider", "tcp");
+  const auto rails = static_cast<std::size_t>(number(options, "rails", 1, 1));
+  const InfoPtr list = discover(library, options, provider);
+  std::vector<std::unique_ptr<Domain>> domains;
+  std::set<std::string> seen;
+  for (abi::Info* info = list.get(); info != nullptr && domains.size() < rails; info = info->next) {
+    // "tcp" also matches "tcp;ofi_rxm", which is another path with other promises.
+    if (provider != info->fabric_attr->prov_name || !seen.insert(info->domain_attr->name).second) continue;
+    InfoPtr own(library.dupinfo(info), InfoDeleter{&library});
+    domains.push_back(std::make_unique<FabricDomain>(sink, library, std::move(own), options));
+  }
+  if (domains.empty()) unavailable(provider, "not offered by " + library.path, ENODEV);
+  return domains;
+}
+
+FabricDomain::FabricDomain(Sink& sink, const Library& library, InfoPtr info, const Options& options)
+    : sink_(sink),
+      library_(library),
+      info_(std::move(info)),
+      policy_(policy_of(info_->fabric_attr->prov_name, options)),
+      depth_(static_cast<std::uint32_t>(std::min(number(options, "depth", 256, 1), static_cast<double>(info_->tx_attr->size)))),
+      post_deadline_(number(options, "post_deadline_s", 30, 0)),
+      verdict_(number(options, "verdict_s", 5, 0)) {
+  const int mode = info_->domain_attr->mr_mode;
+  const std::string provider = info_->fabric_attr->prov_name;
+  if ((mode & abi::mr_raw) != 0) unavailable(provider, "its memory keys exceed 64 bits (FI_MR_RAW)", 0);
+  if (info_->domain_attr->cq_data_size < 4) unavailable(provider, "it carries no 32-bit immediate", 0);
+  // Registrations bound to one endpoint cannot serve an endpoint per peer.
+  if ((mode & abi::mr_endpoint) != 0) policy_.shared_endpoint = true;
+  open_queues();
+  if (policy_.shared_endpoint) {
+    shared_ = open_channel(kSharedSlots, nullptr);
+    for (std::uint32_t slot = 0; slot < shared_->slots; ++slot) post_receive(*shared_, nullptr, slot);
+  }
+  anchor_ = register_memory(anchor_memory_, sizeof anchor_memory_, abi::remote_write | abi::write, nullptr);
+  describe();
+}
+
+FabricDomain::~FabricDomain() {
+  // Endpoints first: then nothing can reach the memory whose registrations go next.
+  for (auto& [number, peer] : peers_) {
+    if (peer->own) peer->own->endpoint.reset();
+  }
+  if (shared_) shared_->endpoint.reset();
+  peers_.clear();
+  shared_.reset();
+  local_regions_.clear();
+  anchor_.reset();
+}
+
+void FabricDomain::check(const char* what, ssize_t result) const {
+  if (result >= 0) return;
+  const int code = static_cast<int>(-result);
+  throw Failure(Failure::Kind::provider, what, library_.strerror(code), code);
+}
+
+void FabricDomain::open_queues() {
+  abi::Fabric* fabric = nullptr;
+  check("fi_fabric", library_.fabric(info_->fabric_attr, &fabric, nullptr));
+  fabric_ = {fabric, nullptr};
+  abi::DomainFid* domain = nullptr;
+  check("fi_domain", fabric->ops->domain(fabric, info_.get(), &domain, nullptr));
+  domain_ = {domain, nullptr};
+
+  abi::CqAttr cq_attr{};
+  cq_attr.size = 8192;
+  cq_attr.format = abi::cq_format_data;
+  cq_attr.wait_obj = abi::wait_fd;
+  abi::Cq* cq = nullptr;
+  int result = domain->ops->cq_open(domain, &cq_attr, &cq, nullptr);
+  if (result < 0) {  // shm, sm2 and efa know no descriptor to wait for (-FI_ENOSYS in 2.5)
+    cq_attr.wait_obj = abi::wait_none;
+    result = domain->ops->cq_open(domain, &cq_attr, &cq, nullptr);
+  }
+  check("fi_cq_open", result);
+  cq_ = {cq, nullptr};
+  if (cq_attr.wait_obj == abi::wait_fd && abi::get_wait_fd(cq, &wait_fd_) < 0) wait_fd_ = -1;
+
+  abi::AvAttr av_attr{};
+  av_attr.type = info_->domain_attr->av_type != 0 ? info_->domain_attr->av_type : abi::av_table;
+  av_attr.count = 64;
+  abi::Av* av = nullptr;
+  check("fi_av_open", domain->ops->av_open(domain, &av_attr, &av, nullptr));
+  av_ = {av, nullptr};
+}
+
+Channel FabricDomain::open_channel(std::uint32_t slots, Peer* peer) {
+  Channel channel;
+  abi::Ep* ep = nullptr;
+  check("fi_endpoint", domain_->ops->endpoint(domain_.get(), info_.get(), &ep, nullptr));
+  channel.endpoint = {ep, peer == nullptr ? nullptr : &handles_};
+  if (std::string_view(info_->fabric_attr->prov_name).starts_with("efa")) {
+    // Our own shm serves this host; the CUDA calls would run in the worker and may wait for a stream. Old versions do
+    // not know the names, and then do neither.
+    const bool permitted = false;
+    for (const int name : {abi::opt_shared_memory_permitted, abi::opt_cuda_api_permitted}) {
+      const int result = ep->ops->setopt(&ep->fid, abi::opt_endpoint, name, &permitted, sizeof permitted);
+      if (result != -ENOPROTOOPT) check("fi_setopt", result);
+    }
+  }
+  check("fi_ep_bind", abi::bind(&ep->fid, av_.fid(), 0));
+  check("fi_ep_bind", abi::bind(&ep->fid, cq_.fid(), abi::send | abi::recv));
+  check("fi_enable", abi::enable(&ep->fid));
+  channel.slots = slots;
+  channel.arena = std::make_unique_for_overwrite<std::byte[]>(2 * slots * kSlotNbytes);
+  for (std::uint32_t slot = 2 * slots; slot-- > slots;) channel.free_slots.push_back(slot);
+  if ((info_->domain_attr->mr_mode & abi::mr_local) != 0) {
+    channel.registration = register_memory(channel.arena.get(), 2 * slots * kSlotNbytes, abi::send | abi::recv,
+                                           peer == nullptr ? nullptr : &handles_);
+  }
+  return channel;
+}
+
+void FabricDomain::describe() {
+  const std::string provider = info_->fabric_attr->prov_name;
+  attributes_.name = info_->domain_attr->name;
+  attributes_.provider = provider;
+  attributes_.same_host = provider == "shm" || provider == "sm2";
+  // One gigabyte, so that a stall can be told from a slow piece.
+  attributes_.max_piece_nbytes = std::min<std::uint64_t>(info_->ep_attr->max_msg_size, 1ull << 30);
+  attributes_.max_message_nbytes = std::min<std::uint64_t>(info_->ep_attr->max_msg_size, kSlotNbytes) - sizeof(FrameHead);
+  attributes_.protocol = "RMA write with " + std::to_string(8 * info_->domain_attr->cq_data_size) + "-bit CQ data";
+  if (policy_.delivery) attributes_.protocol += ", acknowledged by the peer";
+  if (provider.starts_with("efa") && shared_) {
+    // Which path was taken is asked, never assumed (libfabric #11626).
+    bool emulated = true;
+    std::size_t nbytes = sizeof emulated;
+    abi::Ep* ep = shared_->endpoint.get();
+    const int result = ep->ops->getopt(&ep->fid, abi::opt_endpoint, abi::opt_efa_emulated_write, &emulated, &nbytes);
+    attributes_.protocol += result < 0 ? ", by the device or emulated (this version cannot say)"
+                                       : emulated ? ", emulated in software" : ", by the device";
+    std::size_t largest = 0;
+    nbytes = sizeof largest;
+    if (ep->ops->getopt(&ep->fid, abi::opt_endpoint, abi::opt_max_msg_size, &largest, &nbytes) == 0) {
+      // efa-direct: one packet.
+      attributes_.max_message_nbytes = std::min<std::uint64_t>(largest, kSlotNbytes) - sizeof(FrameHead);
+    }
+  }
+  attributes_.inline_nbytes = 32 << 10;
+  attributes_.inline_pieces = 4;
+}
+
+std::optional<std::vector<int>> FabricDomain::arm() {
+  if (wait_fd_ < 0) return std::vector<int>{};
+  // The descriptor may only be waited on after fi_trywait has said that nothing is queued: fi_cq(3).
+  abi::Fid* fids[] = {cq_.fid()};
+  if (fabric_->ops->trywait(fabric_.get(), fids, 1) != 0) return std::nullopt;
+  return std::vector<int>{wait_fd_};
+}
+
+}  // namespace aio::libfabric

@@ -1,0 +1,26 @@
+// libfabric as a transport: one Domain per libfabric domain (a NIC, or an address for the software providers).
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "../core/domain.h"
+#include "library.h"
+
+namespace aio::libfabric {
+
+// Options, all optional:
+//   provider         exact provider name; "tcp"
+//   address          source address (node); "127.0.0.1" for the IP providers, unless `interface` is given
+//   interface        domain name, as `aio-transfer devices` shows it
+//   fabric           fabric name, to choose between "efa" and "efa-direct"
+//   rails            at most this many domains; 1
+//   depth            operations in flight per peer; 256
+//   delivery         "0": a write over tcp completes once the kernel has it, not once the peer does; "1"
+//   post_deadline_s  a peer that takes nothing for this long fails the operation; 30
+//   verdict_s        a peer that does not answer for this long after its connection broke is lost; 5
+//   library, search  see library.h
+// Throws Failure(unavailable) when the library or the provider is missing, Failure(usage) for a malformed option.
+std::vector<std::unique_ptr<Domain>> open_domains(Sink& sink, const Options& options);
+
+}  // namespace aio::libfabric

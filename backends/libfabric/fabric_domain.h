@@ -1,0 +1,250 @@
+// The libfabric Domain. What its files do: domain.cpp opens and closes, memory.cpp registers and revokes, peers.cpp
+// connects and fences, data.cpp moves bytes, wire.h says what travels.
+#pragma once
+
+#include <chrono>
+#include <deque>
+#include <map>
+#include <optional>
+#include <set>
+#include <string>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "domain.h"
+#include "wire.h"
+
+namespace aio::libfabric {
+
+using Clock = std::chrono::steady_clock;
+
+inline constexpr std::size_t kSlotNbytes = 32 << 10;  // one message with its header
+inline constexpr std::uint32_t kSlots = 8;            // each way, per endpoint of one peer
+inline constexpr std::uint32_t kSharedSlots = 64;     // each way, where all peers share an endpoint
+
+// Owns one libfabric object, and counts it where it belongs to a region or a peer.
+template <class Object>
+class Handle {
+ public:
+  Handle() = default;
+  Handle(Object* object, std::uint64_t* count) noexcept : object_(object), count_(count) {
+    if (count_ != nullptr) ++*count_;
+  }
+  Handle(Handle&& other) noexcept : object_(std::exchange(other.object_, nullptr)), count_(other.count_) {}
+  Handle& operator=(Handle&& other) noexcept {
+    if (this != &other) {
+      reset();
+      object_ = std::exchange(other.object_, nullptr);
+      count_ = other.count_;
+    }
+    return *this;
+  }
+  ~Handle() { reset(); }
+
+  void reset() noexcept {
+    if (object_ == nullptr) return;
+    // A refused close stays counted: the leak check then shows it.
+    const int result = abi::close(&std::exchange(object_, nullptr)->fid);
+    if (result == 0 && count_ != nullptr) --*count_;
+  }
+  [[nodiscard]] Object* get() const noexcept { return object_; }
+  [[nodiscard]] abi::Fid* fid() const noexcept { return &object_->fid; }
+  Object* operator->() const noexcept { return object_; }
+  explicit operator bool() const noexcept { return object_ != nullptr; }
+
+ private:
+  Object* object_ = nullptr;
+  std::uint64_t* count_ = nullptr;
+};
+
+// What differs between providers, and why.
+struct Policy {
+  // efa: endpoints are NIC queues, too dear for one per peer. The others get one per peer, since closing an endpoint
+  // closes its connections, and that is the only fence software has.
+  bool shared_endpoint = false;
+  // efa: the NIC checks every packet against the key, so closing the registration is enough. The software providers
+  // (and rxm's receive path) look a key up when an operation begins and keep writing afterwards.
+  bool close_revokes = false;
+  // tcp completes a write when the kernel has taken the bytes: one that the peer then refuses, or never reads, has
+  // "succeeded". With FI_DELIVERY_COMPLETE the peer acknowledges; costs 24 bytes back per write.
+  bool delivery = false;
+};
+
+struct Peer;
+
+// One operation in the provider's hands. Never freed before its completion was read: op_context points here.
+struct Operation {
+  abi::Context context{};  // FI_CONTEXT and FI_CONTEXT2 let the provider scribble here
+  enum class Kind : std::uint8_t { idle, piece, message, control, receive, abandoned } kind = Kind::idle;
+  Peer* peer = nullptr;  // null: a receive on the shared endpoint
+  Flow* flow = nullptr;
+  TransferId message = 0;
+  std::uint64_t serial = 0;  // of the remote region
+  std::uint64_t nbytes = 0;
+  std::uint32_t slot = kNoSlot;
+
+  static constexpr std::uint32_t kNoSlot = ~0u;
+  [[nodiscard]] bool slot_held() const noexcept { return slot != kNoSlot; }
+};
+
+// An endpoint with the registered buffers its messages travel through: slots [0, n) receive, [n, 2n) send.
+struct Channel {
+  std::uint32_t slots = 0;
+  std::unique_ptr<std::byte[]> arena;
+  std::vector<std::uint32_t> free_slots;
+  // The endpoint is declared last: it must go before the memory it writes to.
+  Handle<abi::Mr> registration;
+  Handle<abi::Ep> endpoint;
+
+  [[nodiscard]] std::byte* at(std::uint32_t slot) const noexcept { return arena.get() + slot * kSlotNbytes; }
+  [[nodiscard]] void* desc() const noexcept { return registration ? registration->mem_desc : nullptr; }
+};
+
+// An operation whose connection broke: whether the peer refused a stale key, fell over or just reconnects is asked of
+// the peer itself before anybody is told.
+struct Suspended {
+  Flow* flow;
+  TransferId message;
+  std::uint64_t serial;
+  int code;
+};
+
+struct Peer {
+  PeerNumber number;
+  std::uint64_t token;                   // what it must quote
+  std::optional<Channel> own;            // unless the domain shares one
+  Channel* channel = nullptr;
+  std::string blob;                      // our end
+  bool joined = false;
+  std::string remote_blob;
+  EndpointBlob remote;
+  std::uint64_t address = abi::addr_unspec;
+
+  std::uint32_t in_flight = 0;
+  std::uint64_t nbytes_in_flight = 0;
+  std::optional<Clock::time_point> stalled;  // since when it took nothing
+
+  std::vector<std::string> early;  // messages that came before connect() named their sender
+
+  // Questions to the peer: one is open at a time, each answered by its number. See memory.cpp.
+  std::uint64_t wanted = 0, asked = 0, answered = 0;
+  std::string question;
+  Clock::time_point asked_at;
+  std::set<std::uint64_t> revoking, told;  // serials of ours that it must forget; those in the open question
+  std::set<std::uint64_t> dead;            // serials of its own that it has deregistered
+  std::deque<std::string> outbox;
+
+  std::vector<Suspended> suspended;
+  Clock::time_point suspended_at;
+  std::uint64_t verdict_number = 0;
+
+  bool leaving = false;  // disconnect() was called
+  bool closing = false;  // the endpoint is being closed: every error is peer_lost
+  Clock::time_point leaving_since;
+};
+
+struct LocalRegion {
+  std::uint64_t addr, nbytes, serial;
+  unsigned access;
+  Handle<abi::Mr> registration;
+  bool revoking = false;
+  std::map<PeerNumber, std::uint64_t> awaited;  // after the registration is closed: the answer that must have come
+};
+
+struct RemoteRegion {
+  PeerNumber peer;
+  std::uint64_t nbytes;
+  KeyBlob key;
+  bool dead = false;
+};
+
+class FabricDomain final : public Domain {
+ public:
+  FabricDomain(Sink& sink, const Library& library, InfoPtr info, const Options& options);
+  ~FabricDomain() override;
+
+  [[nodiscard]] const DomainAttributes& attributes() const noexcept override { return attributes_; }
+  std::string register_local(RegionNumber region, const LocalMemory& memory) override;
+  void register_remote(RegionNumber region, const RemoteMemory& memory) override;
+  void deregister(RegionNumber region) override;
+  Endpoint connect(PeerNumber peer, const std::optional<Endpoint>& remote) override;
+  void disconnect(PeerNumber peer, bool lost) override;
+  Posted post(Flow& flow, std::uint32_t budget) override;
+  Posted send(PeerNumber peer, TransferId message, const std::string& payload) override;
+  bool progress() override;
+  [[nodiscard]] bool needs_progress() const noexcept override { return chores_; }
+  std::optional<std::vector<int>> arm() override;
+  [[nodiscard]] bool polled() const noexcept override { return wait_fd_ < 0; }
+  [[nodiscard]] std::uint64_t handles() const noexcept override { return handles_ + remote_regions_.size(); }
+
+ private:
+  // domain.cpp
+  void check(const char* what, ssize_t result) const;
+  void open_queues();
+  Channel open_channel(std::uint32_t slots, Peer* peer);
+  void describe();
+  // memory.cpp
+  Handle<abi::Mr> register_memory(const void* base, std::size_t nbytes, std::uint64_t access, std::uint64_t* count);
+  void revoke(LocalRegion& region);
+  void settle_regions();
+  // peers.cpp
+  Peer* find(PeerNumber number) noexcept;
+  void join(Peer& peer, const Endpoint& remote);
+  void ask(Peer& peer) noexcept;
+  bool tend(Peer& peer, Clock::time_point now);
+  void write_question(Peer& peer);
+  bool flush_outbox(Peer& peer);
+  void received(Peer& peer, const std::byte* frame, std::size_t nbytes);
+  void answered(Peer& peer, std::uint64_t number, const std::set<std::uint64_t>& dead);
+  void resolve(Peer& peer, const Outcome* verdict);
+  void forget(Peer& peer, const std::set<std::uint64_t>& serials);
+  void fence(Peer& peer);
+  void fence_quietly(Peer& peer);
+  // data.cpp
+  ssize_t post_piece(Peer& peer, const Run& run, const Piece& piece, const LocalRegion* local, const RemoteRegion* remote,
+                     Operation& operation);
+  std::optional<Outcome> refusal(const Run& run, const Piece& piece, const LocalRegion* local, const RemoteRegion* remote) const;
+  Posted blocked(Peer& peer, Flow& flow);
+  ssize_t post_frame(Peer& peer, Operation::Kind kind, TransferId message, std::string_view frame);
+  void post_receive(Channel& channel, Peer* peer, std::uint32_t slot);
+  bool harvest();
+  void complete(const abi::CqEntry& entry);
+  void fail(const abi::CqErrorEntry& error);
+  void finish(Operation& operation, const Outcome& outcome);
+  Operation& acquire(Operation::Kind kind, Peer* peer);
+  void recycle(Operation& operation) noexcept;
+
+  Sink& sink_;
+  const Library& library_;
+  InfoPtr info_;
+  Policy policy_;
+  std::uint32_t depth_;
+  std::chrono::duration<double> post_deadline_, verdict_;
+  DomainAttributes attributes_;
+
+  std::uint64_t handles_ = 0;
+  Handle<abi::Fabric> fabric_;
+  Handle<abi::DomainFid> domain_;
+  Handle<abi::Cq> cq_;
+  Handle<abi::Av> av_;
+  int wait_fd_ = -1;
+  std::uint64_t anchor_memory_[8] = {};
+  Handle<abi::Mr> anchor_;  // what pieces without payload name: EFA wants a valid region even then
+  std::optional<Channel> shared_;
+
+  std::deque<Operation> operations_;  // stable addresses
+  std::vector<Operation*> idle_;
+  std::unordered_map<RegionNumber, LocalRegion> local_regions_;
+  std::unordered_map<RegionNumber, RemoteRegion> remote_regions_;
+  std::set<RegionNumber> closing_regions_;
+  std::uint64_t next_serial_ = 1;
+  std::unordered_map<PeerNumber, std::unique_ptr<Peer>> peers_;
+  std::unordered_map<std::uint64_t, Peer*> tokens_;
+  std::vector<std::pair<Peer*, std::uint32_t>> unposted_;  // receive slots that found no room
+  bool arrived_ = false;
+  bool chores_ = false;  // some peer waits for time to pass, or for room
+  Clock::time_point last_arrival_{};
+};
+
+}  // namespace aio::libfabric

@@ -1,0 +1,130 @@
+// Registrations, and taking them back.
+//
+// Closing a registration is no fence in software. Read in libfabric 2.5's tcp provider (xnet_handle_write): the key is
+// looked up when an operation's header has arrived, and the payload is then received into the memory for as long as it
+// takes, registration or not; nothing tells the owner that one is in progress. And a header with an unknown key ends the
+// whole connection, so that innocent operations die with it. So a region is taken back in two rounds of questions:
+//
+//   1. Every peer is told to forget the region. It stops what it has not posted yet (stale_region), and answers. The
+//      answer leaves after what it had posted (one connection per peer, in order), so nothing of it is under way now,
+//      and no connection breaks.
+//   2. The registration is closed, and every peer is asked once more. For a well-behaved peer this is idle. For one that
+//      went on writing, the answer proves that the header of any write that was let in before the closing lies behind us
+//      in the stream, with its payload; and since our question left after the responses to its reads, that those have
+//      left our memory too.
+//
+// Then the memory is released. A peer that does not answer holds it until it is fenced: that is contract 8.
+#include <cerrno>
+#include <random>
+
+#include "fabric_domain.h"
+
+namespace aio::libfabric {
+
+Handle<abi::Mr> FabricDomain::register_memory(const void* base, std::size_t nbytes, std::uint64_t access,
+                                              std::uint64_t* count) {
+  const iovec where{const_cast<void*>(base), nbytes};
+  abi::MrAttr attr{};
+  attr.iov = &where;
+  attr.iov_count = 1;
+  attr.access = access;
+  attr.iface = abi::hmem_system;
+  const abi::DomainAttr& domain = *info_->domain_attr;
+  const bool ours = (domain.mr_mode & abi::mr_prov_key) == 0;
+  const std::uint64_t mask = domain.mr_key_size >= 8 ? ~0ull : (1ull << 8 * domain.mr_key_size) - 1;
+  std::random_device random;
+  abi::Mr* mr = nullptr;
+  int result = -abi::err_nokey;
+  for (int attempt = 0; attempt < 8 && result == -abi::err_nokey; ++attempt) {
+    // Keys of our own choice are random: over tcp a key is all that guards the memory.
+    if (ours) attr.requested_key = (std::uint64_t{random()} << 32 | random()) & mask;
+    result = domain_->mr->regattr(domain_.fid(), &attr, 0, &mr);
+  }
+  check("fi_mr_regattr", result);
+  Handle<abi::Mr> handle(mr, count);
+  if ((domain.mr_mode & abi::mr_endpoint) != 0) {
+    check("fi_mr_bind", abi::bind(&mr->fid, shared_->endpoint.fid(), 0));
+    check("fi_mr_enable", abi::enable(&mr->fid));
+  }
+  return handle;
+}
+
+std::string FabricDomain::register_local(RegionNumber number, const LocalMemory& memory) {
+  if (memory.nbytes == 0) throw Failure(Failure::Kind::usage, "register", "the memory is empty");
+  std::uint64_t access = abi::read | abi::write;
+  if ((memory.access & access_remote_read) != 0) access |= abi::remote_read;
+  if ((memory.access & access_remote_write) != 0) access |= abi::remote_write;
+  auto registration = register_memory(reinterpret_cast<void*>(memory.addr), memory.nbytes, access, &handles_);
+  const bool virtual_addresses = (info_->domain_attr->mr_mode & abi::mr_virt_addr) != 0;
+  const KeyBlob key{virtual_addresses ? memory.addr : 0, registration->key, next_serial_++};
+  LocalRegion region{memory.addr, memory.nbytes, key.serial, memory.access, std::move(registration), false, {}};
+  local_regions_.insert_or_assign(number, std::move(region));
+  std::string bytes;
+  append_record(bytes, key);
+  return bytes;
+}
+
+void FabricDomain::register_remote(RegionNumber number, const RemoteMemory& memory) {
+  if (memory.keys.size() != sizeof(KeyBlob)) {
+    throw Failure(Failure::Kind::usage, "register", "the key is not one of libfabric's: " + std::to_string(memory.keys.size()) + " bytes");
+  }
+  const Peer* peer = find(memory.peer);
+  if (peer == nullptr) throw Failure(Failure::Kind::usage, "register", "the peer is not connected");
+  const auto key = read_record<KeyBlob>(memory.keys);
+  if (peer->dead.contains(key.serial)) {
+    throw Failure(Failure::Kind::stale, "region " + std::to_string(number), "the peer has deregistered it");
+  }
+  remote_regions_.insert_or_assign(number, RemoteRegion{memory.peer, memory.nbytes, key, false});
+}
+
+void FabricDomain::deregister(RegionNumber number) {
+  remote_regions_.erase(number);
+  const auto found = local_regions_.find(number);
+  if (found == local_regions_.end() || closing_regions_.contains(number)) return;
+  const bool reachable = (found->second.access & (access_remote_read | access_remote_write)) != 0 && !peers_.empty();
+  closing_regions_.insert(number);
+  if (reachable && !policy_.close_revokes) revoke(found->second);
+  settle_regions();
+}
+
+void FabricDomain::revoke(LocalRegion& region) {
+  region.revoking = true;
+  for (auto& [number, peer] : peers_) {
+    peer->revoking.insert(region.serial);
+    ask(*peer);
+  }
+}
+
+// Moves every region that is being taken back as far as the answers allow.
+void FabricDomain::settle_regions() {
+  for (auto next = closing_regions_.begin(); next != closing_regions_.end();) {
+    const RegionNumber number = *next;
+    LocalRegion& region = local_regions_.at(number);
+    if (region.registration) {
+      bool told = true;
+      for (const auto& [peer_number, peer] : peers_) told &= !peer->revoking.contains(region.serial);
+      if (!told) {
+        ++next;
+        continue;
+      }
+      region.registration.reset();
+      if (region.revoking) {
+        for (auto& [peer_number, peer] : peers_) region.awaited[peer_number] = peer->asked + 1;
+        for (auto& [peer_number, peer] : peers_) ask(*peer);
+      }
+    }
+    std::erase_if(region.awaited, [this](const auto& awaited) {
+      const Peer* peer = find(awaited.first);
+      return peer == nullptr || peer->answered >= awaited.second;
+    });
+    if (!region.awaited.empty()) {
+      ++next;
+      continue;
+    }
+    next = closing_regions_.erase(next);
+    local_regions_.erase(number);
+    sink_.released(number);
+  }
+}
+
+}  // namespace aio::libfabric

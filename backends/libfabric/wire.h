@@ -1,0 +1,88 @@
+// What travels outside of memory: endpoint blobs and key blobs over the control connection, frames over the fabric.
+// Little endian throughout; everything read from a peer is checked before it is believed.
+#pragma once
+
+#include <bit>
+#include <cstdint>
+#include <cstring>
+#include <set>
+#include <string>
+#include <string_view>
+
+#include "../core/types.h"
+
+namespace aio::libfabric {
+
+static_assert(std::endian::native == std::endian::little, "the blobs are copied as they lie");
+
+struct KeyBlob {
+  std::uint64_t base;    // virtual address, or 0 where offsets count from the region's start
+  std::uint64_t key;     // libfabric's
+  std::uint64_t serial;  // ours; unlike a key it is never used again
+};
+
+struct EndpointHead {
+  std::uint32_t magic, addr_format;
+  std::uint64_t token;
+  KeyBlob anchor;
+  std::uint16_t provider_nbytes, address_nbytes;
+};
+
+struct EndpointBlob {
+  EndpointHead head{};
+  std::string provider, address;
+};
+
+inline constexpr std::uint32_t kMagic = 0x31464c41;  // "ALF1"
+
+enum class FrameKind : std::uint32_t { message = 1, question = 2, answer = 3 };
+
+struct FrameHead {
+  std::uint64_t token;  // the receiver's, so that its very first message can be attributed
+  FrameKind kind;
+  std::uint32_t revoked;  // question: how many of the serials that follow are revoked; the others are asked about
+  std::uint64_t number;
+};
+static_assert(sizeof(FrameHead) == 24);
+
+template <class Record>
+Record read_record(std::string_view bytes) noexcept {
+  Record record;
+  std::memcpy(&record, bytes.data(), sizeof record);
+  return record;
+}
+
+template <class Record>
+void append_record(std::string& bytes, const Record& record) {
+  bytes.append(reinterpret_cast<const char*>(&record), sizeof record);
+}
+
+inline constexpr std::size_t kHeadNbytes = 4 + 4 + 8 + 24 + 2 + 2;
+
+inline std::string pack(const EndpointBlob& blob) {
+  std::string bytes(reinterpret_cast<const char*>(&blob.head), kHeadNbytes);
+  return bytes + blob.provider + blob.address;
+}
+
+inline EndpointBlob unpack_endpoint(std::string_view bytes) {
+  const auto refuse = [](const char* why) { return Failure(Failure::Kind::usage, "connect", why); };
+  EndpointBlob blob;
+  if (bytes.size() < kHeadNbytes) throw refuse("the endpoint is too short for one of libfabric's");
+  std::memcpy(&blob.head, bytes.data(), kHeadNbytes);
+  if (blob.head.magic != kMagic) throw refuse("the endpoint is not one of libfabric's, or of another version");
+  bytes.remove_prefix(kHeadNbytes);
+  if (bytes.size() != std::size_t{blob.head.provider_nbytes} + blob.head.address_nbytes) {
+    throw refuse("the endpoint's parts do not add up to its size");
+  }
+  blob.provider = bytes.substr(0, blob.head.provider_nbytes);
+  blob.address = bytes.substr(blob.head.provider_nbytes);
+  return blob;
+}
+
+inline std::set<std::uint64_t> read_serials(std::string_view bytes) {
+  std::set<std::uint64_t> serials;
+  for (; bytes.size() >= 8; bytes.remove_prefix(8)) serials.insert(read_record<std::uint64_t>(bytes));
+  return serials;
+}
+
+}  // namespace aio::libfabric

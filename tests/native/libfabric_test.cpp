@@ -1,0 +1,669 @@
+// Drives the libfabric domain without the core: a fake sink, flows made by hand, two domains in one process and in two.
+//   libfabric_test [provider] [search]        e.g.  libfabric_test tcp /tmp/dev/lib/mpich/libfabric.so.1
+#include <poll.h>
+#include <signal.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <map>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "../../backends/libfabric/domain.h"
+
+using namespace aio;
+using Clock = std::chrono::steady_clock;
+
+namespace {
+
+int failures = 0;
+std::string provider = "tcp";
+std::string search_path;
+using Settings = std::map<std::string, std::string>;
+Settings extra;
+
+#define CHECK(condition)                                                          \
+  do {                                                                            \
+    if (!(condition)) {                                                           \
+      std::printf("  FAILED %s:%d: %s\n", __FILE__, __LINE__, #condition);        \
+      ++failures;                                                                 \
+    }                                                                             \
+  } while (false)
+
+struct FakeSink final : Sink {
+  std::vector<std::uint32_t> counts;
+  std::vector<std::pair<PeerNumber, std::string>> messages;
+  std::map<TransferId, Outcome> sents;
+  std::vector<RegionNumber> releases;
+  std::vector<PeerNumber> fences, failed_peers;
+  std::vector<Outcome> failures_seen;
+  std::uint64_t stops = 0;
+
+  void stopped(Flow& flow, std::uint32_t pieces, const Outcome& outcome) override {
+    flow.in_flight -= pieces;
+    stops += pieces;
+    if (!outcome.ok()) {
+      flow.failed = true;
+      failures_seen.push_back(outcome);
+    }
+  }
+  void counted(std::uint32_t immediate) override { counts.push_back(immediate); }
+  void message(PeerNumber peer, std::string payload) override { messages.emplace_back(peer, std::move(payload)); }
+  void sent(TransferId message, const Outcome& outcome) override { sents[message] = outcome; }
+  void released(RegionNumber region) override { releases.push_back(region); }
+  void fenced(PeerNumber peer) override { fences.push_back(peer); }
+  void peer_failed(PeerNumber peer, const Outcome&) override { failed_peers.push_back(peer); }
+};
+
+struct Node {
+  FakeSink sink;
+  std::unique_ptr<Domain> domain;
+
+  explicit Node(Settings options = {}) {
+    options.insert({{"provider", provider}, {"search", search_path}});
+    options.insert(extra.begin(), extra.end());
+    domain = std::move(libfabric::open_domains(sink, options).front());
+  }
+};
+
+bool drive(const std::vector<Node*>& nodes, const std::function<bool()>& done, double seconds = 10) {
+  const auto until = Clock::now() + std::chrono::duration<double>(seconds);
+  while (!done()) {
+    for (Node* node : nodes) node->domain->progress();
+    if (Clock::now() > until) return false;
+  }
+  return true;
+}
+
+void drive_for(const std::vector<Node*>& nodes, double seconds) { drive(nodes, [] { return false; }, seconds); }
+
+struct Memory {
+  std::vector<std::uint8_t> bytes;
+  RegionNumber number;
+  std::string key;
+
+  Memory(Node& node, RegionNumber number, std::size_t nbytes, unsigned access = access_remote_read | access_remote_write)
+      : bytes(nbytes), number(number) {
+    key = node.domain->register_local(number, {address(), nbytes, access, -1, 0});
+  }
+  [[nodiscard]] std::uint64_t address() const { return reinterpret_cast<std::uint64_t>(bytes.data()); }
+};
+
+struct Batch {
+  std::vector<Piece> pieces;
+  Flow flow;
+
+  Batch(std::vector<Piece> which, PeerNumber peer, RegionNumber local, RegionNumber remote, Op op = Op::write)
+      : pieces(std::move(which)),
+        flow{nullptr, pieces.data(), {peer, 0, op, local, remote, 0, static_cast<std::uint32_t>(pieces.size())}} {}
+  [[nodiscard]] bool over() const { return flow.exhausted() && flow.in_flight == 0; }
+};
+
+// Posts as the core would: 32 at a time, again after progress when full.
+bool run(const std::vector<Node*>& nodes, Node& from, Batch& batch, double seconds = 20) {
+  return drive(nodes, [&] {
+    if (!batch.flow.exhausted()) from.domain->post(batch.flow, 32);
+    return batch.over();
+  }, seconds);
+}
+
+void fill(std::vector<std::uint8_t>& bytes, unsigned seed) {
+  std::mt19937_64 random(seed);
+  for (std::size_t i = 0; i + 8 <= bytes.size(); i += 8) {
+    const std::uint64_t value = random();
+    std::memcpy(&bytes[i], &value, 8);
+  }
+}
+
+constexpr PeerNumber kB = 1, kA = 1;
+
+void join(Node& a, Node& b, PeerNumber b_at_a = kB, PeerNumber a_at_b = kA) {
+  const Endpoint ea = a.domain->connect(b_at_a, std::nullopt);
+  const Endpoint eb = b.domain->connect(a_at_b, std::nullopt);
+  a.domain->connect(b_at_a, eb);
+  b.domain->connect(a_at_b, ea);
+}
+
+struct Pair {
+  Node a, b;
+  explicit Pair(const Settings& options = {}) : a(options), b(options) { join(a, b); }
+  std::vector<Node*> both() { return {&a, &b}; }
+};
+
+void test_writes() {
+  Pair pair;
+  auto& [a, b] = pair;
+  constexpr std::size_t kMost = 64u << 20;
+  Memory from(a, 10, kMost), to(b, 20, kMost + 64);
+  a.domain->register_remote(30, {kB, to.bytes.size(), to.key, {}});
+  fill(from.bytes, 1);
+  std::uint32_t immediate = 0x01020300;
+  for (const std::size_t nbytes : {1ul, 7ul, 64ul, 4096ul, 65536ul, 1ul << 20, 1ul << 26}) {
+    std::fill(to.bytes.begin(), to.bytes.end(), std::uint8_t{0xEE});
+    const auto start = Clock::now();
+    Batch batch({{from.address(), 32, nbytes, ++immediate, kPieceImmediate}}, kB, 10, 30);
+    CHECK(run(pair.both(), a, batch));
+    CHECK(drive(pair.both(), [&] { return !b.sink.counts.empty(); }));
+    const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
+    CHECK(b.sink.counts == std::vector<std::uint32_t>{immediate});
+    CHECK(std::memcmp(&to.bytes[32], from.bytes.data(), nbytes) == 0);
+    CHECK(to.bytes[31] == 0xEE && to.bytes[32 + nbytes] == 0xEE);
+    b.sink.counts.clear();
+    std::printf("  %9zu B: %.3f ms, %.2f GB/s\n", nbytes, seconds * 1e3, static_cast<double>(nbytes) / seconds / 1e9);
+  }
+  CHECK(a.sink.failures_seen.empty());
+}
+
+void test_pages() {
+  Pair pair;
+  auto& [a, b] = pair;
+  constexpr std::size_t kPages = 10000, kNbytes = 4096;
+  Memory from(a, 10, kPages * kNbytes), to(b, 20, kPages * kNbytes);
+  a.domain->register_remote(30, {kB, to.bytes.size(), to.key, {}});
+  fill(from.bytes, 2);
+  for (const bool counted : {true, false}) {
+    std::vector<Piece> pieces;
+    for (std::size_t i = 0; i < kPages; ++i) {
+      pieces.push_back({from.address() + i * kNbytes, (kPages - 1 - i) * kNbytes, kNbytes, 0x500, counted ? kPieceImmediate : 0});
+    }
+    const auto start = Clock::now();
+    Batch batch(std::move(pieces), kB, 10, 30);
+    CHECK(run(pair.both(), a, batch));
+    CHECK(drive(pair.both(), [&] { return b.sink.counts.size() == (counted ? kPages : 0); }));
+    const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
+    std::printf("  %s: %.0f pages/s, %.2f GB/s\n", counted ? "counted" : "bare", kPages / seconds, kPages * kNbytes / seconds / 1e9);
+    b.sink.counts.clear();
+  }
+  CHECK(a.sink.stops == 2 * kPages && a.sink.failures_seen.empty());
+  bool same = true;
+  for (std::size_t i = 0; i < kPages; ++i) {
+    same &= std::memcmp(&from.bytes[i * kNbytes], &to.bytes[(kPages - 1 - i) * kNbytes], kNbytes) == 0;
+  }
+  CHECK(same);
+  drive_for(pair.both(), 0.05);
+  CHECK(b.sink.counts.empty());
+}
+
+void test_reads() {
+  Pair pair;
+  auto& [a, b] = pair;
+  Memory into(a, 10, 8 << 20), from(b, 20, 8 << 20);
+  fill(from.bytes, 3);
+  a.domain->register_remote(30, {kB, from.bytes.size(), from.key, {}});
+  Batch batch({{into.address() + 5, 7, 4 << 20, 0, 0}, {into.address() + (5 << 20), 5 << 20, 1, 0, 0}}, kB, 10, 30, Op::read);
+  CHECK(run(pair.both(), a, batch));
+  CHECK(a.sink.failures_seen.empty());
+  CHECK(std::memcmp(&into.bytes[5], &from.bytes[7], 4 << 20) == 0);
+  CHECK(into.bytes[4] == 0 && into.bytes[5 + (4 << 20)] == 0 && into.bytes[5 << 20] == from.bytes[5 << 20]);
+}
+
+void test_messages() {
+  Pair pair;
+  auto& [a, b] = pair;
+  const std::size_t most = a.domain->attributes().max_message_nbytes;
+  std::vector<std::string> sent;
+  for (std::size_t i = 0; i < 300; ++i) sent.emplace_back(i % 7 == 0 ? most : i, static_cast<char>(i));
+  std::size_t next = 0;
+  CHECK(drive(pair.both(), [&] {
+    if (next < sent.size() && a.domain->send(kB, next, sent[next]) == Posted::more) ++next;
+    return b.sink.messages.size() == sent.size() && a.sink.sents.size() == sent.size();
+  }));
+  std::multimap<std::string, int> left;
+  for (const auto& payload : sent) left.emplace(payload, 0);
+  for (const auto& [peer, payload] : b.sink.messages) {
+    CHECK(peer == kA);
+    const auto found = left.find(payload);
+    CHECK(found != left.end());
+    if (found != left.end()) left.erase(found);
+  }
+  for (const auto& [id, outcome] : a.sink.sents) CHECK(outcome.ok());
+  a.domain->send(kB, 9999, std::string(most + 1, 'x'));
+  CHECK(!a.sink.sents[9999].ok());
+}
+
+void test_bare_immediates() {
+  Pair pair;
+  auto& [a, b] = pair;
+  Batch batch(std::vector<Piece>(1000, Piece{0, 0, 0, 0xABCDEF01, kPieceImmediate}), kB, 0, 0);
+  CHECK(run(pair.both(), a, batch));
+  CHECK(drive(pair.both(), [&] { return b.sink.counts.size() == 1000; }));
+  for (const auto count : b.sink.counts) CHECK(count == 0xABCDEF01);
+}
+
+void test_malformed() {
+  Node a;
+  const Endpoint own = a.domain->connect(1, std::nullopt);
+  std::mt19937 random(4);
+  int refused = 0;
+  const auto offer = [&](const std::string& blob) {
+    try {
+      a.domain->connect(1, Endpoint{blob, {}});
+    } catch (const Failure& failure) {
+      refused += failure.kind == Failure::Kind::usage;
+    }
+  };
+  for (int i = 0; i < 2000; ++i) {
+    std::string blob(random() % 200, '\0');
+    for (char& c : blob) c = static_cast<char>(random());
+    offer(blob);
+    offer(own.blob.substr(0, random() % own.blob.size()));
+    offer(own.blob + blob + "x");
+  }
+  CHECK(refused == 6000);
+  for (const std::size_t nbytes : {0ul, 16ul, 23ul, 25ul}) {
+    try {
+      a.domain->register_remote(5, {1, 64, std::string(nbytes, 'k'), {}});
+      CHECK(false);
+    } catch (const Failure& failure) {
+      CHECK(failure.kind == Failure::Kind::usage);
+    }
+  }
+  a.domain->disconnect(1, true);
+  CHECK(a.sink.fences.size() == 1 && a.domain->handles() == 0);
+}
+
+// A key that was never valid: the operation fails, others go on.
+void test_bad_key() {
+  Pair pair;
+  auto& [a, b] = pair;
+  Memory from(a, 10, 1 << 20), to(b, 20, 1 << 20);
+  fill(from.bytes, 5);
+  std::string bad = to.key;
+  bad[9] = static_cast<char>(bad[9] ^ 0x55);
+  bad[16] = static_cast<char>(bad[16] ^ 0x40);  // and a serial that the peer never gave out
+  a.domain->register_remote(30, {kB, to.bytes.size(), to.key, {}});
+  a.domain->register_remote(31, {kB, to.bytes.size(), bad, {}});
+  Batch good({{from.address(), 0, 4096, 1, kPieceImmediate}}, kB, 10, 30);
+  CHECK(run(pair.both(), a, good));
+  Batch wrong({{from.address(), 0, 4096, 2, kPieceImmediate}}, kB, 10, 31);
+  CHECK(run(pair.both(), a, wrong));
+  CHECK(a.sink.failures_seen.size() == 1);
+  if (!a.sink.failures_seen.empty()) {
+    const Outcome& outcome = a.sink.failures_seen.front();
+    std::printf("  bad key: status %d, code %ld, %s\n", static_cast<int>(outcome.status), static_cast<long>(outcome.code), outcome.reason.c_str());
+    CHECK(outcome.status == Status::stale_region);
+  }
+  Batch again({{from.address() + 4096, 4096, 4096, 3, kPieceImmediate}}, kB, 10, 30);
+  CHECK(run(pair.both(), a, again));
+  CHECK(drive(pair.both(), [&] { return b.sink.counts.size() == 2; }));
+  CHECK(b.sink.counts == (std::vector<std::uint32_t>{1, 3}));
+  CHECK(a.sink.failures_seen.size() == 1);
+  CHECK(std::memcmp(from.bytes.data(), to.bytes.data(), 8192) == 0);
+  CHECK(a.sink.failed_peers.empty());
+}
+
+void test_deregister() {
+  Pair pair;
+  auto& [a, b] = pair;
+  Memory from(a, 10, 16 << 20), to(b, 20, 16 << 20), other(b, 21, 4096);
+  a.domain->register_remote(30, {kB, to.bytes.size(), to.key, {}});
+  a.domain->register_remote(31, {kB, other.bytes.size(), other.key, {}});
+  Batch before({{from.address(), 0, 16 << 20, 1, kPieceImmediate}}, kB, 10, 30);
+  CHECK(drive(pair.both(), [&] { return a.domain->post(before.flow, 1) == Posted::more && before.flow.next == 1; }));
+  for (int i = 0; i < 3; ++i) b.domain->progress();
+  const bool under_way = b.sink.counts.empty();
+  const auto start = Clock::now();
+  b.domain->deregister(20);
+  CHECK(b.sink.releases.empty());
+  CHECK(drive(pair.both(), [&] { return b.sink.releases.size() == 1; }));
+  std::printf("  released after %.3f ms, with a write of 16 MiB %s\n",
+              std::chrono::duration<double>(Clock::now() - start).count() * 1e3, under_way ? "under way" : "already in");
+  std::fill(to.bytes.begin(), to.bytes.end(), std::uint8_t{0x77});
+  CHECK(run(pair.both(), a, before));
+  Batch after({{from.address(), 0, 4096, 2, kPieceImmediate}}, kB, 10, 30);
+  CHECK(run(pair.both(), a, after));
+  CHECK(a.sink.failures_seen.size() == 1 && a.sink.failures_seen.back().status == Status::stale_region);
+  Batch elsewhere({{from.address(), 0, 4096, 3, kPieceImmediate}}, kB, 10, 31);
+  CHECK(run(pair.both(), a, elsewhere));
+  CHECK(drive(pair.both(), [&] { return !b.sink.counts.empty() && b.sink.counts.back() == 3; }));
+  for (const auto byte : to.bytes) {
+    if (byte != 0x77) {
+      CHECK(byte == 0x77);
+      break;
+    }
+  }
+  try {
+    a.domain->register_remote(32, {kB, to.bytes.size(), to.key, {}});
+    CHECK(false);
+  } catch (const Failure& failure) {
+    CHECK(failure.kind == Failure::Kind::stale);
+  }
+  // Our own, that nobody can reach: at once.
+  Memory private_memory(b, 22, 4096, 0);
+  b.domain->deregister(22);
+  CHECK(b.sink.releases.back() == 22);
+}
+
+// A peer that never heard of the deregistration, since it was not there: it asks when its connection breaks.
+void test_old_descriptor() {
+  Node a, b;
+  Memory from(a, 10, 4096), to(b, 20, 4096);
+  b.domain->deregister(20);
+  CHECK(b.sink.releases.size() == 1);
+  join(a, b);
+  a.domain->register_remote(30, {kB, 4096, to.key, {}});
+  Batch batch({{from.address(), 0, 4096, 2, kPieceImmediate}}, kB, 10, 30);
+  CHECK(run({&a, &b}, a, batch));
+  CHECK(a.sink.failures_seen.size() == 1 && a.sink.failures_seen.back().status == Status::stale_region);
+}
+
+void test_disconnect(bool lost) {
+  Pair pair;
+  auto& [a, b] = pair;
+  {
+    Memory from(a, 10, 8 << 20), to(b, 20, 8 << 20);
+    a.domain->register_remote(30, {kB, to.bytes.size(), to.key, {}});
+    Batch batch(std::vector<Piece>(64, Piece{from.address(), 0, 8 << 20, 9, kPieceImmediate}), kB, 10, 30);
+    CHECK(drive(pair.both(), [&] { return a.domain->post(batch.flow, 32) == Posted::more && batch.flow.next >= 32; }));
+    for (int i = 0; i < 10; ++i) b.domain->progress();
+    const auto outstanding = batch.flow.in_flight;
+    a.domain->disconnect(kB, lost);
+    batch.flow.failed = true;
+    CHECK(drive({&a}, [&] { return a.sink.fences.size() == 1; }, 3));
+    CHECK(batch.flow.in_flight == 0);
+    std::printf("  %u pieces under way, %zu reported as lost\n", outstanding, a.sink.failures_seen.size());
+    for (const auto& outcome : a.sink.failures_seen) CHECK(outcome.status == Status::peer_lost);
+    b.domain->disconnect(kA, lost);
+    CHECK(drive({&b}, [&] { return b.sink.fences.size() == 1; }, 3));
+    a.domain->deregister(10);
+    a.domain->deregister(30);
+    b.domain->deregister(20);
+    CHECK(a.sink.releases.size() == 1 && b.sink.releases.size() == 1);
+  }
+  CHECK(a.domain->handles() == 0 && b.domain->handles() == 0);
+  // and again, with the same domains
+  join(a, b, 5, 6);
+  Memory from(a, 11, 4096), to(b, 21, 4096);
+  a.domain->register_remote(31, {5, 4096, to.key, {}});
+  Batch batch({{from.address(), 0, 4096, 4, kPieceImmediate}}, 5, 11, 31);
+  const auto lost_before = a.sink.failures_seen.size();
+  CHECK(run(pair.both(), a, batch) && a.sink.failures_seen.size() == lost_before);
+}
+
+void test_half_connected() {
+  Node a, b;
+  const Endpoint ea = a.domain->connect(kB, std::nullopt);
+  const Endpoint eb = b.domain->connect(kA, std::nullopt);
+  a.domain->connect(kB, eb);  // b does not know a's end yet
+  CHECK(drive({&a, &b}, [&] { return a.domain->send(kB, 1, "early") == Posted::more; }));
+  drive_for({&a, &b}, 0.1);
+  CHECK(b.sink.messages.empty());
+  b.domain->connect(kA, ea);
+  CHECK(drive({&a, &b}, [&] { return b.sink.messages.size() == 1; }));
+}
+
+void test_nobody_there() {
+  Node a(Settings{{"post_deadline_s", "1"}});
+  Endpoint dead;
+  {
+    Node b;
+    dead = b.domain->connect(kA, std::nullopt);
+  }
+  a.domain->connect(kB, std::nullopt);
+  a.domain->connect(kB, dead);
+  Batch batch({{0, 0, 0, 1, kPieceImmediate}}, kB, 0, 0);
+  const auto start = Clock::now();
+  CHECK(run({&a}, a, batch, 10));
+  CHECK(a.sink.failures_seen.size() == 1);
+  if (!a.sink.failures_seen.empty()) {
+    std::printf("  after %.1f s: %s\n", std::chrono::duration<double>(Clock::now() - start).count(), a.sink.failures_seen.front().reason.c_str());
+  }
+  a.domain->disconnect(kB, true);
+  CHECK(a.domain->handles() == 0);
+}
+
+// Blocks on the fd as the worker does; a byte from elsewhere must wake it.
+void test_arm() {
+  Pair pair;
+  auto& [a, b] = pair;
+  if (b.domain->polled()) {
+    std::printf("  polled: no descriptor\n");
+    return;
+  }
+  Memory from(a, 10, 4096), to(b, 20, 4096);
+  a.domain->register_remote(30, {kB, 4096, to.key, {}});
+  drive_for(pair.both(), 0.1);
+  int wakes = 0;
+  for (std::uint32_t i = 1; i <= 200; ++i) {
+    Batch batch({{from.address(), 0, 4096, i, kPieceImmediate}}, kB, 10, 30);
+    for (int round = 0; !batch.over() || b.sink.counts.size() < i; ++round) {
+      if (!batch.flow.exhausted()) a.domain->post(batch.flow, 1);
+      for (Node* node : pair.both()) {
+        while (node->domain->progress()) {
+        }
+      }
+      if (batch.over() && b.sink.counts.size() >= i) break;
+      std::vector<pollfd> fds;
+      bool ready = false;
+      for (Node* node : pair.both()) {
+        const auto armed = node->domain->arm();
+        ready |= !armed;
+        if (armed) {
+          for (const int fd : *armed) fds.push_back({fd, POLLIN, 0});
+        }
+      }
+      if (!ready) {
+        const int woken = ::poll(fds.data(), fds.size(), 1000);
+        CHECK(woken > 0);
+        if (woken <= 0) return;
+        ++wakes;
+      }
+    }
+  }
+  drive_for(pair.both(), 0.02);
+  std::printf("  %d wakes; idle: needs_progress %d\n", wakes, static_cast<int>(b.domain->needs_progress()));
+  CHECK(!a.domain->needs_progress() && !b.domain->needs_progress());
+}
+
+// ------------------------------------------------------------------------------------------------- two processes
+
+void put(int fd, const std::string& bytes) {
+  const auto nbytes = static_cast<std::uint32_t>(bytes.size());
+  if (::write(fd, &nbytes, 4) != 4 || ::write(fd, bytes.data(), bytes.size()) != static_cast<ssize_t>(bytes.size())) {
+    std::printf("  (the other process is gone)\n");
+  }
+}
+
+std::string get(int fd) {
+  std::uint32_t nbytes = 0;
+  if (::read(fd, &nbytes, 4) != 4) return {};
+  std::string bytes(nbytes, '\0');
+  for (std::size_t done = 0; done < nbytes;) {
+    const ssize_t got = ::read(fd, bytes.data() + done, nbytes - done);
+    if (got <= 0) return {};
+    done += static_cast<std::size_t>(got);
+  }
+  return bytes;
+}
+
+bool readable(int fd) {
+  pollfd one{fd, POLLIN, 0};
+  return ::poll(&one, 1, 0) > 0;
+}
+
+// Writes 64 MiB of 0xAB over and over into region `key` until it fails; then says how, and why.
+int writer(int fd) {
+  Node node;
+  put(fd, node.domain->connect(1, std::nullopt).blob);
+  node.domain->connect(1, Endpoint{get(fd), {}});
+  const std::string key = get(fd);
+  Memory from(node, 10, 64 << 20);
+  std::fill(from.bytes.begin(), from.bytes.end(), std::uint8_t{0xAB});
+  node.domain->register_remote(30, {1, from.bytes.size(), key, {}});
+  for (std::uint32_t i = 1; node.sink.failures_seen.empty(); ++i) {
+    Batch batch({{from.address(), 0, from.bytes.size(), i, kPieceImmediate}}, 1, 10, 30);
+    while (!batch.over()) {
+      if (!batch.flow.exhausted()) node.domain->post(batch.flow, 1);
+      node.domain->progress();
+      if (readable(fd) && get(fd) == "stop") {
+        node.domain->disconnect(1, true);
+        batch.flow.failed = true;
+      }
+    }
+  }
+  const Outcome& outcome = node.sink.failures_seen.front();
+  put(fd, std::to_string(static_cast<int>(outcome.status)) + " " + std::to_string(outcome.code) + " " + outcome.reason);
+  return 0;
+}
+
+struct Child {
+  pid_t pid;
+  int fd;
+};
+
+Child spawn(const char* self) {
+  int fds[2];
+  if (::socketpair(AF_UNIX, SOCK_STREAM, 0, fds) != 0) std::abort();
+  const pid_t pid = ::fork();
+  if (pid == 0) {
+    ::close(fds[0]);
+    const std::string fd = std::to_string(fds[1]);
+    ::execl(self, self, provider.c_str(), search_path.c_str(), fd.c_str(), nullptr);
+    std::_Exit(127);
+  }
+  ::close(fds[1]);
+  return {pid, fds[0]};
+}
+
+bool wait_until_inside(Node& node, const Memory& to) {
+  // Inside a write: its head has arrived and its tail has not.
+  return drive({&node}, [&] { return to.bytes[1 << 20] == 0xAB && to.bytes.back() != 0xAB; }, 20);
+}
+
+void test_frozen_writer(const char* self) {
+  const Child child = spawn(self);
+  Node node;
+  const Endpoint far{get(child.fd), {}};
+  put(child.fd, node.domain->connect(1, std::nullopt).blob);
+  Memory to(node, 20, 64 << 20);
+  node.domain->connect(1, far);
+  put(child.fd, to.key);
+  CHECK(wait_until_inside(node, to));
+  ::kill(child.pid, SIGSTOP);
+  node.domain->progress();
+  CHECK(to.bytes.back() != 0xAB);
+  // Taking the region back must wait: the write is in progress, registration or not.
+  node.domain->deregister(20);
+  drive_for({&node}, 0.3);
+  CHECK(node.sink.releases.empty());
+  const auto start = Clock::now();
+  node.domain->disconnect(1, true);
+  std::printf("  fenced after %.3f ms\n", std::chrono::duration<double>(Clock::now() - start).count() * 1e3);
+  CHECK(node.sink.fences.size() == 1);
+  CHECK(node.sink.releases.size() == 1);
+  std::fill(to.bytes.begin(), to.bytes.end(), std::uint8_t{0x55});
+  drive_for({&node}, 0.1);
+  ::kill(child.pid, SIGCONT);
+  drive_for({&node}, 1.0);
+  std::size_t touched = 0;
+  for (const auto byte : to.bytes) touched += byte != 0x55;
+  CHECK(touched == 0);
+  CHECK(node.domain->handles() == 0);
+  put(child.fd, "stop");
+  std::printf("  the thawed writer: %s\n", get(child.fd).c_str());
+  ::waitpid(child.pid, nullptr, 0);
+  ::close(child.fd);
+}
+
+void test_killed_writer(const char* self) {
+  const Child child = spawn(self);
+  Node node;
+  const Endpoint far{get(child.fd), {}};
+  put(child.fd, node.domain->connect(1, std::nullopt).blob);
+  Memory to(node, 20, 64 << 20), from(node, 21, 4096);
+  node.domain->connect(1, far);
+  put(child.fd, to.key);
+  CHECK(wait_until_inside(node, to));
+  ::kill(child.pid, SIGKILL);
+  ::waitpid(child.pid, nullptr, 0);
+  drive_for({&node}, 0.2);
+  node.domain->deregister(20);
+  drive_for({&node}, 0.2);
+  CHECK(node.sink.releases.empty());  // nobody has said yet that it is dead
+  node.domain->disconnect(1, true);
+  CHECK(node.sink.fences.size() == 1 && node.sink.releases.size() == 1);
+  ::close(child.fd);
+}
+
+// The reader dies with our writes under way: they end as peer_lost, whether we are told of its death or not.
+void test_killed_target(const char* self, bool told) {
+  const Child child = spawn(self);
+  Node node(Settings{{"verdict_s", "1"}});
+  const Endpoint far{get(child.fd), {}};
+  put(child.fd, node.domain->connect(1, std::nullopt).blob);
+  Memory to(node, 20, 64 << 20);
+  node.domain->connect(1, far);
+  put(child.fd, to.key);
+  CHECK(wait_until_inside(node, to));
+  ::kill(child.pid, SIGSTOP);
+  Batch batch(std::vector<Piece>(20, Piece{0, 0, 0, 7, kPieceImmediate}), 1, 0, 0);
+  drive({&node}, [&] { return batch.flow.exhausted() || (node.domain->post(batch.flow, 20), false); }, 2);
+  CHECK(batch.flow.in_flight == 20);
+  ::kill(child.pid, SIGKILL);
+  ::waitpid(child.pid, nullptr, 0);
+  drive_for({&node}, 0.3);
+  CHECK(node.sink.failures_seen.empty());
+  if (told) node.domain->disconnect(1, true);
+  CHECK(drive({&node}, [&] { return batch.over(); }, 5));
+  CHECK(node.sink.failures_seen.size() == 20);
+  for (const auto& outcome : node.sink.failures_seen) CHECK(outcome.status == Status::peer_lost);
+  CHECK(node.sink.failed_peers.size() == (told ? 0 : 1));
+  ::close(child.fd);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  ::setvbuf(stdout, nullptr, _IOLBF, 0);
+  ::signal(SIGPIPE, SIG_IGN);
+  if (argc > 1) provider = argv[1];
+  search_path = argc > 2 ? argv[2] : "";
+  if (const char* delivery = std::getenv("DELIVERY")) extra["delivery"] = delivery;
+  try {
+    if (argc > 3) return writer(std::atoi(argv[3]));
+    {
+      Node node;
+      const auto& attributes = node.domain->attributes();
+      std::printf("%s %s: %s; pieces <= %zu, messages <= %zu\n", attributes.provider.c_str(), attributes.name.c_str(),
+                  attributes.protocol.c_str(), attributes.max_piece_nbytes, attributes.max_message_nbytes);
+    }
+    const std::vector<std::pair<const char*, std::function<void()>>> tests{
+        {"writes", test_writes},
+        {"pages", test_pages},
+        {"reads", test_reads},
+        {"messages", test_messages},
+        {"bare immediates", test_bare_immediates},
+        {"malformed", test_malformed},
+        {"bad key", test_bad_key},
+        {"deregister", test_deregister},
+        {"old descriptor", test_old_descriptor},
+        {"disconnect, lost", [] { test_disconnect(true); }},
+        {"disconnect, goodbye", [] { test_disconnect(false); }},
+        {"half connected", test_half_connected},
+        {"nobody there", test_nobody_there},
+        {"arm", test_arm},
+        {"frozen writer", [argv] { test_frozen_writer(argv[0]); }},
+        {"killed writer", [argv] { test_killed_writer(argv[0]); }},
+        {"killed target, told", [argv] { test_killed_target(argv[0], true); }},
+        {"killed target, untold", [argv] { test_killed_target(argv[0], false); }},
+    };
+    const char* only = std::getenv("ONLY");
+    for (const auto& [name, test] : tests) {
+      if (only != nullptr && std::string(name).find(only) == std::string::npos) continue;
+      std::printf("%s\n", name);
+      test();
+    }
+  } catch (const Failure& failure) {
+    std::printf("FAILED: %s (%ld) %s\n", failure.what(), static_cast<long>(failure.code), failure.hint.c_str());
+    return 1;
+  }
+  std::printf(failures == 0 ? "all well\n" : "%d FAILED\n", failures);
+  return failures == 0 ? 0 : 1;
+}

@@ -1,0 +1,458 @@
+"""Pieces tile the bytes, weights make one count, runs partition the pieces, rails share the load."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from aio_transfer.drivers import (
+    ANY_REGION,
+    MAX_COUNTER_ID,
+    MAX_PIECES_PER_CHUNK,
+    PIECE,
+    RUN,
+    UNITS_PER_COUNT,
+    Access,
+    Op,
+    PeerNumber,
+    PieceFlag,
+    RegionNumber,
+)
+from aio_transfer.errors import UsageError
+from aio_transfer.planner import Plan, Route, plan_notify, plan_pages, plan_read, plan_scatter, plan_write
+from aio_transfer.scatter import PreparedScatter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from aio_transfer.regions import Region, RemoteRegion
+
+MIB = 1 << 20
+COUNTER = 0xABCDEF
+
+
+def route(rails: int = 1, largest: int = 1 << 30, stripe: int = 128 * 1024, peer: int = 4, remote: int = 9) -> Route:
+    return Route(
+        peer=PeerNumber(peer),
+        remote_region=RegionNumber(remote),
+        rails=rails,
+        max_piece_nbytes=largest,
+        stripe_nbytes=stripe,
+    )
+
+
+def unpack(plan: Plan) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Return runs and pieces, with what holds for every plan checked."""
+    runs, pieces = np.frombuffer(plan.runs, RUN), np.frombuffer(plan.pieces, PIECE)
+    assert (runs["count"] > 0).all()
+    assert (
+        runs["first"].tolist() == np.concatenate([[0], np.cumsum(runs["count"])[:-1]]).tolist() if len(runs) else True
+    )
+    assert int(runs["count"].sum()) == len(pieces)
+    assert int(pieces["nbytes"].sum()) == plan.nbytes
+    return runs, pieces
+
+
+def units(pieces: np.ndarray[Any, Any], counter: int) -> int:
+    assert (pieces["flags"] == PieceFlag.IMMEDIATE).all()
+    assert (pieces["immediate"] & MAX_COUNTER_ID == counter).all()
+    return int(((pieces["immediate"] >> 24) + 1).sum())
+
+
+def tiles(pieces: np.ndarray[Any, Any], local: int, remote: int, nbytes: int) -> None:
+    """Assert that these pieces cover exactly these bytes, each once, in order."""
+    ends = np.cumsum(pieces["nbytes"])
+    begins = ends - pieces["nbytes"]
+    assert int(ends[-1]) == nbytes
+    assert (pieces["local_addr"] - np.uint64(local) == begins).all()
+    assert (pieces["remote_offset"] - np.uint64(remote) == begins).all()
+
+
+# -- one slice --------------------------------------------------------------------------------------------------------
+
+
+def test_small_write_is_one_whole_piece(
+    make_region: Callable[..., Region], make_remote: Callable[..., RemoteRegion]
+) -> None:
+    region, remote = make_region(), make_remote()
+    plan = plan_write(region[100:200], remote[7:107], route(8), counter=COUNTER, cursor=11)
+    assert isinstance(plan.runs, bytes)
+    assert isinstance(plan.pieces, bytes)
+    runs, pieces = unpack(plan)
+    assert runs.tolist() == [(4, 3, Op.WRITE, region.number, 9, 0, 1)]
+    assert pieces.tolist() == [(region.address + 100, 7, 100, COUNTER | 255 << 24, 1)]
+    assert (plan.chunks, plan.nbytes) == (1, 100)
+
+
+def test_uncounted_write_and_read_carry_no_immediate(
+    make_region: Callable[..., Region], make_remote: Callable[..., RemoteRegion]
+) -> None:
+    part, far = make_region()[0:10], make_remote()[0:10]
+    for plan, op in ((plan_write(part, far, route()), Op.WRITE), (plan_read(part, far, route()), Op.READ)):
+        runs, pieces = unpack(plan)
+        assert runs["op"].tolist() == [op]
+        assert pieces[["immediate", "flags"]].tolist() == [(0, 0)]
+
+
+@pytest.mark.parametrize("rails", [1, 4])
+def test_write_without_bytes_counts_once(
+    make_region: Callable[..., Region], make_remote: Callable[..., RemoteRegion], rails: int
+) -> None:
+    _, pieces = unpack(plan_write(make_region()[5:5], make_remote()[9:9], route(rails), counter=0))
+    assert pieces["nbytes"].tolist() == [0]
+    assert units(pieces, 0) == UNITS_PER_COUNT
+
+
+def test_notify_names_no_memory() -> None:
+    runs, pieces = unpack(plan_notify(route(2, remote=0), counter=5, cursor=3))
+    assert runs.tolist() == [(4, 1, Op.WRITE, ANY_REGION, ANY_REGION, 0, 1)]
+    assert pieces.tolist() == [(0, 0, 0, 5 | 255 << 24, 1)]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    nbytes=st.integers(0, 300_000) | st.integers(0, 8 * MIB),
+    rails=st.integers(1, 33),
+    largest=st.sampled_from([1000, 4096, 5001, 65536, MIB, MIB + 1, 1 << 30, 2**64 - 1]),
+    stripe=st.sampled_from([1, 4096, 128 * 1024]),
+    cursor=st.integers(0, 100),
+    counted=st.booleans(),
+    data=st.data(),
+)
+def test_contiguous_plans(  # noqa: PLR0913, PLR0917
+    make_region: Callable[..., Region],
+    make_remote: Callable[..., RemoteRegion],
+    nbytes: int,
+    rails: int,
+    largest: int,
+    stripe: int,
+    cursor: int,
+    counted: bool,  # noqa: FBT001
+    data: st.DataObject,
+) -> None:
+    region, remote = big_region(make_region), make_remote(9 * MIB)
+    local_at, remote_at = data.draw(st.integers(0, MIB)), data.draw(st.integers(0, MIB))
+    source, target = region[local_at : local_at + nbytes], remote[remote_at : remote_at + nbytes]
+    way = route(rails, largest, stripe)
+    if counted and -(-nbytes // way.piece_nbytes) > MAX_PIECES_PER_CHUNK:
+        with pytest.raises(UsageError, match="write it in parts"):
+            plan_write(source, target, way, counter=COUNTER, cursor=cursor)
+        return
+    plan = plan_write(source, target, way, counter=COUNTER if counted else None, cursor=cursor)
+    runs, pieces = unpack(plan)
+    tiles(pieces, source.region.address + source.offset, target.offset, nbytes)
+    assert (pieces["nbytes"] <= min(largest, 2**63)).all()
+    assert len(pieces) == 1 or (pieces["nbytes"] > 0).all()
+    assert (plan.chunks, plan.nbytes) == (1, nbytes)
+    if counted:
+        assert units(pieces, COUNTER) == UNITS_PER_COUNT
+        assert len(pieces) <= MAX_PIECES_PER_CHUNK
+    assert len(set(runs["rail"].tolist())) == len(runs) <= rails
+    assert runs["rail"][0] == cursor % rails
+    if nbytes > stripe and nbytes >= 4096 * rails and nbytes >= stripe // 4 * rails:
+        assert len(runs) == rails
+        loads = [int(pieces["nbytes"][run["first"] : run["first"] + run["count"]].sum()) for run in runs]
+        # Rails have equally many pieces unless 256 is no multiple of them; pieces differ by at most two grains.
+        unit = way.grain_nbytes
+        spread = int(pieces["nbytes"].max())
+        slack = 2 * unit * int(runs["count"].max())
+        balanced = len(pieces) % rails == 0
+        assert max(loads) - min(loads) <= (slack if balanced else spread + slack)
+        if not counted and nbytes >= 2 * unit * len(pieces):
+            assert balanced
+
+
+_big: list[Region] = []
+
+
+def big_region(make_region: Callable[..., Region]) -> Region:
+    if not _big:
+        _big.append(make_region(9 * MIB))
+    return _big[0]
+
+
+@pytest.mark.parametrize("rails", [1, 2, 3, 8, 32])
+def test_rails_share_a_large_write(
+    make_region: Callable[..., Region], make_remote: Callable[..., RemoteRegion], rails: int
+) -> None:
+    region, remote = big_region(make_region), make_remote(9 * MIB)
+    runs, pieces = unpack(plan_write(region[0 : 8 * MIB], remote[0 : 8 * MIB], route(rails), counter=1, cursor=1))
+    assert len(pieces) == rails
+    assert runs["rail"].tolist() == [(1 + index) % rails for index in range(rails)]
+    assert int(pieces["nbytes"].max() - pieces["nbytes"].min()) <= 4096
+    assert (pieces["remote_offset"] % 4096 == 0).all()
+
+
+def test_just_above_the_threshold_no_rail_gets_crumbs(
+    make_region: Callable[..., Region], make_remote: Callable[..., RemoteRegion]
+) -> None:
+    region, remote = big_region(make_region), make_remote(9 * MIB)
+    nbytes = 128 * 1024 + 1
+    _, pieces = unpack(plan_write(region[0:nbytes], remote[0:nbytes], route(32), counter=1))
+    assert len(pieces) == 4
+
+
+@pytest.mark.parametrize(("count", "fits"), [(255, True), (256, True), (257, False)])
+@pytest.mark.parametrize("rails", [1, 3, 8])
+def test_256_pieces_are_the_limit_of_a_counted_chunk(
+    make_region: Callable[..., Region],
+    make_remote: Callable[..., RemoteRegion],
+    rails: int,
+    count: int,
+    fits: bool,  # noqa: FBT001
+) -> None:
+    region, remote = big_region(make_region), make_remote(9 * MIB)
+    nbytes = count * 4096
+    source, target = region[0:nbytes], remote[0:nbytes]
+    if fits:
+        _, pieces = unpack(plan_write(source, target, route(rails, 4096), counter=3))
+        assert units(pieces, 3) == UNITS_PER_COUNT
+    else:
+        with pytest.raises(UsageError, match=f"at most {256 * 4096} B as one"):
+            plan_write(source, target, route(rails, 4096), counter=3)
+    _, pieces = unpack(plan_write(source, target, route(rails, 4096)))  # without a count there is no limit
+    assert len(pieces) == count
+
+
+@pytest.mark.parametrize("counter", [-1, MAX_COUNTER_ID + 1])
+def test_counter_ids_have_24_bits(
+    make_region: Callable[..., Region], make_remote: Callable[..., RemoteRegion], counter: int
+) -> None:
+    region, remote = big_region(make_region), make_remote(9 * MIB)
+    for nbytes in (10, MIB):
+        with pytest.raises(UsageError, match="24 bits"):
+            plan_write(region[0:nbytes], remote[0:nbytes], route(2), counter=counter)
+    with pytest.raises(UsageError, match="24 bits"):
+        plan_notify(route(), counter=counter)
+
+
+def test_rights_and_lengths_are_checked(
+    make_region: Callable[..., Region], make_remote: Callable[..., RemoteRegion]
+) -> None:
+    region, frozen = make_region(), make_region(bytes(100), Access.REMOTE_READ)
+    both, readable, writable = (
+        make_remote(),
+        make_remote(100, Access.REMOTE_READ),
+        make_remote(100, Access.REMOTE_WRITE),
+    )
+    with pytest.raises(UsageError, match="10 B do not fit 11 B"):
+        plan_write(region[0:10], both[0:11], route())
+    with pytest.raises(UsageError, match="11 B do not fit 10 B"):
+        plan_read(region[0:10], both[0:11], route())
+    with pytest.raises(UsageError, match="not granted REMOTE_WRITE"):
+        plan_write(region[0:10], readable[0:10], route())
+    with pytest.raises(UsageError, match="not granted REMOTE_READ"):
+        plan_read(region[0:10], writable[0:10], route())
+    with pytest.raises(UsageError, match=r"memory of region .* is read-only"):
+        plan_read(frozen[0:10], both[0:10], route())
+    plan_write(frozen[0:10], both[0:10], route())  # reading from it is all a write does
+
+
+@pytest.mark.parametrize("wrong", [{"rails": 0}, {"largest": 0}, {"stripe": 0}])
+def test_impossible_routes_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(UsageError):
+        route(**wrong)
+
+
+# -- pages ------------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    count=st.integers(1, 40),
+    page=st.sampled_from([0, 1, 16, 1000, 4096, 5000, 10_000, 70_000]),
+    rails=st.integers(1, 9),
+    largest=st.sampled_from([64, 1000, 4096, 4097, 1 << 30]),
+    stripe=st.sampled_from([1, 8192, 128 * 1024]),
+    cursor=st.integers(0, 20),
+    counted=st.booleans(),
+    write=st.booleans(),
+    seed=st.integers(0, 2**32),
+)
+def test_paged_plans(  # noqa: PLR0913, PLR0917
+    make_region: Callable[..., Region],
+    make_remote: Callable[..., RemoteRegion],
+    count: int,
+    page: int,
+    rails: int,
+    largest: int,
+    stripe: int,
+    cursor: int,
+    counted: bool,  # noqa: FBT001
+    write: bool,  # noqa: FBT001
+    seed: int,
+) -> None:
+    assume(write or not counted)
+    region, remote = big_region(make_region), make_remote(9 * MIB)
+    rng = np.random.default_rng(seed)
+    local_ids, remote_ids = rng.integers(0, 60, count), rng.permutation(60)[:count]
+    local = region.pages(local_ids, page, stride_nbytes=page + 24, offset_nbytes=40)
+    far = remote.pages(remote_ids, page, stride_nbytes=page + 8, offset_nbytes=16)
+    way = route(rails, largest, stripe)
+    counter = COUNTER if counted else None
+    op = Op.WRITE if write else Op.READ
+    if counted and -(-page // way.piece_nbytes) > MAX_PIECES_PER_CHUNK:
+        with pytest.raises(UsageError, match="write it in parts"):
+            plan_pages(local, far, way, op=op, counter=counter)
+        return
+    plan = plan_pages(local, far, way, op=op, counter=counter, cursor=cursor)
+    runs, pieces = unpack(plan)
+    assert (plan.chunks, plan.nbytes) == (count, count * page)
+    assert (pieces["nbytes"] <= largest).all()
+    per_page = len(pieces) // count
+    assert per_page * count == len(pieces)
+    for index in range(count):
+        mine = pieces[index * per_page : (index + 1) * per_page]
+        begin = region.address + 40 + int(local_ids[index]) * (page + 24)
+        tiles(mine, begin, 16 + int(remote_ids[index]) * (page + 8), page)
+        if counted:
+            assert units(mine, COUNTER) == UNITS_PER_COUNT
+    if not counted:
+        assert not pieces["immediate"].any()
+        assert not pieces["flags"].any()
+    assert (runs["op"] == op).all()
+    assert runs["rail"].tolist() == [(cursor + index) % rails for index in range(min(rails, len(pieces)))]
+    assert int(runs["count"].max()) - int(runs["count"].min()) <= 1
+
+
+def test_no_pages_no_runs(make_region: Callable[..., Region], make_remote: Callable[..., RemoteRegion]) -> None:
+    plan = plan_pages(make_region().pages([], 8), make_remote().pages([], 8), route(4), counter=1)
+    assert plan == Plan(b"", b"", 0, 0)
+
+
+def test_empty_pages_count_each(make_region: Callable[..., Region], make_remote: Callable[..., RemoteRegion]) -> None:
+    ids = range(10)
+    _, pieces = unpack(plan_pages(make_region().pages(ids, 0), make_remote().pages(ids, 0), route(3), counter=2))
+    assert units(pieces, 2) == 10 * UNITS_PER_COUNT
+
+
+def test_two_large_pages_use_eight_rails(
+    make_region: Callable[..., Region], make_remote: Callable[..., RemoteRegion]
+) -> None:
+    region, remote = big_region(make_region), make_remote(9 * MIB)
+    runs, pieces = unpack(plan_pages(region.pages([0, 3], MIB), remote.pages([1, 2], MIB), route(8), counter=2))
+    assert len(runs) == len(pieces) == 8
+    assert units(pieces, 2) == 2 * UNITS_PER_COUNT
+
+
+def test_pages_must_match(make_region: Callable[..., Region], make_remote: Callable[..., RemoteRegion]) -> None:
+    region, remote, readable = make_region(), make_remote(), make_remote(100, Access.REMOTE_READ)
+    with pytest.raises(UsageError, match=r"2 pages of .* face 1"):
+        plan_pages(region.pages([0, 1], 8), remote.pages([0], 8), route())
+    with pytest.raises(UsageError, match="8 B do not fit 16 B"):
+        plan_pages(region.pages([0], 8), remote.pages([0], 16), route())
+    with pytest.raises(UsageError, match="REMOTE_WRITE"):
+        plan_pages(region.pages([0], 8), readable.pages([0], 8), route())
+    with pytest.raises(UsageError, match="REMOTE_READ"):
+        plan_pages(region.pages([0], 8), make_remote(9, Access.LOCAL).pages([0], 8), route(), op=Op.READ)
+    frozen = make_region(bytes(8), Access.LOCAL)
+    with pytest.raises(UsageError, match="read-only"):
+        plan_pages(frozen.pages([0], 8), remote.pages([0], 8), route(), op=Op.READ)
+    with pytest.raises(UsageError, match="raises no counter"):
+        plan_pages(region.pages([0], 8), remote.pages([0], 8), route(), op=Op.READ, counter=1)
+
+
+def test_offsets_beyond_32_bits_survive(
+    make_region: Callable[..., Region], make_remote: Callable[..., RemoteRegion]
+) -> None:
+    region, remote = make_region(8192), make_remote(2**63 - 1)
+    page = 4096
+    last = (2**63 - 1 - page) // page
+    _, pieces = unpack(plan_pages(region.pages([0, 1], page), remote.pages([last, 2**40], page), route(), counter=1))
+    assert pieces["remote_offset"].tolist() == [last * page, 2**40 * page]
+
+
+# -- scatter ----------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 3000) | st.integers(0, 200_000), max_size=12),
+    rails=st.integers(1, 5),
+    largest=st.sampled_from([1000, 4096, 1 << 30]),
+    cursor=st.integers(0, 9),
+    prepared=st.booleans(),
+    seed=st.integers(0, 2**32),
+)
+def test_scatters(  # noqa: PLR0913, PLR0917
+    make_region: Callable[..., Region],
+    make_remote: Callable[..., RemoteRegion],
+    sizes: list[int],
+    rails: int,
+    largest: int,
+    cursor: int,
+    prepared: bool,  # noqa: FBT001
+    seed: int,
+) -> None:
+    rng = np.random.default_rng(seed)
+    region = big_region(make_region)
+    remotes = [make_remote(MIB) for _ in sizes]
+    routes = [route(rails, largest, peer=10 + index, remote=100 + index) for index in range(len(sizes))]
+    counters = [None if index % 3 == 2 else index for index in range(len(sizes))]
+    begins, far = rng.integers(0, MIB, len(sizes)), rng.integers(0, MIB // 2, len(sizes))
+    sources = [region[begin : begin + size] for begin, size in zip(begins, sizes, strict=True)]
+    targets = [remote[begin : begin + size] for remote, begin, size in zip(remotes, far, sizes, strict=True)]
+    if prepared:
+        group = PreparedScatter(region, remotes, routes, counters=counters)
+        group.plan(np.zeros(len(sizes), int), np.zeros(len(sizes), int), [1] * len(sizes))  # leaves nothing behind
+        plan = group.plan(begins, far, sizes, cursor=cursor)
+    else:
+        plan = plan_scatter(sources, targets, routes, counters=counters, cursor=cursor)
+    runs, pieces = unpack(plan)
+    assert plan.chunks == len(sizes)
+    seen: Counter[int] = Counter()
+    for index, size in enumerate(sizes):
+        mine = runs[runs["peer"] == 10 + index]
+        assert (mine["remote_region"] == 100 + index).all()
+        assert (mine["local_region"] == region.number).all()
+        assert mine["rail"][0] == (cursor + index) % rails
+        chunk = pieces[mine["first"][0] : mine["first"][0] + mine["count"].sum()]
+        tiles(chunk, region.address + int(begins[index]), int(far[index]), size)
+        assert (chunk["nbytes"] <= largest).all()
+        seen[index] += len(chunk)
+        counter = counters[index]
+        if counter is None:
+            assert not chunk["flags"].any()
+        else:
+            assert units(chunk, counter) == UNITS_PER_COUNT
+    assert seen.total() == len(pieces)
+
+
+def test_scatter_needs_as_many_of_each(
+    make_region: Callable[..., Region], make_remote: Callable[..., RemoteRegion]
+) -> None:
+    region, remote = make_region(), make_remote()
+    with pytest.raises(UsageError, match="2 sources, 1 targets, 1 routes and 1 counters"):
+        plan_scatter([region[0:1]] * 2, [remote[0:1]], [route()], counters=[1])
+    with pytest.raises(UsageError, match=r"target 1.*5 B do not fit 6 B"):
+        plan_scatter([region[0:5]] * 2, [remote[0:5], remote[0:6]], [route()] * 2)
+    with pytest.raises(UsageError, match="1 remotes, 2 routes"):
+        PreparedScatter(region, [remote], [route()] * 2)
+    with pytest.raises(UsageError, match="REMOTE_WRITE"):
+        PreparedScatter(region, [make_remote(9, Access.REMOTE_READ)], [route()])
+
+
+@pytest.mark.parametrize(
+    ("offsets", "words"),
+    [
+        (([0, 65530], [0, 0], [1, 7]), r"source 1: bytes 65530 … 65537 are not within the 65536 B"),
+        (([0, 0], [0, 100], [1, 1]), r"target 1: bytes 100 … 101 are not within the 100 B"),
+        (([0, 0], [2**64 - 1, 0], [2, 1]), r"target 0"),
+        (([2**64 - 1, 0], [0, 0], [2, 1]), r"source 0"),
+        (([0, 0], [0, 0], [2**64 - 1, 1]), r"source 0"),
+        (([0, 0], [0, 0], [1, -1]), r"lengths\[1\] = -1"),
+        (([0], [0, 0], [1, 1]), "1 local offsets for 2 targets"),
+        (([0, 0], [0, 0], [1.0, 1]), "lengths"),
+    ],
+)
+def test_prepared_scatter_stays_inside(
+    make_region: Callable[..., Region], make_remote: Callable[..., RemoteRegion], offsets: Any, words: str
+) -> None:
+    group = PreparedScatter(make_region(), [make_remote(), make_remote(100)], [route()] * 2, counters=[1, None])
+    with pytest.raises(UsageError, match=words):
+        group.plan(*offsets)
