@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
-import secrets
 import socket
 import warnings
 import weakref
@@ -16,35 +14,22 @@ import anyio
 import anyio.lowlevel
 import numpy as np
 
-from .control import (
-    Abort,
-    Credentials,
-    GrantReply,
-    GrantRequest,
-    GroupJoin,
-    GroupLeave,
-    Listener,
-    Message,
-    MessageAck,
-    PeerInfo,
-    Promise,
-    Revoked,
-    host_identity,
-    new_incarnation,
-)
+from .control import Credentials, Listener, PeerInfo, host_identity, new_incarnation
 from .counters import CounterTable, ImmCounter
-from .descriptors import CounterRef, RegionDescriptor
-from .drivers import Access, EventKind, Op, RegionNumber, TransferId
-from .errors import AioTransferError, ClosedError, PeerLostError, TransferAbortedError, UsageError
+from .descriptors import CounterRef
+from .dispatch import Dispatcher
+from .drivers import Access, Op
+from .errors import ClosedError, UsageError
 from .groups import GroupBoard, PeerGroup
 from .loops import Loop, current_loop
-from .memory import allocate, memory_of
-from .messages import WINDOW, Inbox, ReceivedMessage
+from .memory import allocate
+from .messages import Messenger
 from .peering import Peering
-from .peers import Connection, Peer, PeerState
-from .planner import plan_notify, plan_pages, plan_read, plan_scatter, plan_write
+from .peers import Peer
+from .planner import plan_pages, plan_read, plan_scatter, plan_write
 from .posting import Job, Poster, check_counter
 from .regions import Region, RemoteRegion
+from .registry import Registry
 from .selection import OpenDriver, open_drivers
 from .stalls import StallWatch
 
@@ -54,7 +39,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import DTypeLike, NDArray
 
-    from .control import Frame
+    from .messages import ReceivedMessage
     from .pages import Pages, RemotePages
     from .regions import RemoteSlice, Slice
     from .transfers import Transfer
@@ -62,8 +47,6 @@ if TYPE_CHECKING:
 __all__ = ("Statistics", "TransferEngine")
 
 _LOGGER: Final = logging.getLogger(__name__)
-_DRAIN_LIMIT: Final = 256
-"""Events handled per turn of the loop: a flood must not starve other tasks."""
 _REMOTE: Final = Access.REMOTE_READ | Access.REMOTE_WRITE
 _ENGINES: Final[weakref.WeakSet[TransferEngine]] = weakref.WeakSet()
 
@@ -185,34 +168,42 @@ class TransferEngine:
         )
         """Who this engine is and where it can be dialed: what peers find in its descriptors."""
         await self._start_host()
+        credentials = Credentials(info=self.address, secret=self._secret)
+        dispatcher = Dispatcher(self._loop)
         self.peering = Peering(
             self._loop,
-            self,
+            dispatcher,
             self._drivers,
-            Credentials(info=self.address, secret=self._secret),
+            credentials,
             liveness_timeout_s=self._liveness_timeout_s,
             deadline_s=self._connect_deadline_s,
         )
         self.counters = CounterTable(self._loop, self.check, [one.driver for one in self._drivers.values()])
         self.poster = Poster(self._loop, self.peering, self._tasks)
+        self._registry = Registry(self.check, self.address, self._drivers, self.peering, stall_s=self._stall_s)
+        self._messenger = Messenger(self.peering, self.poster.ids.__next__)
         self._groups = GroupBoard(self)
-        self._inbox = Inbox()
-        self._regions: dict[int, tuple[Region, dict[str, bytes]]] = {}
-        self._region_numbers = itertools.count(1)
-        self._releases: dict[int, tuple[int, anyio.Event]] = {}
-        self._sending: dict[int, tuple[anyio.Event, list[AioTransferError]]] = {}
         self._watch = StallWatch(
             self._stall_s,
             lambda: tuple(self.poster.parts.items()),
             lambda: self.counters,
-            self._name_of,
+            self.peering.name_of,
             lambda: sum(one.driver.statistics().get("writes", 0) for one in self._drivers.values()),
         )
         self.poster.wake_stall_watch = self.counters.on_wait = self._watch.wake
+        dispatcher.attach(
+            peering=self.peering,
+            poster=self.poster,
+            counters=self.counters,
+            registry=self._registry,
+            messenger=self._messenger,
+            groups=self._groups,
+        )
+        self._dispatcher = dispatcher
         for one in self._drivers.values():
-            self._loop.watch(one.driver.fileno(), _drainer(self, one))
+            dispatcher.watch(one)
         self.peering.start(self._tasks)
-        self._tasks.start_soon(self._serve)
+        self._tasks.start_soon(self._serve, credentials)
         self._tasks.start_soon(self._watch.run)
 
     async def _start_host(self) -> None:
@@ -233,12 +224,8 @@ class TransferEngine:
         self._loop.spawn(host, f"aio_transfer.engine({self._label})")
         await ready.wait()
 
-    async def _serve(self) -> None:
-        await self._listener.serve(
-            self.peering.on_session,
-            Credentials(info=self.address, secret=self._secret),
-            decide=self.peering.decide,
-        )
+    async def _serve(self, credentials: Credentials) -> None:
+        await self._listener.serve(self.peering.on_session, credentials, decide=self.peering.decide)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -267,27 +254,14 @@ class TransferEngine:
             self.counters.close()
             await self._listener.aclose()
             for one in self._drivers.values():
-                self._loop.unwatch(one.driver.fileno())
+                self._dispatcher.unwatch(one)
                 one.driver.close()  # from here nothing of ours moves, and no peer's key is good
             self._state = "closed"
             self.poster.abandon("the engine was closed")
-            self._release_everything()
+            self._registry.close()
+            self._messenger.close()
             self._stopping.set()
             await self._stopped.wait()
-
-    def _release_everything(self) -> None:
-        self._inbox.close()
-        for region, _ in tuple(self._regions.values()):
-            region.begin_close()
-            if not region.leases:
-                region.finish_close()
-            region.buffer.release()
-        self._regions.clear()
-        for _, released in self._releases.values():
-            released.set()
-        for event, failures in self._sending.values():
-            failures.append(ClosedError("the engine"))
-            event.set()
 
     def check(self) -> None:
         """Refuse use after close, before open, from elsewhere, or in a forked child."""
@@ -337,79 +311,7 @@ class TransferEngine:
         """
         self.check()
         await anyio.lowlevel.checkpoint()
-        buffer = memory_of(memory)
-        number = RegionNumber(next(self._region_numbers))
-        region = Region(self, buffer, access, number=number, generation=secrets.randbits(31))
-        keys: dict[str, bytes] = {}
-        try:
-            for name, one in self._drivers.items():
-                keys[name] = one.driver.register(number, buffer.local_memory(access))
-        except BaseException:
-            for name in keys:
-                self._drivers[name].driver.deregister(number)
-            buffer.release()
-            raise
-        self._regions[number] = (region, keys)
-        return region
-
-    def describe_region(self, region: Region, counter: int | None) -> RegionDescriptor:
-        """Build a region's descriptor; use ``region.descriptor()``."""
-        self.check()
-        keys = self._regions[region.number][1]
-        return RegionDescriptor(
-            peer=self.address,
-            region=region.number,
-            generation=region.generation,
-            nbytes=region.nbytes,
-            access=region.access.value,
-            keys={name: (blob,) for name, blob in keys.items()},
-            counter=counter,
-        )
-
-    async def close_region(self, region: Region) -> None:
-        """Take a region back; use ``region.aclose()``.
-
-        It waits for our own transfers that use it, then until no peer can reach it: a peer that is frozen in the
-        middle of a write holds it until it goes on or dies.
-        """
-        if region.number not in self._regions:
-            await anyio.lowlevel.checkpoint()
-            return
-        self.check()
-        first = region.begin_close()
-        free = anyio.Event()
-        region.when_free(free.set)
-        await free.wait()
-        if region.number not in self._regions:  # the engine was closed meanwhile, or another task was first
-            return
-        if first or region.number not in self._releases:
-            released = anyio.Event()
-            self._releases[region.number] = (len(self._drivers), released)
-            for peer in self.peering.peers.values():
-                if region.number in peer.granted:
-                    self.peering.tell(peer, Revoked(region.number))
-            for one in self._drivers.values():
-                one.driver.deregister(region.number)
-        else:
-            released = self._releases[region.number][1]
-        if not released.is_set():
-            with anyio.move_on_after(self._stall_s):
-                await released.wait()
-            if not released.is_set():
-                _LOGGER.warning("%s is still held by a peer that does not move; waiting for its end", region.name)
-                await released.wait()
-
-    def _on_released(self, number: int) -> None:
-        left, released = self._releases.get(number, (0, anyio.Event()))
-        if left > 1:
-            self._releases[number] = (left - 1, released)
-            return
-        self._releases.pop(number, None)
-        entry = self._regions.pop(number, None)
-        if entry is not None:
-            entry[0].finish_close()
-            entry[0].buffer.release()
-        released.set()
+        return self._registry.register(memory, access)
 
     # ------------------------------------------------------------------------------------------------------ counters
 
@@ -601,8 +503,7 @@ class TransferEngine:
 
     def _check_pair(self, region: Region, remote: RemoteRegion) -> None:
         self.check()
-        entry = self._regions.get(region.number)
-        if entry is None or entry[0] is not region:
+        if region not in self._registry:
             region.require_open()
             raise UsageError(f"{region.name} is not registered with this engine")
         self._check_other(remote.peer)
@@ -667,42 +568,15 @@ class TransferEngine:
         self.check()
         address = _address(peer)
         self._check_other(address)
-        connection = self.peering.ensure(address)
-        await connection.wait_ready()
-        while connection.unacked >= WINDOW:
-            await connection.acked_message.wait()
-            if not connection.is_up:
-                raise connection.lost_error("send", len(payload))
-        message = Message(bytes(payload))
-        connection.unacked += 1
-        one = connection.driver
-        if one is not None and 0 < len(payload) <= one.capabilities.max_message_nbytes:
-            await self._send_natively(connection, one, message.payload)
-        elif connection.control is not None:
-            try:
-                await connection.control.send(message)
-            except (anyio.BrokenResourceError, anyio.ClosedResourceError):
-                raise connection.lost_error("send", len(payload)) from None
+        await self._messenger.send(self.peering.ensure(address), bytes(payload))
 
-    async def _send_natively(self, connection: Connection, one: OpenDriver, payload: bytes) -> None:
-        number = TransferId(next(self.poster.ids))
-        sent, failures = self._sending[number] = (anyio.Event(), [])
-        one.driver.send(connection.number, number, payload)
-        try:
-            await sent.wait()
-        finally:
-            self._sending.pop(number, None)
-        if failures:
-            raise connection.lost_error("send", len(payload)) if connection.is_over else failures[0]
+    def messages(self) -> AsyncIterator[ReceivedMessage]:
+        """Iterate over the messages of all peers, until the engine closes. Each is given to one iterator.
 
-    async def messages(self) -> AsyncIterator[ReceivedMessage]:
-        """Iterate over the messages of all peers, until the engine closes. Each is given to one iterator."""
+        :cancellation: a message that was not returned stays for the next iterator
+        """
         self.check()
-        while True:
-            message = await self._inbox.get(lambda peer: self.peering.tell(peer, MessageAck(1)))
-            if message is None:
-                return
-            yield message
+        return self._messenger.receive()
 
     def statistics(self) -> Statistics:
         """Return a snapshot of what there is and what has moved."""
@@ -710,140 +584,12 @@ class TransferEngine:
         connected = [peer for peer in self.peering.peers.values() if peer.is_up and peer.driver is not None]
         return Statistics(
             peers={peer.label: str(peer.driver.path) for peer in connected if peer.driver is not None},
-            regions=len(self._regions),
+            regions=len(self._registry),
             counters=sum(1 for _ in self.counters),
             transfers_under_way=sum(1 for _ in self.poster.under_way),
             stalls=self._watch.count,
             drivers={name: dict(one.driver.statistics()) for name, one in self._drivers.items()},
         )
-
-    # ------------------------------------------------------------------------------------------ what others tell us
-
-    def on_events(self, one: OpenDriver) -> None:
-        """Handle what a driver reports."""
-        if self._state not in ("open", "closing"):
-            return
-        events = one.driver.drain(_DRAIN_LIMIT)
-        for kind, number, status, code, payload in events:
-            match kind:
-                case EventKind.TRANSFER:
-                    if not self.poster.on_transfer_event(number, status, code, payload):
-                        self._on_sent(number, payload or b"the peer is gone")
-                case EventKind.COUNTER:
-                    self.counters.reached(number)
-                case EventKind.MESSAGE:
-                    peer = self.peering.find(number)
-                    if peer is not None:
-                        self._inbox.put(peer, payload)
-                case EventKind.RELEASED:
-                    self._on_released(number)
-                case EventKind.FENCED:
-                    self.peering.on_fenced_event(number)
-                case EventKind.PEER_FAILED:
-                    self.peering.on_failed_event(number, payload.decode(errors="replace"))
-                case EventKind.SENT:
-                    self._on_sent(number, b"")
-        if len(events) == _DRAIN_LIMIT:
-            self._loop.call_soon(lambda: self.on_events(one))
-
-    def _on_sent(self, number: int, fault: bytes) -> None:
-        sent = self._sending.get(number)
-        if sent is not None:
-            if fault:
-                sent[1].append(TransferAbortedError("send", fault.decode(errors="replace")))
-            sent[0].set()
-
-    def on_frame(self, peer: Connection, frame: Frame, fds: tuple[int, ...]) -> None:
-        """Handle a frame of a connected peer."""
-        match frame:
-            case GrantReply():
-                answer = peer.grants.pop(frame.request, None)
-                if answer is not None:
-                    answer(frame, fds)
-            case GrantRequest():
-                self._grant(peer, frame)
-            case Promise():
-                for number in frame.counters:
-                    self.counters.promise(number, peer.incarnation)
-            case Abort():
-                label = peer.label
-                self.counters.fail(
-                    frame.counter,
-                    lambda: TransferAbortedError(f"{frame.operation} ({frame.counts} counts)", frame.reason, peer=label),
-                )
-            case Message():
-                self._inbox.put(peer, frame.payload)
-            case MessageAck():
-                peer.unacked = max(0, peer.unacked - frame.count)
-                peer.acked_message.set()
-                peer.acked_message = anyio.Event()
-            case GroupJoin():
-                self._groups.on_join(peer, frame)
-            case GroupLeave():
-                self._groups.on_leave(peer, frame)
-            case Revoked():
-                self.poster.forget(peer, frame.region)
-            case _:
-                self.peering.end(peer, PeerState.LOST, f"it sent a {type(frame).__name__} out of place")
-        for fd in fds:
-            os.close(fd)
-
-    def _grant(self, peer: Connection, request: GrantRequest) -> None:
-        """Give a peer what it takes to reach a region, or say why not."""
-        entry = self._regions.get(request.region)
-        one = self._drivers.get(request.backend)
-        reason = ""
-        if entry is None or entry[0].generation != request.generation:
-            reason = "its owner has deregistered it"
-        elif entry[0].access is Access.LOCAL or one is None:
-            reason = "its owner grants no access to it"
-        elif entry[0].number in self._releases:
-            reason = "its owner is taking it back"
-        if reason or entry is None or one is None:
-            self.peering.tell(peer, GrantReply(request=request.request, ok=False, reason=reason))
-            return
-        region, keys = entry
-        memory = region.buffer.local_memory(region.access)
-        fds = (memory.fd,) if memory.fd is not None and one.capabilities.grants else ()
-        peer.granted.add(region.number)
-        self.peering.tell(
-            peer,
-            GrantReply(
-                request=request.request,
-                ok=True,
-                keys=keys[one.name],
-                nbytes=region.nbytes,
-                access=region.access.value,
-                fds=len(fds),
-            ),
-            fds,
-        )
-
-    def on_down(self, peer: Connection) -> None:
-        """Stop using a connection that is over; its transfers end through its driver."""
-        self.poster.drop(peer)
-        peer.acked_message.set()
-
-    def on_fenced(self, peer: Connection) -> None:
-        """Poison the counters that depended on a peer that is gone."""
-        label, reason = peer.label, peer.reason
-        if peer.incarnation not in self.peering.peers:
-            self.counters.fail_source(peer.incarnation, lambda: PeerLostError(label, reason, operation="counter wait"))
-        self._groups.on_fenced(peer)
-
-    def lost_error(self, peer: PeerInfo, operation: str) -> AioTransferError:
-        """Build the error for something that needs a peer that is not there."""
-        return PeerLostError(
-            peer.label, self.peering.lost.get(peer.incarnation, "it is not connected"), operation=operation
-        )
-
-    def _name_of(self, incarnation: bytes) -> str:
-        peer = self.peering.peers.get(incarnation)
-        return incarnation.hex()[:8] if peer is None else peer.label
-
-
-def _drainer(engine: TransferEngine, one: OpenDriver) -> Any:  # noqa: ANN401 - a callback
-    return lambda: engine.on_events(one)
 
 
 def _scatter_job(sources: list[Slice], targets: list[RemoteSlice], counters: list[int | None]) -> Job:

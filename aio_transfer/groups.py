@@ -178,7 +178,7 @@ class GroupBoard:
             for peer in missing:
                 connection = self._engine.peering.peers.get(peer.incarnation)
                 if connection is None:
-                    raise self._engine.lost_error(peer, "barrier")
+                    raise self._gone(group, peer.incarnation, peer.label)()
             await self._changed.wait()
 
     async def _tell(self, group: PeerGroup, peer: PeerAddress) -> None:

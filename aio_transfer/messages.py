@@ -6,14 +6,22 @@ from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import anyio
+import anyio.lowlevel
+
+from .control import MAX_MESSAGE_NBYTES, Message, MessageAck
+from .drivers import TransferId
+from .errors import TransferAbortedError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     from .control import PeerInfo
+    from .errors import AioTransferError
+    from .peering import Peering
     from .peers import Connection
+    from .selection import OpenDriver
 
-__all__ = ("Inbox", "ReceivedMessage")
+__all__ = ("Messenger", "ReceivedMessage")
 
 WINDOW: Final = 64
 """Messages a sender may have on their way to one receiver before that one has consumed any."""
@@ -29,40 +37,92 @@ class ReceivedMessage(NamedTuple):
     payload: bytes
 
 
-class Inbox:
-    """Messages that have arrived and nobody has taken.
+class Messenger:
+    """Sends and receives. Small messages go by the transport where it carries any, others by the control connection.
 
-    Bounded by the senders' windows: a message is acknowledged when it is taken, and a peer that has
-    :data:`WINDOW` unacknowledged ones waits.
+    A message is acknowledged when the application takes it, and a sender with :data:`WINDOW` unacknowledged ones
+    waits: so the inbox is bounded by the number of peers.
     """
 
-    def __init__(self) -> None:
-        """Begin empty."""
-        self._arrived: deque[tuple[Connection, bytes]] = deque()
-        self._event = anyio.Event()
-        self._closed = False
+    def __init__(self, peering: Peering, next_id: Callable[[], int]) -> None:
+        """Begin empty.
 
-    def put(self, peer: Connection, payload: bytes) -> None:
-        """Add a message."""
+        :param next_id: numbers that no transfer of this engine has
+        """
+        self._peering = peering
+        self._next_id = next_id
+        self._arrived: deque[tuple[Connection, bytes]] = deque()
+        self._arrival = anyio.Event()
+        self._closed = False
+        self._sending: dict[int, tuple[anyio.Event, list[AioTransferError]]] = {}
+
+    async def send(self, peer: Connection, payload: bytes) -> None:
+        """Send one message over a connection, as soon as its window has room."""
+        if len(payload) > MAX_MESSAGE_NBYTES:
+            raise UsageError(f"a message of {len(payload)} B: {MAX_MESSAGE_NBYTES} B are possible; write larger data")
+        await peer.wait_ready()
+        while peer.unacked >= WINDOW:
+            await peer.acked_message.wait()
+            if not peer.is_up:
+                raise peer.lost_error("send", len(payload))
+        one, control = peer.driver, peer.control
+        if one is None or control is None:
+            raise peer.lost_error("send", len(payload))
+        peer.unacked += 1
+        if 0 < len(payload) <= one.capabilities.max_message_nbytes:
+            await self._send_natively(peer, one, payload)
+            return
+        try:
+            await control.send(Message(payload))
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+            raise peer.lost_error("send", len(payload)) from None
+
+    async def _send_natively(self, peer: Connection, one: OpenDriver, payload: bytes) -> None:
+        number = TransferId(self._next_id())
+        sent, failures = self._sending[number] = (anyio.Event(), [])
+        try:
+            one.driver.send(peer.number, number, payload)
+            await sent.wait()
+        finally:
+            del self._sending[number]
+        if failures:
+            raise peer.lost_error("send", len(payload)) if peer.is_over else failures[0]
+
+    def on_sent(self, number: int, fault: str = "") -> None:
+        """Handle a driver's verdict on one message."""
+        sent = self._sending.get(number)
+        if sent is not None:
+            if fault:
+                sent[1].append(TransferAbortedError("send", fault))
+            sent[0].set()
+
+    def on_message(self, peer: Connection, payload: bytes) -> None:
+        """Keep a message until somebody takes it."""
         self._arrived.append((peer, payload))
-        self._event.set()
+        self._arrival.set()
+
+    def on_ack(self, peer: Connection, count: int) -> None:
+        """Let those go on who wait for the window."""
+        peer.unacked = max(0, peer.unacked - count)
+        peer.acked_message.set()
+        peer.acked_message = anyio.Event()
+
+    async def receive(self) -> AsyncIterator[ReceivedMessage]:
+        """Iterate until :meth:`close`; a cancelled wait takes nothing."""
+        while True:
+            await anyio.lowlevel.checkpoint()
+            while not self._arrived:
+                if self._closed:
+                    return
+                self._arrival = anyio.Event()
+                await self._arrival.wait()
+            peer, payload = self._arrived.popleft()
+            self._peering.tell(peer, MessageAck(1))
+            yield ReceivedMessage(peer.info, payload)
 
     def close(self) -> None:
-        """End the iteration of those who wait."""
+        """End every iteration, and every send that waits for the transport."""
         self._closed = True
-        self._event.set()
-
-    async def get(self, acknowledge: Callable[[Connection], None]) -> ReceivedMessage | None:
-        """Wait for a message; ``None`` once the engine closes.
-
-        :cancellation: nothing is taken
-        """
-        await anyio.lowlevel.checkpoint()
-        while not self._arrived:
-            if self._closed:
-                return None
-            self._event = anyio.Event()
-            await self._event.wait()
-        peer, payload = self._arrived.popleft()
-        acknowledge(peer)
-        return ReceivedMessage(peer.info, payload)
+        self._arrival.set()
+        for number in tuple(self._sending):
+            self.on_sent(number, "the engine was closed")

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
         """What happens to connections, for those who use them."""
 
         def on_frame(self, peer: Connection, frame: Frame, fds: tuple[int, ...]) -> None:
-            """Handle a frame that is not about the connection itself; owns ``fds``."""
+            """Handle a frame that is not about the connection itself; ``fds`` are closed afterwards."""
             ...
 
         def on_down(self, peer: Connection) -> None:
@@ -335,7 +335,8 @@ class Peering:
                 with _owned(fds):
                     self.end(peer, PeerState.LOST, f"it declared us lost{': ' * bool(reason)}{reason}")
             case _:
-                self._owner.on_frame(peer, frame, fds)
+                with _owned(fds):
+                    self._owner.on_frame(peer, frame, fds)
 
     def tell(self, peer: Connection, frame: Frame, fds: tuple[int, ...] = ()) -> None:
         """Send a frame as far as that is possible; a connection that cannot take it is about to end anyway."""
@@ -425,6 +426,11 @@ class Peering:
     def find(self, number: int) -> Connection | None:
         """Return the connection of that number, also one that is ending."""
         return self._by_number.get(number)
+
+    def name_of(self, incarnation: bytes) -> str:
+        """Return what people call a peer."""
+        peer = self.peers.get(incarnation)
+        return incarnation.hex()[:8] if peer is None else peer.label
 
     async def leave(self, peer: Connection, grace_s: float) -> None:
         """Say goodbye, and wait up to ``grace_s`` until the peer has taken note of all that was sent before."""

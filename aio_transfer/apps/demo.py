@@ -20,9 +20,10 @@ import anyio.to_thread
 import numpy as np
 
 from aio_transfer import PeerLostError, TransferEngine, UsageError
+from aio_transfer.apps.blas import blas_threads
 from aio_transfer.apps.child import Child
 from aio_transfer.apps.lines import Done, Offer, Ready, Request
-from aio_transfer.apps.model import Model, ModelConfig, encode
+from aio_transfer.apps.model import BLAS_THREADS, Model, ModelConfig, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -100,7 +101,9 @@ class _Answer:
     pages: NDArray[np.uint8]
 
 
-async def run_demo(options: DemoOptions, on_arrival: Callable[[int, int], None] = lambda _arrived, _all: None) -> DemoReport:
+async def run_demo(
+    options: DemoOptions, on_arrival: Callable[[int, int], None] = lambda _arrived, _all: None
+) -> DemoReport:
     """Run both ways and compare.
 
     :param on_arrival: called now and then with how many counts have arrived, of how many
@@ -118,8 +121,9 @@ async def run_demo(options: DemoOptions, on_arrival: Callable[[int, int], None] 
     model = Model(ModelConfig(layers=options.layers, seed=options.seed))
     model.config.shard(0, options.prefills)  # refuses what does not divide, before anything is started
     decode = _Decode(model, prompt, options)
-    answer, done = await decode.run(on_arrival)
-    alone = await anyio.to_thread.run_sync(_answer_alone, model, prompt, decode.ids, options.tokens)
+    with blas_threads(BLAS_THREADS):
+        answer, done = await decode.run(on_arrival)
+        alone = await anyio.to_thread.run_sync(_answer_alone, model, prompt, decode.ids, options.tokens)
     nbytes = sum(part.nbytes for part in done)
     tokens_match = answer.tokens == alone.tokens
     pages_match = bool(np.array_equal(answer.pages, alone.pages))
@@ -180,6 +184,7 @@ class _Decode:
         config = self._model.config
         async with TransferEngine(backend=self._options.backend) as engine, AsyncExitStack() as children:
             cache: NDArray[np.uint8] = engine.allocate((config.layers, self._pool, config.page_nbytes), "u1")
+            cache[:] = 0  # a server's memory has been in use for long: no page fault belongs to a request
             tail: NDArray[np.float32] = engine.allocate((config.d_model,), "f4")
             regions = await engine.register(cache), await engine.register(tail)
             counter = engine.counter()
@@ -252,7 +257,7 @@ class _Decode:
 def _answer_alone(model: Model, prompt: bytes, ids: NDArray[np.int64], tokens: int) -> _Answer:
     """Read and answer in this process alone, with pages of our own."""
     config = model.config
-    cache = np.zeros((config.layers, int(ids.max()) + 1, config.page_nbytes), np.uint8)
+    cache = np.full((config.layers, int(ids.max()) + 1, config.page_nbytes), 0, np.uint8)  # in use, as above
     tail = np.zeros(config.d_model, np.float32)
     begin = time.perf_counter()
     for _ in model.prefill_layers(encode(prompt), cache, ids[: config.pages_for(len(prompt))], tail):

@@ -44,7 +44,7 @@ class Offer(msgspec.Struct, frozen=True, tag="offer"):
 
     def config(self) -> ModelConfig:
         """Return the model's shape."""
-        from aio_transfer.apps.model import ModelConfig  # noqa: PLC0415 - the parent parses lines before NumPy is there
+        from aio_transfer.apps.model import ModelConfig
 
         return ModelConfig(**self.model)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ("VOCABULARY", "Model", "ModelConfig", "Shard", "encode")
+__all__ = ("BLAS_THREADS", "VOCABULARY", "Model", "ModelConfig", "Shard", "encode")
 
 Floats: TypeAlias = "NDArray[np.float32]"
 Ids: TypeAlias = "NDArray[np.int64]"
@@ -33,6 +33,8 @@ PRINTABLE: Final = slice(32, 127)
 """The head speaks only these bytes, so that what it says can be shown on any terminal."""
 QUERY_BLOCK: Final = 256
 """Rows of attention computed at once: keys after the block are not looked at, which halves the work."""
+BLAS_THREADS: Final = 1
+"""For :func:`~aio_transfer.apps.blas.blas_threads`: the same in every process that is to compute the same bits."""
 SHARPNESS: Final = 4.0
 """Spread of the attention scores. Random weights give 1, where thousands of tokens average out to nothing and the
 output repeats itself; at 4 a few tokens of the context decide."""

@@ -5,6 +5,7 @@ Run as ``python -m aio_transfer.apps.prefill`` by the decode side, which speaks 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -16,8 +17,9 @@ import anyio.to_thread
 import numpy as np
 
 from aio_transfer import RemoteRegion, TransferEngine
+from aio_transfer.apps.blas import blas_threads
 from aio_transfer.apps.lines import Done, Failed, Lines, Offer, Ready, Request
-from aio_transfer.apps.model import Model, encode
+from aio_transfer.apps.model import BLAS_THREADS, Model, encode
 from aio_transfer.errors import AioTransferError, ProtocolError
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ class Prefill:
         pages = self.config.pages_for(offer.tokens)
         self._cache: NDArray[np.uint8] = engine.allocate((self.config.layers, pages, self.config.page_nbytes), "u1")
         self._tail: NDArray[np.float32] = engine.allocate((self.config.d_model,), "f4")
+        self._cache[:] = 0  # a server's memory has been in use for long: no page fault belongs to a request
         self._remote_cache = RemoteRegion.from_bytes(offer.cache)
         self._remote_tail = RemoteRegion.from_bytes(offer.tail)
         self._shard = self.config.shard(offer.rank, offer.ranks)
@@ -108,6 +111,7 @@ class Prefill:
 
     def _summary(self, transfers: list[Transfer]) -> Done:
         path = transfers[0].path
+        assert path is not None  # noqa: S101 - prepare() has connected
         return Done(
             nbytes=sum(transfer.nbytes for transfer in transfers),
             busy_s=_covered(self._spans),
@@ -167,7 +171,8 @@ def main() -> int:
     os.dup2(STDERR, STDOUT)
     lines = Lines(STDIN, channel, "the decode process")
     try:
-        anyio.run(_serve, lines)
+        with blas_threads(BLAS_THREADS):
+            anyio.run(_serve, lines)
     except BrokenPipeError:
         return 1
     except Exception as error:  # noqa: BLE001 - told in full to whoever started us
@@ -180,10 +185,8 @@ def main() -> int:
 
 
 def _tell(lines: Lines, reason: str) -> None:
-    try:
+    with contextlib.suppress(BrokenPipeError):  # nobody is left to hear it
         lines.send(Failed(reason))
-    except BrokenPipeError:
-        pass  # nobody is left to hear it
 
 
 if __name__ == "__main__":

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from contextlib import contextmanager
 from pathlib import Path  # noqa: TC003 - typer reads it from the annotation
 from typing import TYPE_CHECKING, Annotated
@@ -28,10 +26,9 @@ Examples:
 
   aio-transfer demo --backend libfabric --layers 16 --json
 """
-BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
 
 
-def demo(  # noqa: PLR0913 - the command's options
+def demo(
     *,
     source: Annotated[
         Path | None,
@@ -53,36 +50,22 @@ def demo(  # noqa: PLR0913 - the command's options
     starts when its counter has seen them all. Then the same is done in a single process: the tokens and every
     byte of the pages must be equal, or the exit status is 1.
     """
-    _share_cores(prefills)
     with failures_told(as_json=as_json):
-        import anyio  # noqa: PLC0415 - with NumPy and the engine, after _share_cores
+        import anyio
 
-        from aio_transfer.apps.demo import DemoOptions, run_demo  # noqa: PLC0415
+        from aio_transfer.apps.demo import DemoOptions, run_demo
 
-        options = DemoOptions(
-            input=source, backend=backend, layers=layers, prefills=prefills, tokens=tokens, seed=seed
-        )
+        options = DemoOptions(input=source, backend=backend, layers=layers, prefills=prefills, tokens=tokens, seed=seed)
         with _progress(quiet=as_json) as on_arrival:
             report = anyio.run(run_demo, options, on_arrival)
     if as_json:
-        from dataclasses import asdict  # noqa: PLC0415
+        from dataclasses import asdict
 
         emit_json(asdict(report))
     else:
         _print(report)
     if not report.match:
         raise typer.Exit(FAILED)
-
-
-def _share_cores(prefills: int) -> None:
-    """Give each prefill process its share of the cores, before NumPy starts a thread for every core in each.
-
-    Children inherit it. All processes must have the same number of threads, or their sums round differently.
-    """
-    if "numpy" not in sys.modules:
-        share = str(max(1, len(os.sched_getaffinity(0)) // prefills))
-        for name in BLAS_THREADS:
-            os.environ.setdefault(name, share)
 
 
 @contextmanager
@@ -93,7 +76,7 @@ def _progress(*, quiet: bool) -> Iterator[Callable[[int, int], None]]:
     elif not on_terminal():
         yield lambda arrived, counts: typer.echo(f"arrived: {arrived} of {counts} counts")
     else:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
         columns = (TextColumn("KV pages"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns) as bar:

@@ -6,8 +6,10 @@ from typing import Annotated
 
 import typer
 
+from aio_transfer.cli.demo import EPILOG as DEMO_EPILOG
 from aio_transfer.cli.demo import demo
 from aio_transfer.cli.devices import devices
+from aio_transfer.cli.doctor import EPILOG as DOCTOR_EPILOG
 from aio_transfer.cli.doctor import doctor
 
 __all__ = ("app", "main")
@@ -37,19 +39,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("demo")(demo)
+app.command("demo", epilog=DEMO_EPILOG)(demo)
 app.command("devices")(devices)
-app.command("doctor")(doctor)
+app.command("doctor", epilog=DOCTOR_EPILOG)(doctor)
 
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it with the option's value
     if wanted:
-        from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - 10 ms that nobody else needs
+        from aio_transfer import __version__
 
-        try:
-            typer.echo(f"aio-transfer {version('aio-transfer')}")
-        except PackageNotFoundError:
-            typer.echo("aio-transfer (a source tree, not installed)")
+        typer.echo(f"aio-transfer {__version__}")
         raise typer.Exit
 
 

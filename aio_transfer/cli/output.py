@@ -44,9 +44,9 @@ def print_rows(rows: Sequence[Mapping[str, str]]) -> None:
 
 
 def _print_table(rows: Sequence[Mapping[str, str]]) -> None:
-    from rich.console import Console  # noqa: PLC0415 - 40 ms, only on a terminal
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for key in rows[0] if rows else ():

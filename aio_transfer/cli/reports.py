@@ -54,6 +54,6 @@ class BackendReport(Protocol):
 
 def backend_reports() -> Sequence[BackendReport]:
     """Ask every backend, which opens libraries and devices for a moment."""
-    from aio_transfer.selection import available  # noqa: PLC0415 - brings NumPy and the native core
+    from aio_transfer.selection import available
 
     return available()

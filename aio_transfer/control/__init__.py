@@ -1,6 +1,6 @@
 """The control plane's wire: who the peer is, and what the two engines tell each other."""
 
-from aio_transfer.control.codec import clip, decode, encode
+from aio_transfer.control.codec import VersionError, clip, decode, encode
 from aio_transfer.control.dialer import DIAL_DEADLINE_S, dial
 from aio_transfer.control.frames import (
     FRAME_TYPES,
@@ -27,7 +27,6 @@ from aio_transfer.control.frames import (
     Message,
     MessageAck,
     Offer,
-    OtherVersion,
     PeerInfo,
     Promise,
     Refusal,
@@ -72,7 +71,6 @@ __all__ = (
     "Message",
     "MessageAck",
     "Offer",
-    "OtherVersion",
     "PeerCredentials",
     "PeerInfo",
     "Promise",
@@ -82,6 +80,7 @@ __all__ = (
     "Revoked",
     "Role",
     "Session",
+    "VersionError",
     "Welcome",
     "answer",
     "call",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Sequence
 
-    from aio_transfer.control.frames import Frame, OtherVersion
+    from aio_transfer.control.frames import Frame
 
 __all__ = ("MAX_QUEUED_NBYTES", "FrameReader", "FrameWriter")
 
@@ -56,7 +56,7 @@ class FrameReader:
         """Whether the stream stands between two frames."""
         return not (self._buffer or self._body_nbytes or self._fds)
 
-    def feed(self, data: bytes, fds: tuple[int, ...] = ()) -> tuple[Frame | OtherVersion, tuple[int, ...]] | None:
+    def feed(self, data: bytes, fds: tuple[int, ...] = ()) -> tuple[Frame, tuple[int, ...]] | None:
         """Take what was read, and its file descriptors.
 
         :param data: 1 … ``wanted_nbytes`` bytes
@@ -88,7 +88,7 @@ class FrameReader:
         self._body_nbytes = nbytes
         self._buffer.clear()
 
-    def _finish(self) -> tuple[Frame | OtherVersion, tuple[int, ...]]:
+    def _finish(self) -> tuple[Frame, tuple[int, ...]]:
         frame = decode(self._buffer, peer=self.peer)
         count = announced_fds(frame)
         if len(self._fds) < count:

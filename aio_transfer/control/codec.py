@@ -14,11 +14,19 @@ from aio_transfer.control.frames import (
     Frame,
     GrantReply,
     Offer,
-    OtherVersion,
 )
 from aio_transfer.errors import ProtocolError, UsageError
 
-__all__ = ("announced_fds", "clip", "decode", "encode")
+__all__ = ("VersionError", "announced_fds", "clip", "decode", "encode")
+
+
+class VersionError(ProtocolError):
+    """The peer greeted us in a version of the protocol that we do not speak."""
+
+    def __init__(self, peer: str, version: int) -> None:
+        """Name both versions."""
+        self.version = version
+        super().__init__(peer, f"it speaks version {version}, and we speak version {PROTOCOL_VERSION}")
 
 
 class _AnyHello(Struct, frozen=True, array_like=True, tag=1):
@@ -54,11 +62,12 @@ def encode(frame: Frame) -> bytes:
     return body
 
 
-def decode(body: bytes | bytearray | memoryview, *, peer: str = "a peer") -> Frame | OtherVersion:
+def decode(body: bytes | bytearray | memoryview, *, peer: str = "a peer") -> Frame:
     """Read one frame, whoever wrote it.
 
     :param body: without the length in front
     :param peer: named in the error
+    :raises VersionError: it is a greeting that only another version can read
     :raises ProtocolError: it is not a frame, or a field is outside its bound
     """
     try:
@@ -66,7 +75,7 @@ def decode(body: bytes | bytearray | memoryview, *, peer: str = "a peer") -> Fra
     except _MALFORMED as error:
         version = _version_of(body)
         if version is not None and version != PROTOCOL_VERSION:
-            return OtherVersion(version)
+            raise VersionError(peer, version) from error
         raise ProtocolError(peer, f"malformed frame of {len(body)} B: {error}") from error
 
 
@@ -78,7 +87,7 @@ def _version_of(body: bytes | bytearray | memoryview) -> int | None:
         return None
 
 
-def announced_fds(frame: Frame | OtherVersion) -> int:
+def announced_fds(frame: Frame) -> int:
     """Return how many file descriptors travel with a frame."""
     return frame.fds if isinstance(frame, Offer | Answer | GrantReply) else 0
 

@@ -44,7 +44,6 @@ __all__ = (
     "Message",
     "MessageAck",
     "Offer",
-    "OtherVersion",
     "PeerInfo",
     "Promise",
     "Refusal",
@@ -258,12 +257,6 @@ class Revoked(_Strict, frozen=True, tag=30):
     """A region that was granted is being taken back: drop what refers to it."""
 
     region: _Number32
-
-
-class OtherVersion(Struct, frozen=True):
-    """What :func:`~aio_transfer.control.codec.decode` makes of a greeting in a version we do not speak; never sent."""
-
-    version: int
 
 
 Frame: TypeAlias = (

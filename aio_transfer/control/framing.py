@@ -10,13 +10,14 @@ import anyio
 import anyio.lowlevel
 
 from aio_transfer.control.buffers import FrameReader, FrameWriter
+from aio_transfer.control.codec import VersionError
 from aio_transfer.control.rights import PeerCredentials, close_fds, peer_credentials, receive_some
 from aio_transfer.errors import BusyError, ProtocolError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from aio_transfer.control.frames import Frame, OtherVersion
+    from aio_transfer.control.frames import Frame
 
 __all__ = ("FrameConnection",)
 
@@ -80,11 +81,12 @@ class FrameConnection:
         """How many bytes of frames wait for room in the stream."""
         return self._writer.queued_nbytes
 
-    async def receive(self) -> tuple[Frame | OtherVersion, tuple[int, ...]]:
+    async def receive(self) -> tuple[Frame, tuple[int, ...]]:
         """Wait for the next frame.
 
         :returns: the frame, and exactly the file descriptors it announced, close-on-exec and now the caller's;
             any that came unannounced have been closed
+        :raises VersionError: a greeting of another version; the connection stays open for the refusal
         :raises ProtocolError: what came is not a frame; the connection is closed
         :raises anyio.EndOfStream: the peer closed, between two frames
         :raises anyio.BrokenResourceError: the stream broke or ended inside a frame; the connection is closed
@@ -104,7 +106,7 @@ class FrameConnection:
         finally:
             self._receiving = False
 
-    def _pull(self) -> tuple[Frame | OtherVersion, tuple[int, ...]] | None:
+    def _pull(self) -> tuple[Frame, tuple[int, ...]] | None:
         """Read until a frame is whole, or nothing more is there."""
         received = None
         try:
@@ -120,8 +122,9 @@ class FrameConnection:
         except OSError as error:
             self.close()
             raise anyio.BrokenResourceError from error
-        except ProtocolError:
-            self.close()
+        except ProtocolError as error:
+            if not isinstance(error, VersionError):
+                self.close()
             raise
         return received
 

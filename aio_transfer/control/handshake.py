@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import anyio
 
-from aio_transfer.control.codec import clip
+from aio_transfer.control.codec import VersionError, clip
 from aio_transfer.control.frames import (
     MAX_FRAME_NBYTES,
     NONCE_NBYTES,
@@ -41,7 +41,6 @@ from aio_transfer.control.frames import (
     Goodbye,
     Hello,
     HelloProof,
-    OtherVersion,
     PeerInfo,
     Refusal,
     Role,
@@ -128,7 +127,7 @@ async def call(  # noqa: PLR0913 - everything after the credentials is a keyword
     :param session: 16 bytes that name the session, new for a control connection
     :param expected: the incarnation meant, or empty for whoever is there
     :raises AuthenticationError: one side lacks the secret, holds another, or is another user's
-    :raises ProtocolError: the listener speaks another version, or something else
+    :raises ProtocolError: the listener speaks another version (VersionError), or something else
     :raises RefusedError: the listener's engine does not want the session
     :raises PeerLostError: it is another incarnation, or hung up, or let the deadline pass
     :raises ClosedError: the connection was closed here meanwhile
@@ -166,7 +165,7 @@ async def answer(
     :param decide: asked once the dialer has proven itself, and last: when it returns ``None`` the session comes
         back without a checkpoint in between, so what it saw is still so
     :raises AuthenticationError: one side lacks the secret, holds another, or is another user's
-    :raises ProtocolError: the dialer speaks another version, or something else
+    :raises ProtocolError: the dialer speaks another version (VersionError), or something else
     :raises RefusedError: ``decide`` did not want the session
     :raises PeerLostError: the dialer means another incarnation, or hung up, or let the deadline pass
     :raises ClosedError: the connection was closed here meanwhile
@@ -229,12 +228,13 @@ async def _exchange(connection: FrameConnection, frame: Frame, kind: type[_Frame
 
 
 async def _expect(connection: FrameConnection, kind: type[_FrameT]) -> _FrameT:
-    frame, fds = await connection.receive()
+    try:
+        frame, fds = await connection.receive()
+    except VersionError as error:
+        raise _other_version(connection, error.version) from error
     close_fds(fds)  # nothing in a handshake announces any that we would want
     if isinstance(frame, kind):
         return frame
-    if isinstance(frame, OtherVersion):
-        _check_version(connection, frame.version)
     if isinstance(frame, Refusal):
         raise _refused(connection.peer, frame)
     if isinstance(frame, Goodbye):
@@ -246,7 +246,7 @@ def _refused(peer: str, refusal: Refusal) -> AioTransferError:
     """Turn the other side's words into the error that it saw too."""
     match refusal.kind:
         case "version":
-            return _version_error(peer, refusal.version)
+            return VersionError(peer, refusal.version)
         case "auth":
             return AuthenticationError(peer, f"it refused: {clip(refusal.reason)}")
         case "incarnation":
@@ -269,12 +269,12 @@ def _check_user(connection: FrameConnection) -> None:
 
 def _check_version(connection: FrameConnection, version: int) -> None:
     if version != PROTOCOL_VERSION:
-        refusal = Refusal("version", f"version {PROTOCOL_VERSION} is spoken here")
-        raise _refuse(connection, refusal, _version_error(connection.peer, version))
+        raise _other_version(connection, version)
 
 
-def _version_error(peer: str, version: int) -> ProtocolError:
-    return ProtocolError(peer, f"it speaks version {version}, and we speak version {PROTOCOL_VERSION}")
+def _other_version(connection: FrameConnection, version: int) -> AioTransferError:
+    refusal = Refusal("version", f"version {PROTOCOL_VERSION} is spoken here")
+    return _refuse(connection, refusal, VersionError(connection.peer, version))
 
 
 def _check_proof(connection: FrameConnection, proof: bytes, wanted: bytes) -> None:

@@ -223,7 +223,7 @@ NB_MODULE(_native, m) {
 
   nb::class_<NativeCore>(m, "NativeCore")
       .def(nb::init<const std::string&, const aio::Options&>(), "backend"_a, "options"_a)
-      .def("attributes", &NativeCore::attributes)
+      .def("attributes", &NativeCore::attributes, nb::sig("def attributes(self) -> dict[str, typing.Any]"))
       .def("register_local", &NativeCore::register_local, "region"_a, "addr"_a, "nbytes"_a, "access"_a, "fd"_a,
            "fd_offset"_a)
       .def("register_remote", &NativeCore::register_remote, "region"_a, "peer"_a, "nbytes"_a, "keys"_a, "fds"_a)
@@ -236,7 +236,8 @@ NB_MODULE(_native, m) {
              return self.core().expect(counter, units);
            }, "counter"_a, "units"_a)
       .def("fileno", [](NativeCore& self) { return self.core().fileno(); })
-      .def("drain", &NativeCore::drain, "limit"_a)
+      .def("drain", &NativeCore::drain, "limit"_a,
+           nb::sig("def drain(self, limit: int) -> list[tuple[int, int, int, int, bytes]]"))
       .def("statistics", &NativeCore::statistics)
       .def("close", &NativeCore::close);
 

@@ -10,6 +10,7 @@ namespace aio::libfabric {
 namespace {
 
 constexpr double kSlowestBytesPerSecond = 10e6;  // what is already under way may take this long before it is a stall
+constexpr std::uint64_t kVouchedNbytes = 64 << 10;  // from here on an acknowledgement costs nothing beside the copy
 constexpr std::uint32_t kKeptSlots = 2;          // of the send slots: messages leave them to questions and answers
 
 const Outcome kPeerGone{Status::peer_lost, 0, "the connection is closed"};
@@ -47,7 +48,7 @@ std::optional<Outcome> FabricDomain::refusal(const Run& run, const Piece& piece,
   return std::nullopt;
 }
 
-ssize_t FabricDomain::post_piece(Peer& peer, const Run& run, const Piece& piece, const LocalRegion* local,
+ssize_t FabricDomain::post_piece(Peer& peer, Op op, const Piece& piece, const LocalRegion* local,
                                  const RemoteRegion* remote, Operation& operation) {
   const bool bare = piece.nbytes == 0;
   const iovec where{bare ? anchor_memory_ : reinterpret_cast<void*>(piece.local_addr), piece.nbytes};
@@ -56,12 +57,23 @@ ssize_t FabricDomain::post_piece(Peer& peer, const Run& run, const Piece& piece,
   void* desc = bare ? anchor_->mem_desc : local->registration->mem_desc;
   const abi::RmaMessage message{&where, &desc, 1, peer.address, &target, 1, &operation.context, piece.immediate};
   abi::Ep* ep = peer.channel->endpoint.get();
-  if (run.op == Op::read) return ep->rma->readmsg(ep, &message, abi::completion);
+  if (op == Op::read) return ep->rma->readmsg(ep, &message, abi::completion);
+  operation.ordered = policy_.delivery;
   // Never FI_MORE: on EFA it holds the doorbell back for a post that may not come.
   std::uint64_t flags = abi::completion;
   if (piece.has_immediate()) flags |= abi::remote_cq_data;
-  if (policy_.delivery) flags |= abi::delivery_complete;
+  if (operation.vouches) flags |= abi::delivery_complete;
   return ep->rma->writemsg(ep, &message, flags);
+}
+
+// The provider has accepted it.
+void FabricDomain::enlist(Operation& operation, std::uint64_t nbytes) {
+  Peer& peer = *operation.peer;
+  operation.nbytes = nbytes;
+  ++peer.in_flight;
+  peer.nbytes_in_flight += nbytes;
+  peer.stalled.reset();
+  if (operation.ordered) peer.unconfirmed.push_back(&operation);
 }
 
 Posted FabricDomain::post(Flow& flow, std::uint32_t budget) {
@@ -80,28 +92,43 @@ Posted FabricDomain::post(Flow& flow, std::uint32_t budget) {
   if (peer == nullptr || !peer->joined || peer->leaving) return refuse(kPeerGone);
   // Until it is known why the connection broke, another post could break it again.
   if (!peer->suspended.empty()) return Posted::full;
-  for (; budget > 0 && !flow.exhausted(); --budget) {
+  if (peer->in_flight >= depth_) return blocked(*peer, flow);
+  const std::uint32_t room = std::min({budget, depth_ - peer->in_flight, run.count - flow.next});
+  for (std::uint32_t i = 0; i < room; ++i) {
     const Piece& piece = flow.pieces[flow.next];
-    if (const auto refused = refusal(run, piece, near, far)) return refuse(*refused);
-    if (peer->in_flight >= depth_) return blocked(*peer, flow);
+    if (const auto refused = refusal(run, piece, near, far)) {
+      vouch_for_tail(*peer);
+      return refuse(*refused);
+    }
     Operation& operation = acquire(Operation::Kind::piece, peer);
-    const ssize_t result = post_piece(*peer, run, piece, near, far, operation);
+    operation.vouches = policy_.delivery && (i + 1 == room || piece.nbytes >= kVouchedNbytes);
+    const ssize_t result = post_piece(*peer, run.op, piece, near, far, operation);
     if (result < 0) {
       recycle(operation);
+      vouch_for_tail(*peer);
       if (result == -EAGAIN) return blocked(*peer, flow);
       const int code = static_cast<int>(-result);
       return refuse({Status::provider, code, library_.strerror(code)});
     }
     operation.flow = &flow;
     operation.serial = piece.nbytes == 0 ? 0 : far->key.serial;
-    operation.nbytes = piece.nbytes;
-    ++peer->in_flight;
-    peer->nbytes_in_flight += piece.nbytes;
-    peer->stalled.reset();
+    enlist(operation, piece.nbytes);
     ++flow.next;
     ++flow.in_flight;
   }
-  return Posted::more;
+  return flow.next == run.count || room == budget ? Posted::more : Posted::full;
+}
+
+// The batch ended early, so the writes at its end have nobody after them to vouch for them.
+void FabricDomain::vouch_for_tail(Peer& peer) {
+  if (peer.unconfirmed.empty() || peer.unconfirmed.back()->vouches) return;
+  Operation& operation = acquire(Operation::Kind::control, &peer);
+  operation.vouches = true;
+  const ssize_t result = post_piece(peer, Op::write, Piece{}, nullptr, nullptr, operation);
+  if (result == 0) return enlist(operation, 0);
+  recycle(operation);
+  // Their connection is gone, and a later acknowledgement would come over another one, which proves nothing for them.
+  suspend_unconfirmed(peer, ECANCELED);
 }
 
 // No room for this peer now. It may stay so for a while, but not for ever and not in silence.
@@ -222,6 +249,7 @@ void FabricDomain::complete(const abi::CqEntry& entry) {
   }
   if (entry.op_context == nullptr) return;
   Operation& operation = *static_cast<Operation*>(entry.op_context);
+  if (operation.ordered && operation.peer != nullptr) return departed(operation);
   if (operation.kind != Operation::Kind::receive) return finish(operation, {});
   Peer* owner = operation.peer;
   Channel& channel = owner == nullptr ? *shared_ : *owner->channel;
@@ -251,24 +279,59 @@ void FabricDomain::fail(const abi::CqErrorEntry& error) {
     if (peer == nullptr || !peer->closing) post_receive(channel, peer, slot);  // truncated: longer than any of ours
     return;
   }
-  if (operation.kind == Operation::Kind::abandoned || operation.kind == Operation::Kind::control) return finish(operation, {});
+  if (operation.kind == Operation::Kind::abandoned) return recycle(operation);
+  if (operation.ordered) std::erase(peer->unconfirmed, &operation);
+  if (is_broken(error.err) && peer->own && !peer->leaving) suspend_unconfirmed(*peer, error.err);
+  if (operation.kind == Operation::Kind::control) return finish(operation, {});
   if (peer->closing || peer->leaving) return finish(operation, kPeerGone);
   if (is_stale(error, policy_.close_revokes) || (operation.serial != 0 && peer->dead.contains(operation.serial))) {
-    return finish(operation, {Status::stale_region, error.err, library_.strerror(error.err)});
+    return finish(operation, {Status::stale_region, error.err, std::string(library_.strerror(error.err)) + ": the peer has deregistered the region"});
   }
-  if (is_broken(error.err) && peer->own) {
-    if (peer->suspended.empty()) peer->suspended_at = Clock::now();
-    peer->suspended.push_back({operation.flow, operation.message, operation.serial, error.err});
-    peer->verdict_number = peer->asked + 1;
-    ask(*peer);
-    operation.kind = Operation::Kind::control;  // its end is told later
-    return finish(operation, {});
-  }
+  if (is_broken(error.err) && peer->own) return suspend(operation, error.err);
   std::array<char, 128> text{};
   std::string reason = library_.strerror(error.err);
   const char* words = cq_->ops->strerror(cq_.get(), error.prov_errno, error.err_data, text.data(), text.size());
   if (words != nullptr && error.prov_errno != 0) reason += std::string("; ") + words;
   finish(operation, {Status::provider, error.err, std::move(reason)});
+}
+
+// A write under Policy::delivery that the provider has completed.
+void FabricDomain::departed(Operation& operation) {
+  operation.left = true;
+  if (operation.doubtful) return suspend(operation, ECANCELED);
+  if (operation.confirmed) return finish(operation, {});
+  if (!operation.vouches) return;
+  std::deque<Operation*>& unconfirmed = operation.peer->unconfirmed;
+  for (bool last = false; !last && !unconfirmed.empty();) {
+    Operation& next = *unconfirmed.front();
+    unconfirmed.pop_front();
+    last = &next == &operation;
+    next.confirmed = true;
+    if (next.left) finish(next, {});
+  }
+}
+
+// Its end is told once the peer has said why the connection broke, or cannot.
+void FabricDomain::suspend(Operation& operation, int code) {
+  Peer& peer = *operation.peer;
+  if (operation.kind != Operation::Kind::control) {
+    if (peer.suspended.empty()) peer.suspended_at = Clock::now();
+    peer.suspended.push_back({operation.flow, operation.message, operation.serial, code});
+    peer.verdict_number = peer.asked + 1;
+    ask(peer);
+    operation.kind = Operation::Kind::control;
+  }
+  finish(operation, {});
+}
+
+// The connection broke: whether those that had left arrived is not known. The others' completions are still to come.
+void FabricDomain::suspend_unconfirmed(Peer& peer, int code) {
+  std::deque<Operation*> unconfirmed;
+  unconfirmed.swap(peer.unconfirmed);
+  for (Operation* operation : unconfirmed) {
+    operation->doubtful = true;
+    if (operation->left) suspend(*operation, code);
+  }
 }
 
 void FabricDomain::finish(Operation& operation, const Outcome& outcome) {

@@ -133,10 +133,13 @@ void FabricDomain::fence_quietly(Peer& peer) {
     harvest();
     for (Operation& operation : operations_) {
       if (operation.peer != &peer || operation.kind == Operation::Kind::idle) continue;
-      // The provider forgot it (none was seen to, up to 2.5.1). Its context is not used again.
       const Operation forgotten = operation;
-      operation.kind = Operation::Kind::abandoned;
-      operation.peer = nullptr;
+      if (operation.left) {
+        recycle(operation);
+      } else {  // the provider forgot it; should its completion come yet, it must find the operation
+        operation.kind = Operation::Kind::abandoned;
+        operation.peer = nullptr;
+      }
       if (forgotten.kind == Operation::Kind::piece) sink_.stopped(*forgotten.flow, 1, kPeerLost);
       if (forgotten.kind == Operation::Kind::message) sink_.sent(forgotten.message, kPeerLost);
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import socket
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -114,9 +115,9 @@ def make_sockets(family: str) -> tuple[socket.socket, socket.socket]:
 
 def _open_fds() -> dict[str, str]:
     found = {}
-    for fd in os.listdir("/proc/self/fd"):
+    for path in Path("/proc/self/fd").iterdir():
         try:
-            found[fd] = os.readlink(f"/proc/self/fd/{fd}")
+            found[path.name] = str(path.readlink())
         except FileNotFoundError:
             continue  # the listing's own
     return found

@@ -27,6 +27,7 @@ from aio_transfer.control import (
     Welcome,
     answer,
     call,
+    codec,
     encode,
     handshake,
     new_incarnation,
@@ -236,8 +237,9 @@ async def test_another_version_is_named_on_both_sides(
         refusal, _fds = await left.receive()
         assert refusal == Refusal("version", f"version {PROTOCOL_VERSION} is spoken here")
         assert isinstance(refusal, Refusal)
-        monkeypatch.setattr(handshake, "PROTOCOL_VERSION", 7)
+        monkeypatch.setattr(codec, "PROTOCOL_VERSION", 7)
         errors.append(handshake._refused("the listener", refusal))
+        monkeypatch.undo()
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(speak_version_7)
@@ -391,12 +393,11 @@ async def test_another_user_is_refused_over_af_unix(
 ) -> None:
     left, right = pair
     uid = os.geteuid()
-    monkeypatch.setattr(handshake.os, "geteuid", lambda: uid + 1)
+    monkeypatch.setattr(os, "geteuid", lambda: uid + 1)
+    credentials = make_credentials(SECRET)
+    attempt = call(left, credentials, session=TOKEN) if side == "dialer" else answer(left, credentials)
     with pytest.raises(AuthenticationError, match="the same user's"):
-        if side == "dialer":
-            await call(left, make_credentials(SECRET), session=TOKEN)
-        else:
-            await answer(left, make_credentials(SECRET))
+        await attempt
     frame, _fds = await right.receive()
     assert isinstance(frame, Refusal)
     assert frame.kind == "auth"

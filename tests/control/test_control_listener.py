@@ -97,7 +97,7 @@ async def half_open(engine: Engine, count: int) -> None:
 
 
 @pytest.mark.parametrize("unix", [True, False])
-async def test_a_peer_connects_over_the_best_way(make_credentials: Make, unix: bool) -> None:  # noqa: FBT001
+async def test_a_peer_connects_over_the_best_way(make_credentials: Make, unix: bool) -> None:
     async with served(make_credentials, unix=unix) as engine:
         mine = make_credentials()
         session = await connect(engine.info, mine)
@@ -134,7 +134,7 @@ async def test_tcp_decides_when_nobody_has_the_abstract_name(make_credentials: M
 async def test_another_users_abstract_name_is_not_used(make_credentials: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     async with served(make_credentials) as engine:
         uid = os.geteuid()
-        monkeypatch.setattr(dialer.os, "geteuid", lambda: uid + 1)
+        monkeypatch.setattr(os, "geteuid", lambda: uid + 1)
         connection = await dial(engine.info)
         assert not connection.is_local
         connection.close()
@@ -242,7 +242,7 @@ async def test_a_flood_of_silent_strangers_keeps_nobody_out(make_credentials: Ma
         session.connection.close()
         dropped = 0
         for stranger in strangers:
-            stranger.setblocking(False)  # noqa: FBT003
+            stranger.setblocking(False)
             try:
                 dropped += bool(stranger.recv(100))
             except BlockingIOError:
@@ -291,7 +291,7 @@ async def test_running_out_of_fds_is_waited_out(make_credentials: Make, monkeypa
 
     async def bind_exhausted(host: str, port: int) -> socket.socket:
         exhausted = Exhausted(fileno=(await bind(host, port)).detach())
-        exhausted.setblocking(False)  # noqa: FBT003
+        exhausted.setblocking(False)
         return exhausted
 
     monkeypatch.setattr(listener, "_bind_tcp", bind_exhausted)

@@ -1,0 +1,99 @@
+"""RDMA hardware: devices and their permissions, GPU memory, AWS EFA."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Final
+
+from aio_transfer.doctor.check import Check, Host
+
+__all__ = ("check_efa_installer", "check_efa_module", "check_efa_security_group", "check_gpu_memory", "check_rdma")
+
+OLDEST_DMABUF_KERNEL: Final = (5, 12)
+"""Registering a dma-buf with RDMA devices: Linux commit bfe0cc6eb249."""
+OLDEST_EFA_MODULE: Final = (2, 1)
+"""The efa driver that has RDMA write (p5 and later); EFA installer 1.24 brings it."""
+INSTALL_EFA: Final = (
+    "curl -O https://efa-installer.amazonaws.com/aws-efa-installer-latest.tar.gz && "
+    "tar xf aws-efa-installer-latest.tar.gz && cd aws-efa-installer && sudo ./efa_installer.sh -y"
+)
+
+
+def check_rdma(host: Host) -> Check:
+    """RDMA devices, and whether we may open them."""
+    devices = host.rdma_devices()
+    if not devices:
+        return Check(name="rdma", status="skip", detail="no RDMA device here")
+    nodes = [path for path in host.entries("/dev/infiniband") if path.name.startswith("uverbs")]
+    names = ", ".join(f"{name} ({driver})" if driver else name for name, driver in devices.items())
+    if not nodes:
+        return Check(
+            name="rdma",
+            status="warn",
+            detail=f"{names}, but /dev/infiniband has no uverbs device",
+            fix="sudo modprobe ib_uverbs  # in a container: docker run --device /dev/infiniband …",
+        )
+    closed = [path.name for path in nodes if not os.access(path, os.R_OK | os.W_OK)]
+    if closed:
+        fix = f"sudo chmod a+rw {' '.join(f'/dev/infiniband/{name}' for name in closed)}"
+        return Check(name="rdma", status="warn", detail=f"{names}: no permission for {', '.join(closed)}", fix=fix)
+    return Check(name="rdma", status="ok", detail=names)
+
+
+def check_gpu_memory(host: Host) -> Check:
+    """NVIDIA GPU memory for RDMA: through a dma-buf on Linux 5.12 or later, else through nvidia-peermem."""
+    name = "gpu memory"
+    if not host.path("/proc/driver/nvidia/version").exists():
+        return Check(name=name, status="skip", detail="no NVIDIA driver here")
+    if not host.rdma_devices():
+        return Check(name=name, status="skip", detail="no RDMA device here that could reach it")
+    kernel = host.read("/proc/sys/kernel/osrelease") or ""
+    if _version(kernel) >= OLDEST_DMABUF_KERNEL:
+        return Check(name=name, status="ok", detail=f"dma-buf: Linux {kernel}")
+    if host.path("/sys/module/nvidia_peermem").exists():
+        return Check(name=name, status="ok", detail="nvidia-peermem is loaded")
+    detail = f"Linux {kernel} has no dma-buf for RDMA (5.12 has), and nvidia-peermem is not loaded"
+    return Check(name=name, status="warn", detail=detail, fix="sudo modprobe nvidia-peermem")
+
+
+def check_efa_module(host: Host) -> Check | None:
+    """AWS's kernel driver; nothing to say where there is no EFA device."""
+    if "efa" not in host.rdma_devices().values():
+        return None
+    version = host.read("/sys/module/efa/version") or ""
+    if not version:
+        return Check(name="efa driver", status="ok", detail="the kernel's own, of no stated version")
+    if _version(version) >= OLDEST_EFA_MODULE:
+        return Check(name="efa driver", status="ok", detail=version)
+    return Check(name="efa driver", status="warn", detail=f"{version} has no RDMA write (2.1 has)", fix=INSTALL_EFA)
+
+
+def check_efa_installer(host: Host) -> Check | None:
+    """AWS's libfabric and its version."""
+    if "efa" not in host.rdma_devices().values():
+        return None
+    found = re.search(r"EFA installer version:\s*(\S+)", host.read("/opt/amazon/efa_installed_packages") or "")
+    if found:
+        return Check(name="efa installer", status="ok", detail=found[1])
+    return Check(name="efa installer", status="warn", detail="/opt/amazon/efa is not installed", fix=INSTALL_EFA)
+
+
+def check_efa_security_group(host: Host) -> Check | None:
+    """A reminder: nothing on the machine can tell, and the fault looks like silence."""
+    if "efa" not in host.rdma_devices().values():
+        return None
+    rule = "--group-id $SG --protocol -1 --source-group $SG"
+    return Check(
+        name="efa security group",
+        status="skip",
+        detail="cannot be seen from here: the group must admit ALL traffic from and to itself, or EFA writes vanish",
+        fix=f"aws ec2 authorize-security-group-ingress {rule} && aws ec2 authorize-security-group-egress "
+        "--group-id $SG --ip-permissions IpProtocol=-1,UserIdGroupPairs=[{GroupId=$SG}]",
+    )
+
+
+def _version(text: str) -> tuple[int, ...]:
+    """Return the numbers a version begins with: ``"2.10.0g"`` is ``(2, 10, 0)``."""
+    found = re.match(r"\d+(\.\d+)*", text)
+    return tuple(map(int, found[0].split("."))) if found else ()

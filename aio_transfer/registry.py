@@ -1,0 +1,192 @@
+"""The regions of one engine: in every driver, described to peers, granted, and taken back for certain."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import secrets
+from typing import TYPE_CHECKING, Final
+
+import anyio
+
+from .control import GrantReply, Revoked
+from .descriptors import RegionDescriptor
+from .drivers import Access, RegionNumber
+from .memory import memory_of
+from .regions import Region
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from .control import GrantRequest, PeerInfo
+    from .peering import Peering
+    from .peers import Connection
+    from .selection import OpenDriver
+
+__all__ = ("Registry",)
+
+_LOGGER: Final = logging.getLogger(__name__)
+
+
+class _Release:
+    """A region on its way out."""
+
+    def __init__(self, drivers: int) -> None:
+        self.drivers = drivers
+        self.done = anyio.Event()
+
+
+class Registry:
+    """Registers, describes, grants and takes back."""
+
+    def __init__(
+        self,
+        check: Callable[[], None],
+        address: PeerInfo,
+        drivers: Mapping[str, OpenDriver],
+        peering: Peering,
+        *,
+        stall_s: float,
+    ) -> None:
+        """Begin empty.
+
+        :param check: refuses use after close and from elsewhere
+        :param stall_s: a region that peers hold for longer is reported
+        """
+        self._check = check
+        self._address = address
+        self._drivers = drivers
+        self._peering = peering
+        self._stall_s = stall_s
+        self._numbers = itertools.count(1)
+        self._regions: dict[int, tuple[Region, dict[str, bytes]]] = {}
+        self._releases: dict[int, _Release] = {}
+
+    def __len__(self) -> int:
+        """Return how many regions are registered."""
+        return len(self._regions)
+
+    def __contains__(self, region: Region) -> bool:
+        """Whether it is registered here."""
+        entry = self._regions.get(region.number)
+        return entry is not None and entry[0] is region
+
+    def register(self, memory: object, access: Access) -> Region:
+        """Register memory with every driver, or with none.
+
+        :raises AioTransferError: it is no memory that can be, or a driver refused
+        """
+        buffer = memory_of(memory)
+        number = RegionNumber(next(self._numbers))
+        keys: dict[str, bytes] = {}
+        try:
+            region = Region(self, buffer, access, number=number, generation=secrets.randbits(31))
+            for name, one in self._drivers.items():
+                keys[name] = one.driver.register(number, buffer.local_memory(access))
+        except BaseException:
+            for name in keys:
+                self._drivers[name].driver.deregister(number)
+            buffer.release()
+            raise
+        self._regions[number] = (region, keys)
+        return region
+
+    def describe_region(self, region: Region, counter: int | None) -> RegionDescriptor:
+        """Build a descriptor; use ``region.descriptor()``."""
+        self._check()
+        return RegionDescriptor(
+            peer=self._address,
+            region=region.number,
+            generation=region.generation,
+            nbytes=region.nbytes,
+            access=region.access.value,
+            keys={name: (blob,) for name, blob in self._regions[region.number][1].items()},
+            counter=counter,
+        )
+
+    def grant(self, peer: Connection, request: GrantRequest) -> None:
+        """Give a peer what it takes to reach a region, or say why not."""
+        entry = self._regions.get(request.region)
+        one = self._drivers.get(request.backend)
+        reason = ""
+        if entry is None or entry[0].generation != request.generation or request.region in self._releases:
+            reason = "its owner has deregistered it"
+        elif entry[0].access is Access.LOCAL:
+            reason = "its owner grants no access to it"
+        if reason or entry is None or one is None:
+            refusal = reason or f"its owner has no {request.backend} driver"
+            self._peering.tell(peer, GrantReply(request=request.request, ok=False, reason=refusal))
+            return
+        region, keys = entry
+        memory = region.buffer.local_memory(region.access)
+        fds = (memory.fd,) if memory.fd is not None and one.capabilities.grants else ()
+        peer.granted.add(region.number)
+        reply = GrantReply(
+            request=request.request,
+            ok=True,
+            keys=keys[one.name],
+            nbytes=region.nbytes,
+            access=region.access.value,
+            fds=len(fds),
+        )
+        self._peering.tell(peer, reply, fds)
+
+    async def close_region(self, region: Region) -> None:
+        """Take a region back; use ``region.aclose()``.
+
+        It waits for our own transfers that use it, then until no peer can reach it: a peer that is frozen in the
+        middle of a write holds it until it goes on or dies.
+        """
+        await anyio.lowlevel.checkpoint()
+        if region not in self:
+            return
+        self._check()
+        region.begin_close()
+        free = anyio.Event()
+        region.when_free(free.set)
+        await free.wait()
+        if region not in self:  # the engine was closed meanwhile
+            return
+        release = self._releases.get(region.number)
+        if release is None:
+            release = self._releases[region.number] = self._revoke(region)
+        with anyio.move_on_after(self._stall_s):
+            await release.done.wait()
+            return
+        _LOGGER.warning("%s is held by a peer that does not move: waiting until it goes on or dies", region.name)
+        await release.done.wait()
+
+    def _revoke(self, region: Region) -> _Release:
+        release = _Release(len(self._drivers))
+        for peer in self._peering.peers.values():
+            if region.number in peer.granted:
+                self._peering.tell(peer, Revoked(region.number))
+        for one in self._drivers.values():
+            one.driver.deregister(region.number)
+        return release
+
+    def on_released(self, number: int) -> None:
+        """Handle a driver's RELEASED event; with the last one the memory is free."""
+        release = self._releases.get(number)
+        if release is None:
+            return
+        release.drivers -= 1
+        if release.drivers:
+            return
+        del self._releases[number]
+        region, _ = self._regions.pop(number)
+        region.finish_close()
+        region.buffer.release()
+        release.done.set()
+
+    def close(self) -> None:
+        """Let go of everything, once every driver is closed."""
+        for region, _ in self._regions.values():
+            region.begin_close()
+            if not region.leases:
+                region.finish_close()
+            region.buffer.release()
+        self._regions.clear()
+        for release in self._releases.values():
+            release.done.set()
+        self._releases.clear()
