@@ -150,10 +150,18 @@ class NativeCore {
 
   std::map<std::string, std::uint64_t> statistics() {
     const CoreStatistics now = core().statistics();
-    return {{"transfers", now.transfers},     {"writes", now.writes},   {"reads", now.reads},
-            {"nbytes", now.nbytes},           {"failed", now.failed},   {"counts", now.units / 256},
-            {"units", now.units},             {"dropped", now.dropped}, {"inline_batches", now.inline_batches},
-            {"handed_over", now.handed_over}, {"handles", now.handles}, {"queued", now.queued}};
+    return {{"transfers", now.transfers},
+            {"writes", now.writes},
+            {"reads", now.reads},
+            {"nbytes", now.nbytes},
+            {"failed", now.failed},
+            {"counts", now.units / 256},
+            {"units", now.units},
+            {"dropped", now.dropped},
+            {"inline_batches", now.inline_batches},
+            {"handed_over", now.handed_over},
+            {"handles", now.handles},
+            {"queued", now.queued}};
   }
 
   nb::dict attributes() {
@@ -232,9 +240,12 @@ NB_MODULE(_native, m) {
       .def("disconnect", &NativeCore::disconnect, "peer"_a, "lost"_a)
       .def("post", &NativeCore::post, "transfer"_a, "runs"_a, "pieces"_a)
       .def("send", &NativeCore::send, "peer"_a, "message"_a, "payload"_a)
-      .def("expect", [](NativeCore& self, std::uint32_t counter, std::int64_t units) {
-             return self.core().expect(counter, units);
-           }, "counter"_a, "units"_a)
+      .def(
+          "expect",
+          [](NativeCore& self, std::uint32_t counter, std::int64_t units) {
+            return self.core().expect(counter, units);
+          },
+          "counter"_a, "units"_a)
       .def("fileno", [](NativeCore& self) { return self.core().fileno(); })
       .def("drain", &NativeCore::drain, "limit"_a,
            nb::sig("def drain(self, limit: int) -> list[tuple[int, int, int, int, bytes]]"))
@@ -242,16 +253,20 @@ NB_MODULE(_native, m) {
       .def("close", &NativeCore::close);
 
   nb::class_<Pulse>(m, "Pulse")
-      .def("__init__", [](Pulse* self, std::int64_t interval_ms, std::int64_t timeout_ms) {
-             new (self) Pulse(std::chrono::milliseconds(interval_ms), std::chrono::milliseconds(timeout_ms));
-           }, "interval_ms"_a, "timeout_ms"_a)
+      .def(
+          "__init__",
+          [](Pulse* self, std::int64_t interval_ms, std::int64_t timeout_ms) {
+            new (self) Pulse(std::chrono::milliseconds(interval_ms), std::chrono::milliseconds(timeout_ms));
+          },
+          "interval_ms"_a, "timeout_ms"_a)
       .def("add", &Pulse::add, "peer"_a, "socket"_a)
       .def("remove", &Pulse::remove, "peer"_a, "lost"_a)
       .def("fileno", &Pulse::fileno)
-      .def("drain", [](Pulse& self) {
-        std::vector<std::pair<std::uint32_t, int>> out;
-        for (const auto& [peer, loss] : self.drain()) out.emplace_back(peer, static_cast<int>(loss));
-        return out;
-      })
+      .def("drain",
+           [](Pulse& self) {
+             std::vector<std::pair<std::uint32_t, int>> out;
+             for (const auto& [peer, loss] : self.drain()) out.emplace_back(peer, static_cast<int>(loss));
+             return out;
+           })
       .def("__len__", &Pulse::size);
 }

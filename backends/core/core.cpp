@@ -37,7 +37,8 @@ Core::Wiring Core::private_wiring() {
     Fd doorbell;
   };
   void* base = ::mmap(nullptr, sizeof(CounterMemory), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (base == MAP_FAILED) throw Failure(Failure::Kind::provider, "mmap of the counter table", std::strerror(errno), errno);
+  if (base == MAP_FAILED)
+    throw Failure(Failure::Kind::provider, "mmap of the counter table", std::strerror(errno), errno);
   auto kept = std::make_shared<Kept>(Kept{Mapping(base, sizeof(CounterMemory)), make_eventfd()});
   return {static_cast<CounterMemory*>(base), kept->doorbell.get(), kept};
 }

@@ -126,7 +126,7 @@ class Core final : private Sink {
   std::vector<std::unique_ptr<Domain>> domains_;
   std::vector<Rail> rails_;
   std::unordered_map<TransferId, std::unique_ptr<Transfer>> transfers_;
-  std::unordered_set<PeerNumber> peers_;                 // connected
+  std::unordered_set<PeerNumber> peers_;  // connected
   std::unordered_set<RegionNumber> local_regions_;
   std::unordered_map<PeerNumber, unsigned> fences_;      // rails still to fence
   std::unordered_map<RegionNumber, unsigned> releases_;  // rails still to release

@@ -10,9 +10,7 @@ namespace {
 
 constexpr std::uint64_t kLive = 0x80;
 
-constexpr std::uint64_t tag_of(std::uint32_t id) noexcept {
-  return (kLive | ((id >> 16) & kGenerationMask)) << 56;
-}
+constexpr std::uint64_t tag_of(std::uint32_t id) noexcept { return (kLive | ((id >> 16) & kGenerationMask)) << 56; }
 
 constexpr bool is_private(std::uint32_t id) noexcept { return (id & kPrivateBit) != 0; }
 
@@ -33,8 +31,7 @@ int CounterTable::find(std::uint32_t id, bool insert) const noexcept {
   std::uint32_t at = (id * 2654435761u) >> 20;  // Fibonacci hashing to 12 bits
   for (std::uint32_t probe = 0; probe < kWellKnownSlots; ++probe, at = (at + 1) & (kWellKnownSlots - 1)) {
     std::uint32_t seen = memory_->well_known[at].load(std::memory_order_acquire);
-    if (seen == 0 && insert &&
-        memory_->well_known[at].compare_exchange_strong(seen, key, std::memory_order_acq_rel)) {
+    if (seen == 0 && insert && memory_->well_known[at].compare_exchange_strong(seen, key, std::memory_order_acq_rel)) {
       return static_cast<int>(kPrivateSlots + at);
     }
     if (seen == key) return static_cast<int>(kPrivateSlots + at);
@@ -72,8 +69,8 @@ void CounterTable::add(std::uint32_t id, std::uint64_t units) noexcept {
         return;
       }
       // seq_cst on success: it releases the payload, and orders before the load of `threshold` below.
-    } while (!slot.word.compare_exchange_weak(word, word + units, std::memory_order_seq_cst,
-                                              std::memory_order_relaxed));
+    } while (
+        !slot.word.compare_exchange_weak(word, word + units, std::memory_order_seq_cst, std::memory_order_relaxed));
     total = (word + units) & kUnitsMask;
   } else {
     total = (slot.word.fetch_add(units, std::memory_order_seq_cst) + units) & kUnitsMask;

@@ -1,4 +1,5 @@
-// Events on their way from the core (one producer at a time: it holds the core's lock) to the event loop (one consumer).
+// Events on their way from the core (one producer at a time: it holds the core's lock) to the event loop (one
+// consumer).
 #pragma once
 
 #include <array>

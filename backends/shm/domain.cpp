@@ -41,7 +41,8 @@ std::string to_bytes(const T& value) {
 
 template <class T>
 T from_bytes(const std::string& bytes, const char* what) {
-  if (bytes.size() != sizeof(T)) throw Failure(Failure::Kind::usage, what, "not what a shm engine of this version sends");
+  if (bytes.size() != sizeof(T))
+    throw Failure(Failure::Kind::usage, what, "not what a shm engine of this version sends");
   T value;
   std::memcpy(&value, bytes.data(), sizeof value);
   return value;
@@ -140,8 +141,8 @@ std::string ShmDomain::register_local(RegionNumber region, const LocalMemory& me
     // where there is no Yama.
     ::prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY, 0, 0, 0);
   }
-  return to_bytes(RegionKey{slot, generation, memory.fd >= 0 ? 1u : 0u, 1, memory.fd_offset, memory.addr,
-                            memory.nbytes});
+  return to_bytes(
+      RegionKey{slot, generation, memory.fd >= 0 ? 1u : 0u, 1, memory.fd_offset, memory.addr, memory.nbytes});
 }
 
 void ShmDomain::register_remote(RegionNumber region, const RemoteMemory& memory) {
@@ -171,9 +172,8 @@ bool ShmDomain::held(std::uint32_t region_slot) const noexcept {
   const auto holds = [&](const PeerSlot* slot, const Fd& process) {
     return slot != nullptr && slot->busy.load(std::memory_order_seq_cst) == region_slot + 1 && !gone(process);
   };
-  return std::any_of(links_.begin(), links_.end(), [&](const auto& entry) {
-           return holds(entry.second.mine, entry.second.process);
-         }) ||
+  return std::any_of(links_.begin(), links_.end(),
+                     [&](const auto& entry) { return holds(entry.second.mine, entry.second.process); }) ||
          std::any_of(fencing_.begin(), fencing_.end(),
                      [&](const Fence& fence) { return holds(fence.slot, fence.process); });
 }
@@ -275,8 +275,7 @@ Outcome ShmDomain::enter(const Link& link, const Remote* remote) const noexcept 
   if (link.theirs->revoked.load(std::memory_order_seq_cst) != 0) {
     return {Status::peer_lost, 0, "the peer has ended the connection"};
   }
-  if (remote != nullptr &&
-      link.segment->regions[remote->slot].load(std::memory_order_seq_cst) != remote->generation) {
+  if (remote != nullptr && link.segment->regions[remote->slot].load(std::memory_order_seq_cst) != remote->generation) {
     return {Status::stale_region, 0, "its owner has deregistered it"};
   }
   return {};
@@ -357,7 +356,8 @@ Outcome ShmDomain::copy_process(Section& section, const Link& link, const Remote
       if (errno == ESRCH) return {Status::peer_lost, errno, "its process is gone"};
       if (errno == EPERM) {
         return {Status::provider, errno,
-                "process_vm_writev: not permitted; use memory from engine.allocate(), or sysctl kernel.yama.ptrace_scope=0"};
+                "process_vm_writev: not permitted; use memory from engine.allocate(), or sysctl "
+                "kernel.yama.ptrace_scope=0"};
       }
       return {Status::provider, errno, std::string("process_vm_writev: ") + std::strerror(errno)};
     }

@@ -29,7 +29,7 @@ class ShmDomain final : public Domain {
   [[nodiscard]] std::uint64_t handles() const noexcept override;
 
  private:
-  struct Link {          // a peer, seen from here
+  struct Link {                  // a peer, seen from here
     PeerSlot* mine = nullptr;    // its slot in our segment: how we fence it
     PeerSlot* theirs = nullptr;  // our slot in its segment: how it fences us
     Segment* segment = nullptr;  // null until connected

@@ -24,9 +24,9 @@ inline constexpr std::uint32_t kPeerSlots = 1u << 10;
 enum class SlotState : std::uint32_t { free = 0, taken = 1, left = 2 };
 
 struct alignas(64) PeerSlot {
-  std::atomic<SlotState> state;       // `left` is the writer's last store: the slot may serve another
+  std::atomic<SlotState> state;  // `left` is the writer's last store: the slot may serve another
   std::atomic<std::uint32_t> revoked;
-  std::atomic<std::uint32_t> busy;    // region slot + 1 while a section runs; kNotice for a count without payload
+  std::atomic<std::uint32_t> busy;  // region slot + 1 while a section runs; kNotice for a count without payload
 };
 
 inline constexpr std::uint32_t kNotice = UINT32_MAX;

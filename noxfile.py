@@ -1,0 +1,134 @@
+#!/usr/bin/env -S uv run --script
+# /// script
+# dependencies = ["nox>=2025.5"]
+# ///
+"""Every check of the project. ``nox`` runs what CI runs; ``nox -l`` lists the rest."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+
+import nox
+
+nox.options.default_venv_backend = "venv"
+nox.options.sessions = ["lint", "types", "tests", "demo"]
+nox.options.reuse_existing_virtualenvs = True
+# A Python that is not installed is skipped, also where CI makes nox strict about it.
+nox.options.error_on_missing_interpreters = False
+
+PYTHONS = ["3.11", "3.12", "3.13"]
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+STUB = pathlib.Path("backends/core/_native.pyi")
+
+
+def group(name: str) -> list[str]:
+    return nox.project.dependency_groups(PYPROJECT, name)
+
+
+def install(session: nox.Session, *groups: str, extras: str = "[libfabric]", strict: bool = False) -> None:
+    """Install the package as a user would: a wheel, away from the checkout."""
+    settings = ["-Ccmake.define.AIO_TRANSFER_STRICT=ON"] if strict else []
+    for name in groups:
+        session.install(*group(name))
+    session.install(f".{extras}", *settings)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style of Python and C++."""
+    session.install(*group("lint"))
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    sources = [str(path) for path in sorted(pathlib.Path("backends").glob("*/*.[ch]*")) if path.suffix in {".h", ".cpp"}]
+    session.run("clang-format", "--dry-run", "--Werror", *sources)
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Strict types: the package, the native stub, and the API as a user meets it."""
+    install(session, "types", strict=True)
+    session.run("mypy")
+    made = pathlib.Path(session.create_tmp()) / "_native.pyi"
+    session.run("python", "-P", "-m", "nanobind.stubgen", "-q", "-m", "aio_transfer.backends.core._native", "-o", str(made))
+    if made.read_text() != STUB.read_text():
+        session.error(f"{STUB} is not what the built module says: copy {made} over it")
+    with session.chdir(session.create_tmp()):
+        session.run("python", "-m", "mypy.stubtest", "aio_transfer.backends.core._native")
+    session.run("mypy", "--strict", "--no-namespace-packages", "tests/typing")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Everything that CI tests: unit, conformance on every backend that can run here, two processes, examples."""
+    install(session, "test")
+    session.run("python", "-P", "-m", "pytest", *(session.posargs or ["-q"]), env={"PYTHONDEVMODE": "0"})
+
+
+@nox.session(python=PYTHONS, default=False)
+def versions(session: nox.Session) -> None:
+    """The tests on every Python that is supported and installed here."""
+    install(session, "test")
+    session.run("python", "-P", "-m", "pytest", "-q", *session.posargs)
+
+
+@nox.session(default=False)
+def conformance(session: nox.Session) -> None:
+    """The conformance suite alone, many times in a row: ``nox -s conformance -- 20``."""
+    install(session, "test")
+    times = int(session.posargs[0]) if session.posargs else 20
+    for _ in range(times):
+        session.run("python", "-P", "-m", "pytest", "-q", "-x", "tests/conformance", "tests/asyncio_only")
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """The main job, on every backend and with two prefill processes."""
+    install(session)
+    for options in ([], ["--backend", "libfabric"], ["--prefills", "2"]):
+        session.run("aio-transfer", "demo", "--json", *options)
+
+
+@nox.session(default=False)
+def abi(session: nox.Session) -> None:
+    """Our declarations against the real headers (Debian: libfabric-dev)."""
+    if not pathlib.Path("/usr/include/rdma/fabric.h").exists():
+        if os.geteuid() != 0 or shutil.which("apt-get") is None:
+            session.error("needs the headers: apt-get install libfabric-dev")
+        session.run("apt-get", "install", "-y", "-q", "libfabric-dev", external=True)
+    program = pathlib.Path(session.create_tmp()) / "libfabric_check"
+    session.run(
+        "g++", "-std=c++20", "-Wall", "-Wextra", "-Werror", "tests/abi/libfabric_check.cpp", "-o", str(program),
+        external=True,
+    )
+    session.run(str(program), external=True)
+
+
+@nox.session(default=False)
+@nox.parametrize("kind", ["address,undefined", "thread"])
+def sanitizers(session: nox.Session, kind: str) -> None:
+    """The native tests and the conformance suite under ASan+UBSan, and under TSan."""
+    session.install(*group("test"))
+    session.install(".[libfabric]", f"-Ccmake.define.AIO_TRANSFER_SANITIZE={kind}", "-Cbuild-dir=build/{wheel_tag}-san")
+    runtime = "libtsan.so" if kind == "thread" else "libasan.so"
+    library = session.run("g++", f"-print-file-name={runtime}", external=True, silent=True)
+    session.run(
+        "python", "-P", "-m", "pytest", "-q", "--timeout", "120", "tests/conformance", "-k", "asyncio",
+        env={
+            "LD_PRELOAD": str(library).strip(),
+            "ASAN_OPTIONS": "detect_leaks=0",
+            "TSAN_OPTIONS": "report_bugs=1 suppressions=tests/native/tsan.supp",
+        },
+    )
+
+
+@nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """The benchmarks: ``nox -s bench -- pages --backend shm``."""
+    install(session)
+    session.run("aio-transfer", "bench", *(session.posargs or ["all"]))
+
+
+if __name__ == "__main__":
+    nox.main()
