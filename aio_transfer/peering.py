@@ -29,6 +29,7 @@ from .control import (
     Refusal,
     RefusedError,
     call,
+    clip,
     dial,
     new_session,
 )
@@ -249,8 +250,9 @@ class Peering:
 
     async def _offer(self, peer: Connection) -> None:
         """Choose the path and join it, as the caller."""
-        one = choose(self._drivers, self._me, peer.info)
         control = _control(peer)
+        # Only AF_UNIX proves a shared host: virtual machines restored from one snapshot have equal identities.
+        one = choose(self._drivers, peer.info, same_host=control.is_local)
         mine = one.driver.connect(peer.number, None)
         peer.driver = one
         offer = Offer(backend=one.name, blob=mine.blob, fds=len(mine.fds), connection=peer.number)
@@ -279,14 +281,14 @@ class Peering:
             one = self._drivers.get(offer.backend)
             if one is None:
                 error = UnsupportedError(f"a path to {peer.label}", needs=offer.backend, has=", ".join(self._drivers))
-                await control.send(Answer(backend=offer.backend, error=str(error)))
+                await control.send(Answer(backend=offer.backend, error=clip(str(error))))
                 raise error
             mine = one.driver.connect(peer.number, None)
             peer.driver = one
             try:
                 one.driver.connect(peer.number, Endpoint(blob=offer.blob, fds=fds))
             except AioTransferError as error:
-                await control.send(Answer(backend=offer.backend, error=str(error)))
+                await control.send(Answer(backend=offer.backend, error=clip(str(error))))
                 raise
         answer = Answer(backend=one.name, blob=mine.blob, fds=len(mine.fds), connection=peer.number)
         await control.send(answer, mine.fds)
@@ -327,13 +329,13 @@ class Peering:
                     if peer.state is PeerState.LEAVING:
                         self.tell(peer, GoodbyeAck())
                     else:
-                        self.end(peer, PeerState.LEFT, f"it said goodbye{': ' * bool(reason)}{reason}")
+                        self.end(peer, PeerState.LEFT, f"it said goodbye{': ' * bool(reason)}{clip(reason)}")
             case GoodbyeAck():
                 with _owned(fds):
                     peer.acked.set()
             case DeclaredLost(reason=reason):
                 with _owned(fds):
-                    self.end(peer, PeerState.LOST, f"it declared us lost{': ' * bool(reason)}{reason}")
+                    self.end(peer, PeerState.LOST, f"it declared us lost{': ' * bool(reason)}{clip(reason)}")
             case _:
                 with _owned(fds):
                     self._owner.on_frame(peer, frame, fds)
@@ -462,7 +464,9 @@ def _control(peer: Connection) -> FrameConnection:
     return peer.control
 
 
-def _unexpected(peer: Connection, frame: object) -> ProtocolError:
+def _unexpected(peer: Connection, frame: object) -> AioTransferError:
+    if isinstance(frame, Goodbye):
+        return PeerLostError(peer.label, f"it gave up: {clip(frame.reason)}")
     return ProtocolError(peer.label, f"{type(frame).__name__} while a path was being joined")
 
 

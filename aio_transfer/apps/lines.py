@@ -81,7 +81,7 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
 
 
 Message: TypeAlias = Offer | Ready | Request | Done | Failed
-_decode = msgspec.json.Decoder(Message).decode
+_decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 _encode = msgspec.json.Encoder().encode
 
 
@@ -122,6 +122,6 @@ class Lines:
         line, _, rest = self._pending.partition(b"\n")
         self._pending = rest
         try:
-            return _decode(line)
+            return _decoder.decode(line)
         except msgspec.DecodeError as error:
             raise ProtocolError(self._peer, f"not a message: {error}") from error

@@ -191,7 +191,7 @@ class Model:
         ids = self._ids(page_ids, position + 1, cache.shape[1])
         _require_tokens(np.array([token]))
         turns = self._turns(np.array([position]))
-        state = self._embedding[[token]]
+        state: Floats = self._embedding[[token]]
         slot = position % self.config.tokens_per_page
         for layer, block in enumerate(self._blocks):
             queries, keys, values = self._project(block, state, turns)
@@ -199,7 +199,8 @@ class Model:
             last[:, 0, slot], last[:, 1, slot] = keys[:, 0], values[:, 0]
             keys, values = self._load(pages[layer], ids, position + 1)
             state = _mix(block, state, _attend(queries, keys, values))
-        return state[0]
+        last_state: Floats = state[0]
+        return last_state
 
     def choose(self, tail: Floats) -> int:
         """Return the most likely next token after a state: greedy, ties to the smaller."""
@@ -209,7 +210,7 @@ class Model:
     def generate(
         self, tail: Floats, position: int, cache: NDArray[np.uint8], page_ids: ArrayLike, count: int
     ) -> Iterator[int]:
-        """Yield ``count`` (≥ 1) tokens that follow a prompt which is already in the pages; the first costs no layer at all.
+        """Yield ``count`` (≥ 1) tokens that follow a prompt which is already in the pages; the first costs no layer.
 
         :param tail: as :meth:`prefill_layers` left it
         :param position: length of the prompt in tokens
@@ -278,7 +279,8 @@ def _matrix(random: np.random.Generator, rows: int, columns: int, *, gain: float
 def _normalize(state: Floats) -> Floats:
     """Scale each row to a root mean square of 1."""
     scale = np.sqrt(np.mean(np.square(state), axis=-1, keepdims=True) + np.float32(1e-6))
-    return np.divide(state, scale)
+    normal: Floats = state / scale
+    return normal
 
 
 def _rotate(vectors: Floats, turns: tuple[Floats, Floats]) -> Floats:
@@ -299,7 +301,8 @@ def _attend(queries: Floats, keys: Floats, values: Floats, mask: Floats | None =
     scores -= scores.max(axis=-1, keepdims=True)
     np.exp(scores, out=scores)
     total = scores.sum(axis=-1, keepdims=True)
-    return np.divide(scores @ values, total).reshape(queries.shape)
+    mean: Floats = (scores @ values) / total
+    return mean.reshape(queries.shape)
 
 
 def _attend_causally(queries: Floats, keys: Floats, values: Floats) -> Floats:
@@ -318,4 +321,5 @@ def _mix(block: _Block, state: Floats, attended: Floats) -> Floats:
     merged = attended.transpose(2, 0, 1, 3).reshape(len(state), -1)
     state = state + merged @ block.out
     up, gate = np.split(_normalize(state) @ block.up_gate, 2, axis=-1)
-    return state + (up * (gate / (1 + np.exp(-gate)))) @ block.down
+    mixed: Floats = state + (up * (gate / (1 + np.exp(-gate)))) @ block.down
+    return mixed

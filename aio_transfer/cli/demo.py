@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from pathlib import Path  # noqa: TC003 - typer reads it from the annotation
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -28,7 +28,7 @@ Examples:
 """
 
 
-def demo(
+def demo(  # noqa: PLR0913 - the command's options
     *,
     source: Annotated[
         Path | None,
@@ -46,8 +46,8 @@ def demo(
     """Read a text in one process and answer it in another, with the KV pages moved in between.
 
     A small transformer (NumPy, random but seeded weights: what it says means nothing) reads the text in one or more
-    prefill processes. Each layer's KV pages are written into the decode process as soon as that layer is computed; decode
-    starts when its counter has seen them all. Then the same is done in a single process: the tokens and every
+    prefill processes. Each layer's KV pages are written into the decode process as soon as that layer is computed;
+    decode starts when its counter has seen them all. Then the same is done in a single process: the tokens and every
     byte of the pages must be equal, or the exit status is 1.
     """
     with failures_told(as_json=as_json):

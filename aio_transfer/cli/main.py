@@ -18,16 +18,13 @@ __all__ = ("app", "main")
 EPILOG = """
 Begin here:
 
-  aio-transfer demo                      see memory move, and that it arrives whole
+  aio-transfer demo      see memory move, and that it arrives whole
 
-  aio-transfer demo --backend libfabric  the same over libfabric's tcp provider
+  aio-transfer devices   which paths this machine has, and why not the rest
 
-  aio-transfer devices                   which paths this machine has, and why not the others
+  aio-transfer doctor    what is wrong with it, and what mends each fault
 
-  aio-transfer doctor                    what is wrong with it, and the command that mends each fault
-
-Every command takes --json, for programs, and exits with 1 when something is not as it should be, with 2 when it was
-asked wrongly.
+Every command takes --json, for programs. It exits with 1 when something is not as it should be, with 2 when it was asked wrongly.
 """
 
 app = typer.Typer(
@@ -55,7 +52,7 @@ def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it with 
 @app.callback()
 def _options(
     *,
-    version: Annotated[  # noqa: ARG001 - its callback has done it all
+    version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Say which version this is.")
     ] = False,
 ) -> None:

@@ -80,7 +80,7 @@ def check_efa_installer(host: Host) -> Check | None:
 
 
 def check_efa_security_group(host: Host) -> Check | None:
-    """A reminder: nothing on the machine can tell, and the fault looks like silence."""
+    """Remind of what nothing on the machine can tell, and whose fault looks like silence."""
     if "efa" not in host.rdma_devices().values():
         return None
     rule = "--group-id $SG --protocol -1 --source-group $SG"

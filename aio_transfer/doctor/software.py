@@ -92,7 +92,7 @@ def check_libibverbs(host: Host) -> Check:
 
 
 def check_shm(reports: Sequence[BackendReport]) -> Check:
-    """The backend that every machine must have."""
+    """Report the backend that every machine must have."""
     shm = [report for report in reports if report.backend == "shm"]
     if any(report.usable for report in shm):
         return Check(name="backend shm", status="ok", detail=next(r.detail for r in shm if r.usable) or "usable")
@@ -102,7 +102,7 @@ def check_shm(reports: Sequence[BackendReport]) -> Check:
 
 
 def check_providers(reports: Sequence[BackendReport]) -> Check:
-    """What else can carry bytes."""
+    """Report what else can carry bytes."""
     others = [report for report in reports if report.backend != "shm"]
     usable = [f"{report.backend} {report.provider}".strip() for report in others if report.usable]
     if usable:

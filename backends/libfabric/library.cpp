@@ -18,7 +18,9 @@ namespace {
 
 constexpr const char* kHint = "pip install 'aio-transfer[libfabric]'";
 constexpr const char* kAmazon = "/opt/amazon/efa/lib64/libfabric.so.1";
-constexpr std::uint32_t kOldest = abi::make_version(1, 15);  // where `tcp` began to carry reliable datagrams by itself
+// `tcp` carries reliable datagrams by itself from here on; Debian 12's 1.17 has them through rxm only, which completes a
+// write that the peer refuses as if all were well.
+constexpr std::uint32_t kOldest = abi::make_version(1, 18);
 constexpr std::uint32_t kDeclared = abi::make_version(2, 5);
 
 std::string option(const Options& options, const char* name, std::string otherwise) {
@@ -41,7 +43,8 @@ std::optional<Library> open_one(const std::string& path, std::vector<std::string
   // RTLD_LOCAL: an application may carry another libfabric, and neither must answer for the other.
   void* handle = ::dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (handle == nullptr) {
-    reasons.emplace_back(::dlerror());
+    const std::string why = ::dlerror();
+    reasons.push_back(why.starts_with(path) ? why : path + ": " + why);
     return std::nullopt;
   }
   Library library;
@@ -54,6 +57,9 @@ std::optional<Library> open_one(const std::string& path, std::vector<std::string
                      bind_symbol(handle, "fi_strerror", library.strerror) &&
                      bind_symbol(handle, "fi_version", version);
   if (whole) library.version = version();
+  // Where it really came from: the loader's own search hides it, and so does a library that is already in the process.
+  Dl_info where{};
+  if (whole && ::dladdr(reinterpret_cast<void*>(library.getinfo), &where) != 0) library.path = where.dli_fname;
   if (whole && library.version >= kOldest) return library;
   reasons.push_back(path + (whole ? ": version " + words(library.version) + " is older than " + words(kOldest)
                                   : ": not a libfabric, a symbol is missing"));
