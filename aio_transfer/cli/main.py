@@ -24,7 +24,7 @@ Begin here:
 
   aio-transfer doctor    what is wrong with it, and what mends each fault
 
-Every command takes --json, for programs. It exits with 1 when something is not as it should be, with 2 when it was asked wrongly.
+Every command takes --json, for programs, and exits with 1 when something is wrong, with 2 when asked wrongly.
 """
 
 app = typer.Typer(

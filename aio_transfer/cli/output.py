@@ -67,12 +67,15 @@ def size(nbytes: float) -> str:
 
 
 @contextmanager
-def failures_told(*, as_json: bool) -> Iterator[None]:
-    """Turn our errors into a message on standard error (with ``--json`` also an object) and an exit status."""
+def failures_told(*, as_json: bool, **also: object) -> Iterator[None]:
+    """Turn our errors into a message on standard error and an exit status.
+
+    :param as_json: print an object too, with the error and whatever ``also`` names
+    """
     try:
         yield
     except (AioTransferError, OSError) as error:
         if as_json:
-            emit_json({"match": False, "error": f"{type(error).__name__}: {error}"})
+            emit_json({**also, "error": f"{type(error).__name__}: {error}"})
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(ASKED_WRONGLY if isinstance(error, UsageError) else FAILED) from error

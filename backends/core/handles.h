@@ -51,6 +51,7 @@ class Mapping {
   void reset() noexcept {
     if (base_ != nullptr) ::munmap(std::exchange(base_, nullptr), nbytes_);
   }
+  std::pair<void*, std::size_t> release() noexcept { return {std::exchange(base_, nullptr), nbytes_}; }
   [[nodiscard]] void* base() const noexcept { return base_; }
   [[nodiscard]] std::size_t nbytes() const noexcept { return nbytes_; }
   explicit operator bool() const noexcept { return base_ != nullptr; }

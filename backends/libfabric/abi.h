@@ -1,5 +1,5 @@
-// What we use of libfabric's binary interface (libfabric.so.1, ABI 1.7 and later), declared by us so that nothing has to
-// be installed to build. Written from fi_getinfo(3), fi_endpoint(3), fi_cq(3), fi_mr(3), fi_rma(3) and fi_av(3);
+// What we use of libfabric's binary interface (libfabric.so.1, ABI 1.7 and later), declared by us so that nothing has
+// to be installed to build. Written from fi_getinfo(3), fi_endpoint(3), fi_cq(3), fi_mr(3), fi_rma(3) and fi_av(3);
 // tests/abi/libfabric_check.cpp proves every size, offset and value against the real headers.
 //
 // The library allocates what grows between versions (fi_info and its attributes), so fields that were added later are
@@ -17,11 +17,11 @@ namespace aio::libfabric::abi {
 constexpr std::uint32_t make_version(std::uint32_t major, std::uint32_t minor) noexcept { return major << 16 | minor; }
 
 // ---- flags and capabilities
-inline constexpr std::uint64_t msg = 1ull << 1, rma = 1ull << 2, read = 1ull << 8, write = 1ull << 9,
-                               recv = 1ull << 10, send = 1ull << 11, remote_read = 1ull << 12,
-                               remote_write = 1ull << 13, remote_cq_data = 1ull << 17, completion = 1ull << 24,
-                               delivery_complete = 1ull << 28, mr_dmabuf = 1ull << 40, hmem = 1ull << 47,
-                               local_comm = 1ull << 51, remote_comm = 1ull << 52, source_address = 1ull << 57;
+inline constexpr std::uint64_t msg = 1ull << 1, rma = 1ull << 2, read = 1ull << 8, write = 1ull << 9, recv = 1ull << 10,
+                               send = 1ull << 11, remote_read = 1ull << 12, remote_write = 1ull << 13,
+                               remote_cq_data = 1ull << 17, completion = 1ull << 24, delivery_complete = 1ull << 28,
+                               mr_dmabuf = 1ull << 40, hmem = 1ull << 47, local_comm = 1ull << 51,
+                               remote_comm = 1ull << 52, source_address = 1ull << 57;
 inline constexpr std::uint64_t mode_context = 1ull << 59, mode_context2 = 1ull << 52;
 inline constexpr int mr_local = 1 << 2, mr_raw = 1 << 3, mr_virt_addr = 1 << 4, mr_allocated = 1 << 5,
                      mr_prov_key = 1 << 6, mr_endpoint = 1 << 9, mr_hmem = 1 << 10;

@@ -9,9 +9,9 @@ namespace aio::libfabric {
 
 namespace {
 
-constexpr double kSlowestBytesPerSecond = 10e6;  // what is already under way may take this long before it is a stall
+constexpr double kSlowestBytesPerSecond = 10e6;     // what is already under way may take this long before it is a stall
 constexpr std::uint64_t kVouchedNbytes = 64 << 10;  // from here on an acknowledgement costs nothing beside the copy
-constexpr std::uint32_t kKeptSlots = 2;          // of the send slots: messages leave them to questions and answers
+constexpr std::uint32_t kKeptSlots = 2;             // of the send slots: messages leave them to questions and answers
 
 const Outcome kPeerGone{Status::peer_lost, 0, "the connection is closed"};
 
@@ -35,7 +35,8 @@ std::optional<Outcome> FabricDomain::refusal(const Run& run, const Piece& piece,
                                              const RemoteRegion* remote) const {
   const auto invalid = [](const char* why) { return Outcome{Status::provider, EINVAL, why}; };
   if (piece.nbytes == 0) return std::nullopt;  // it names the anchor
-  if (remote == nullptr || remote->peer != run.peer) return Outcome{Status::stale_region, 0, "the remote region is not registered"};
+  if (remote == nullptr || remote->peer != run.peer)
+    return Outcome{Status::stale_region, 0, "the remote region is not registered"};
   if (remote->dead) return Outcome{Status::stale_region, 0, "the peer has deregistered the region"};
   if (local == nullptr || !local->registration) return invalid("the local region is not registered");
   if (piece.remote_offset > remote->nbytes || piece.nbytes > remote->nbytes - piece.remote_offset) {
@@ -140,12 +141,13 @@ Posted FabricDomain::blocked(Peer& peer, Flow& flow) {
   if (waited < post_deadline_ + underway) return Posted::full;
   peer.stalled = now;
   const std::string tail = " for " + std::to_string(static_cast<int>(waited.count())) + " s";
-  const Outcome outcome{Status::provider, EAGAIN,
-                        peer.in_flight != 0
-                            ? std::to_string(peer.in_flight) + " operations are under way and none ended" + tail +
-                                  ": the peer is frozen, or no packet reaches it"
-                            : "nothing could be posted" + tail +
-                                  ": no connection to the peer's endpoint comes about; it is gone, or a firewall is between"};
+  const Outcome outcome{
+      Status::provider, EAGAIN,
+      peer.in_flight != 0
+          ? std::to_string(peer.in_flight) + " operations are under way and none ended" + tail +
+                ": the peer is frozen, or no packet reaches it"
+          : "nothing could be posted" + tail +
+                ": no connection to the peer's endpoint comes about; it is gone, or a firewall is between"};
   ++flow.next;
   ++flow.in_flight;
   sink_.stopped(flow, 1, outcome);
@@ -159,10 +161,12 @@ Posted FabricDomain::send(PeerNumber number, TransferId message, const std::stri
     return Posted::more;
   }
   if (payload.size() > attributes_.max_message_nbytes) {
-    sink_.sent(message, {Status::provider, EMSGSIZE, "the message exceeds " + std::to_string(attributes_.max_message_nbytes) + " bytes"});
+    sink_.sent(message, {Status::provider, EMSGSIZE,
+                         "the message exceeds " + std::to_string(attributes_.max_message_nbytes) + " bytes"});
     return Posted::more;
   }
-  if (!peer->suspended.empty() || !peer->outbox.empty() || peer->channel->free_slots.size() <= kKeptSlots) return Posted::full;
+  if (!peer->suspended.empty() || !peer->outbox.empty() || peer->channel->free_slots.size() <= kKeptSlots)
+    return Posted::full;
   std::string frame;
   frame.reserve(sizeof(FrameHead) + payload.size());
   append_record(frame, FrameHead{peer->remote.head.token, FrameKind::message, 0, message});
@@ -181,7 +185,8 @@ ssize_t FabricDomain::post_frame(Peer& peer, Operation::Kind kind, TransferId me
   operation.slot = channel.free_slots.back();
   std::memcpy(channel.at(operation.slot), frame.data(), frame.size());
   abi::Ep* ep = channel.endpoint.get();
-  const ssize_t result = ep->msg->send(ep, channel.at(operation.slot), frame.size(), channel.desc(), peer.address, &operation.context);
+  const ssize_t result =
+      ep->msg->send(ep, channel.at(operation.slot), frame.size(), channel.desc(), peer.address, &operation.context);
   if (result < 0) {
     recycle(operation);
     return result;
@@ -195,7 +200,8 @@ void FabricDomain::post_receive(Channel& channel, Peer* peer, std::uint32_t slot
   Operation& operation = acquire(Operation::Kind::receive, peer);
   operation.slot = slot;
   abi::Ep* ep = channel.endpoint.get();
-  const ssize_t result = ep->msg->recv(ep, channel.at(slot), kSlotNbytes, channel.desc(), abi::addr_unspec, &operation.context);
+  const ssize_t result =
+      ep->msg->recv(ep, channel.at(slot), kSlotNbytes, channel.desc(), abi::addr_unspec, &operation.context);
   if (result == 0) return;
   recycle(operation);
   if (result == -EAGAIN) unposted_.emplace_back(peer, slot);
@@ -262,7 +268,8 @@ void FabricDomain::complete(const abi::CqEntry& entry) {
     std::memcpy(&token, bytes, sizeof token);
     // Whoever does not quote a token that we gave out is not heard, nor is one who quotes another's.
     const auto found = tokens_.find(token);
-    if (found != tokens_.end() && (owner == nullptr || owner == found->second)) received(*found->second, bytes, entry.nbytes);
+    if (found != tokens_.end() && (owner == nullptr || owner == found->second))
+      received(*found->second, bytes, entry.nbytes);
   }
   post_receive(channel, owner, slot);
 }
@@ -285,7 +292,8 @@ void FabricDomain::fail(const abi::CqErrorEntry& error) {
   if (operation.kind == Operation::Kind::control) return finish(operation, {});
   if (peer->closing || peer->leaving) return finish(operation, kPeerGone);
   if (is_stale(error, policy_.close_revokes) || (operation.serial != 0 && peer->dead.contains(operation.serial))) {
-    return finish(operation, {Status::stale_region, error.err, std::string(library_.strerror(error.err)) + ": the peer has deregistered the region"});
+    return finish(operation, {Status::stale_region, error.err,
+                              std::string(library_.strerror(error.err)) + ": the peer has deregistered the region"});
   }
   if (is_broken(error.err) && peer->own) return suspend(operation, error.err);
   std::array<char, 128> text{};

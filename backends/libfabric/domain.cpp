@@ -28,9 +28,18 @@ double number(const Options& options, const char* name, double otherwise, double
   return value;
 }
 
+bool flag(const Options& options, const char* name, bool otherwise) {
+  const std::string text = option(options, name, otherwise ? "1" : "0");
+  const bool yes = text == "1" || text == "True" || text == "true";
+  if (!yes && text != "0" && text != "False" && text != "false") {
+    throw Failure(Failure::Kind::usage, "libfabric", "option " + std::string(name) + " is " + text);
+  }
+  return yes;
+}
+
 Policy policy_of(const std::string& provider, const Options& options) {
   const bool efa = provider.starts_with("efa");
-  return {efa, efa, provider == "tcp" && option(options, "delivery", "1") != "0"};
+  return {efa, efa, provider == "tcp" && flag(options, "delivery", true)};
 }
 
 [[noreturn]] void unavailable(const std::string& provider, const std::string& why, int code) {
@@ -60,7 +69,8 @@ InfoPtr discover(const Library& library, const Options& options, const std::stri
   const int result = library.getinfo(library.api_version(), node.empty() ? nullptr : node.c_str(), nullptr,
                                      node.empty() ? 0 : abi::source_address, hints.get(), &list);
   if (result < 0) {
-    unavailable(provider, std::string(library.strerror(-result)) + (node.empty() ? "" : ", at address " + node), -result);
+    unavailable(provider, std::string(library.strerror(-result)) + (node.empty() ? "" : ", at address " + node),
+                -result);
   }
   return {list, InfoDeleter{&library}};
 }
@@ -70,6 +80,11 @@ InfoPtr discover(const Library& library, const Options& options, const std::stri
 std::vector<std::unique_ptr<Domain>> open_domains(Sink& sink, const Options& options) {
   const Library& library = load(options);
   const std::string provider = option(options, "provider", "tcp");
+  if (provider != "tcp" && !provider.starts_with("efa") && !flag(options, "unproven", false)) {
+    throw Failure(Failure::Kind::unavailable, "libfabric",
+                  "provider " + provider + " breaks the contract: backends/libfabric/README.md says how", 0,
+                  "provider=\"tcp\", or unproven=True to try it all the same");
+  }
   const auto rails = static_cast<std::size_t>(number(options, "rails", 1, 1));
   const InfoPtr list = discover(library, options, provider);
   std::vector<std::unique_ptr<Domain>> domains;
@@ -89,7 +104,8 @@ FabricDomain::FabricDomain(Sink& sink, const Library& library, InfoPtr info, con
       library_(library),
       info_(std::move(info)),
       policy_(policy_of(info_->fabric_attr->prov_name, options)),
-      depth_(static_cast<std::uint32_t>(std::min(number(options, "depth", 256, 1), static_cast<double>(info_->tx_attr->size)))),
+      depth_(static_cast<std::uint32_t>(
+          std::min(number(options, "depth", 256, 1), static_cast<double>(info_->tx_attr->size)))),
       post_deadline_(number(options, "post_deadline_s", 30, 0)),
       verdict_(number(options, "verdict_s", 5, 0)) {
   const int mode = info_->domain_attr->mr_mode;
@@ -189,7 +205,8 @@ void FabricDomain::describe() {
   attributes_.same_host = provider == "shm" || provider == "sm2";
   // One gigabyte, so that a stall can be told from a slow piece.
   attributes_.max_piece_nbytes = std::min<std::uint64_t>(info_->ep_attr->max_msg_size, 1ull << 30);
-  attributes_.max_message_nbytes = std::min<std::uint64_t>(info_->ep_attr->max_msg_size, kSlotNbytes) - sizeof(FrameHead);
+  attributes_.max_message_nbytes =
+      std::min<std::uint64_t>(info_->ep_attr->max_msg_size, kSlotNbytes) - sizeof(FrameHead);
   attributes_.protocol = "RMA write with " + std::to_string(8 * info_->domain_attr->cq_data_size) + "-bit CQ data";
   if (policy_.delivery) attributes_.protocol += ", acknowledged by the peer";
   if (provider.starts_with("efa") && shared_) {
@@ -199,7 +216,8 @@ void FabricDomain::describe() {
     abi::Ep* ep = shared_->endpoint.get();
     const int result = ep->ops->getopt(&ep->fid, abi::opt_endpoint, abi::opt_efa_emulated_write, &emulated, &nbytes);
     attributes_.protocol += result < 0 ? ", by the device or emulated (this version cannot say)"
-                                       : emulated ? ", emulated in software" : ", by the device";
+                            : emulated ? ", emulated in software"
+                                       : ", by the device";
     std::size_t largest = 0;
     nbytes = sizeof largest;
     if (ep->ops->getopt(&ep->fid, abi::opt_endpoint, abi::opt_max_msg_size, &largest, &nbytes) == 0) {

@@ -9,14 +9,15 @@
 
 namespace aio::libfabric {
 
-// Options, all optional:
+// Options, all optional; yes and no are "1"/"True" and "0"/"False":
 //   provider         exact provider name; "tcp"
+//   unproven         open providers other than tcp and efa, too, though they break promises (README.md); no
 //   address          source address (node); "127.0.0.1" for the IP providers, unless `interface` is given
 //   interface        domain name, as `aio-transfer devices` shows it
 //   fabric           fabric name, to choose between "efa" and "efa-direct"
 //   rails            at most this many domains; 1
 //   depth            operations in flight per peer; 256
-//   delivery         "0": a write over tcp completes once the kernel has it, not once the peer does; "1"
+//   delivery         over tcp a write completes once the peer has it, not once the kernel does; yes
 //   post_deadline_s  a peer that takes nothing for this long fails the operation; 30
 //   verdict_s        a peer that does not answer for this long after its connection broke is lost; 5
 //   library, search  see library.h

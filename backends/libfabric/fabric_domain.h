@@ -120,10 +120,10 @@ struct Suspended {
 
 struct Peer {
   PeerNumber number;
-  std::uint64_t token;                   // what it must quote
-  std::optional<Channel> own;            // unless the domain shares one
+  std::uint64_t token;         // what it must quote
+  std::optional<Channel> own;  // unless the domain shares one
   Channel* channel = nullptr;
-  std::string blob;                      // our end
+  std::string blob;  // our end
   bool joined = false;
   std::string remote_blob;
   EndpointBlob remote;
@@ -215,7 +215,8 @@ class FabricDomain final : public Domain {
                      Operation& operation);
   void enlist(Operation& operation, std::uint64_t nbytes);
   void vouch_for_tail(Peer& peer);
-  std::optional<Outcome> refusal(const Run& run, const Piece& piece, const LocalRegion* local, const RemoteRegion* remote) const;
+  std::optional<Outcome> refusal(const Run& run, const Piece& piece, const LocalRegion* local,
+                                 const RemoteRegion* remote) const;
   Posted blocked(Peer& peer, Flow& flow);
   ssize_t post_frame(Peer& peer, Operation::Kind kind, TransferId message, std::string_view frame);
   void post_receive(Channel& channel, Peer* peer, std::uint32_t slot);

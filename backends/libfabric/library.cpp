@@ -18,8 +18,8 @@ namespace {
 
 constexpr const char* kHint = "pip install 'aio-transfer[libfabric]'";
 constexpr const char* kAmazon = "/opt/amazon/efa/lib64/libfabric.so.1";
-// `tcp` carries reliable datagrams by itself from here on; Debian 12's 1.17 has them through rxm only, which completes a
-// write that the peer refuses as if all were well.
+// `tcp` carries reliable datagrams by itself from here on; Debian 12's 1.17 has them through rxm only, which completes
+// a write that the peer refuses as if all were well.
 constexpr std::uint32_t kOldest = abi::make_version(1, 18);
 constexpr std::uint32_t kDeclared = abi::make_version(2, 5);
 
@@ -50,12 +50,10 @@ std::optional<Library> open_one(const std::string& path, std::vector<std::string
   Library library;
   library.path = path;
   std::uint32_t (*version)() = nullptr;
-  const bool whole = bind_symbol(handle, "fi_getinfo", library.getinfo) &&
-                     bind_symbol(handle, "fi_freeinfo", library.freeinfo) &&
-                     bind_symbol(handle, "fi_dupinfo", library.dupinfo) &&
-                     bind_symbol(handle, "fi_fabric", library.fabric) &&
-                     bind_symbol(handle, "fi_strerror", library.strerror) &&
-                     bind_symbol(handle, "fi_version", version);
+  const bool whole =
+      bind_symbol(handle, "fi_getinfo", library.getinfo) && bind_symbol(handle, "fi_freeinfo", library.freeinfo) &&
+      bind_symbol(handle, "fi_dupinfo", library.dupinfo) && bind_symbol(handle, "fi_fabric", library.fabric) &&
+      bind_symbol(handle, "fi_strerror", library.strerror) && bind_symbol(handle, "fi_version", version);
   if (whole) library.version = version();
   // Where it really came from: the loader's own search hides it, and so does a library that is already in the process.
   Dl_info where{};
@@ -94,8 +92,8 @@ Library find(const Options& options) {
   throw Failure(Failure::Kind::unavailable, "libfabric", all, 0, kHint);
 }
 
-// Plug-ins lie beside the library in the `mpich` wheel, whose built-in search path is that of the machine that built it.
-// Only for providers that are plug-ins there: loading them all costs time and prints warnings.
+// Plug-ins lie beside the library in the `mpich` wheel, whose built-in search path is that of the machine that built
+// it. Only for providers that are plug-ins there: loading them all costs time and prints warnings.
 void offer_plugins(const Library& library) {
   const std::filesystem::path plugins = std::filesystem::path(library.path).parent_path() / "libfabric";
   std::error_code ignored;
@@ -112,7 +110,8 @@ const Library& load(const Options& options) {
   static std::map<std::string, Library> loaded;  // by what was asked for: one process may use two
   const std::string provider = option(options, "provider", "tcp");
   const bool plugged = provider.starts_with("efa") || provider.starts_with("verbs") || provider == "all";
-  const std::string asked = option(options, "library", "") + "|" + option(options, "search", "") + (plugged ? "|p" : "");
+  const std::string asked =
+      option(options, "library", "") + "|" + option(options, "search", "") + (plugged ? "|p" : "");
   const std::lock_guard lock(mutex);
   auto found = loaded.find(asked);
   if (found == loaded.end()) found = loaded.emplace(asked, find(options)).first;
@@ -132,10 +131,12 @@ std::vector<ProviderEntry> list_providers(const Options& options) {
   const InfoPtr owner(list, InfoDeleter{&library});
   std::vector<ProviderEntry> entries;
   std::set<std::string> seen;
-  const auto text = [](const char* words_or_null) { return std::string(words_or_null == nullptr ? "" : words_or_null); };
+  const auto text = [](const char* words_or_null) {
+    return std::string(words_or_null == nullptr ? "" : words_or_null);
+  };
   for (const abi::Info* info = list; info != nullptr; info = info->next) {
-    ProviderEntry entry{text(info->fabric_attr->prov_name), text(info->fabric_attr->name), text(info->domain_attr->name),
-                        words(info->fabric_attr->prov_version), 0};
+    ProviderEntry entry{text(info->fabric_attr->prov_name), text(info->fabric_attr->name),
+                        text(info->domain_attr->name), words(info->fabric_attr->prov_version), 0};
     if (info->nic != nullptr && info->nic->link_attr != nullptr) entry.bits_per_second = info->nic->link_attr->speed;
     if (seen.insert(entry.name + '\n' + entry.fabric + '\n' + entry.domain).second) entries.push_back(std::move(entry));
   }

@@ -2,16 +2,17 @@
 //
 // Closing a registration is no fence in software. Read in libfabric 2.5's tcp provider (xnet_handle_write): the key is
 // looked up when an operation's header has arrived, and the payload is then received into the memory for as long as it
-// takes, registration or not; nothing tells the owner that one is in progress. And a header with an unknown key ends the
-// whole connection, so that innocent operations die with it. So a region is taken back in two rounds of questions:
+// takes, registration or not; nothing tells the owner that one is in progress. And a header with an unknown key ends
+// the whole connection, so that innocent operations die with it. So a region is taken back in two rounds of questions:
 //
 //   1. Every peer is told to forget the region. It stops what it has not posted yet (stale_region), and answers. The
 //      answer leaves after what it had posted (one connection per peer, in order), so nothing of it is under way now,
 //      and no connection breaks.
-//   2. The registration is closed, and every peer is asked once more. For a well-behaved peer this is idle. For one that
-//      went on writing, the answer proves that the header of any write that was let in before the closing lies behind us
-//      in the stream, with its payload; and since our question left after the responses to its reads, that those have
-//      left our memory too.
+//   2. The registration is closed, and every peer is asked once more. For a well-behaved peer this is idle. For one
+//   that
+//      went on writing, the answer proves that the header of any write that was let in before the closing lies behind
+//      us in the stream, with its payload; and since our question left after the responses to its reads, that those
+//      have left our memory too.
 //
 // Then the memory is released. A peer that does not answer holds it until it is fenced: that is contract 8.
 #include <cerrno>
@@ -66,7 +67,8 @@ std::string FabricDomain::register_local(RegionNumber number, const LocalMemory&
 
 void FabricDomain::register_remote(RegionNumber number, const RemoteMemory& memory) {
   if (memory.keys.size() != sizeof(KeyBlob)) {
-    throw Failure(Failure::Kind::usage, "register", "the key is not one of libfabric's: " + std::to_string(memory.keys.size()) + " bytes");
+    throw Failure(Failure::Kind::usage, "register",
+                  "the key is not one of libfabric's: " + std::to_string(memory.keys.size()) + " bytes");
   }
   const Peer* peer = find(memory.peer);
   if (peer == nullptr) throw Failure(Failure::Kind::usage, "register", "the peer is not connected");

@@ -46,7 +46,8 @@ Peer* FabricDomain::find(PeerNumber number) noexcept {
 
 Endpoint FabricDomain::connect(PeerNumber number, const std::optional<Endpoint>& remote) {
   Peer* peer = find(number);
-  if (peer != nullptr && peer->leaving) throw Failure(Failure::Kind::usage, "connect", "the peer is being disconnected");
+  if (peer != nullptr && peer->leaving)
+    throw Failure(Failure::Kind::usage, "connect", "the peer is being disconnected");
   const bool fresh = peer == nullptr;
   if (fresh) {
     auto made = std::make_unique<Peer>();
@@ -64,9 +65,12 @@ Endpoint FabricDomain::connect(PeerNumber number, const std::optional<Endpoint>&
     blob.provider = info_->fabric_attr->prov_name;
     blob.address.assign(name.data(), nbytes);
     const bool virtual_addresses = (info_->domain_attr->mr_mode & abi::mr_virt_addr) != 0;
-    blob.head = {kMagic, info_->addr_format, peer->token,
+    blob.head = {kMagic,
+                 info_->addr_format,
+                 peer->token,
                  {virtual_addresses ? reinterpret_cast<std::uint64_t>(anchor_memory_) : 0, anchor_->key, 0},
-                 static_cast<std::uint16_t>(blob.provider.size()), static_cast<std::uint16_t>(nbytes)};
+                 static_cast<std::uint16_t>(blob.provider.size()),
+                 static_cast<std::uint16_t>(nbytes)};
     peer->blob = pack(blob);
     peers_.emplace(number, std::move(made));
     tokens_.emplace(peer->token, peer);
@@ -97,7 +101,8 @@ void FabricDomain::join(Peer& peer, const Endpoint& remote) {
   }
   if (blob.head.addr_format != own.head.addr_format ||
       !plausible(blob.head.addr_format, blob.address, own.address.size())) {
-    throw Failure(Failure::Kind::usage, "connect", "the peer's address is not of the format that " + own.provider + " uses here");
+    throw Failure(Failure::Kind::usage, "connect",
+                  "the peer's address is not of the format that " + own.provider + " uses here");
   }
   const int inserted = av_->ops->insert(av_.get(), blob.address.data(), 1, &peer.address, 0, nullptr);
   if (inserted < 0) check("fi_av_insert", inserted);
@@ -170,7 +175,8 @@ void FabricDomain::write_question(Peer& peer) {
   for (const std::uint64_t serial : peer.revoking) {
     if (peer.told.size() < kMostSerials) peer.told.insert(serial);
   }
-  peer.question = frame(peer.remote.head.token, FrameKind::question, static_cast<std::uint32_t>(peer.told.size()), ++peer.asked);
+  peer.question =
+      frame(peer.remote.head.token, FrameKind::question, static_cast<std::uint32_t>(peer.told.size()), ++peer.asked);
   for (const std::uint64_t serial : peer.told) append_record(peer.question, serial);
   std::set<std::uint64_t> doubtful;
   for (const Suspended& suspended : peer.suspended) {
@@ -195,19 +201,22 @@ bool FabricDomain::tend(Peer& peer, Clock::time_point now) {
     moved = flush_outbox(peer);
   }
   if (!peer.suspended.empty() && now - peer.suspended_at > verdict_) {
-    const Outcome lost{Status::peer_lost, peer.suspended.front().code, "its connection broke, and it does not answer a new one"};
+    const Outcome lost{Status::peer_lost, peer.suspended.front().code,
+                       "its connection broke, and it does not answer a new one"};
     resolve(peer, &lost);
     sink_.peer_failed(peer.number, lost);
     moved = true;
   }
   if (peer.leaving) {
-    const bool quiet = now - std::max(last_arrival_, peer.leaving_since) > kQuiet || now - peer.leaving_since > kQuietAtMost;
+    const bool quiet =
+        now - std::max(last_arrival_, peer.leaving_since) > kQuiet || now - peer.leaving_since > kQuietAtMost;
     if (quiet && (peer.own || peer.in_flight == 0)) {
       fence(peer);
       return true;
     }
   }
-  chores_ |= peer.leaving || !peer.suspended.empty() || (peer.joined && (peer.wanted > peer.answered || !peer.outbox.empty()));
+  chores_ |=
+      peer.leaving || !peer.suspended.empty() || (peer.joined && (peer.wanted > peer.answered || !peer.outbox.empty()));
   return moved;
 }
 
@@ -288,8 +297,10 @@ void FabricDomain::resolve(Peer& peer, const Outcome* verdict) {
                  std::string(library_.strerror(one.code)) +
                      ": the connection broke and came back; the peer had refused an access, perhaps another's"};
     }
-    if (one.flow != nullptr) sink_.stopped(*one.flow, 1, outcome);
-    else sink_.sent(one.message, outcome);
+    if (one.flow != nullptr)
+      sink_.stopped(*one.flow, 1, outcome);
+    else
+      sink_.sent(one.message, outcome);
   }
 }
 

@@ -179,7 +179,11 @@ bool ShmDomain::held(std::uint32_t region_slot) const noexcept {
 }
 
 void ShmDomain::deregister(RegionNumber region) {
-  if (remotes_.erase(region) != 0) return;
+  if (const auto remote = remotes_.find(region); remote != remotes_.end()) {
+    reaper_.take(std::move(remote->second.mapping));
+    remotes_.erase(remote);
+    return;
+  }
   const auto found = locals_.find(region);
   if (found == locals_.end()) return;
   const std::uint32_t slot = found->second.slot;
@@ -232,7 +236,10 @@ void ShmDomain::disconnect(PeerNumber peer, bool /*lost*/) {
   if (found == links_.end()) return sink_.fenced(peer);
   Link link = std::move(found->second);
   links_.erase(found);
-  std::erase_if(remotes_, [&](const auto& entry) { return entry.second.peer == peer; });
+  for (auto at = remotes_.begin(); at != remotes_.end();) {
+    if (at->second.peer == peer) reaper_.take(std::move(at->second.mapping));
+    at = at->second.peer == peer ? remotes_.erase(at) : std::next(at);
+  }
   // Our copies run under the core's lock, so none is under way: leaving is the last thing we do there.
   if (link.theirs != nullptr) link.theirs->state.store(SlotState::left, std::memory_order_release);
   link.mine->revoked.store(1, std::memory_order_seq_cst);

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../core/domain.h"
+#include "../core/reaper.h"
 #include "segment.h"
 
 namespace aio::shm {
@@ -72,6 +73,7 @@ class ShmDomain final : public Domain {
   std::vector<std::uint32_t> generations_;
   std::vector<std::pair<RegionNumber, std::uint32_t>> releasing_;  // waiting for a writer to leave its section
   std::vector<Fence> fencing_;
+  Reaper reaper_;
 };
 
 }  // namespace aio::shm

@@ -12,10 +12,12 @@
 
 namespace abi = aio::libfabric::abi;
 
-#define AT_LEAST(major, minor) (FI_MAJOR_VERSION > (major) || (FI_MAJOR_VERSION == (major) && FI_MINOR_VERSION >= (minor)))
-#define SAME_VALUE(ours, theirs) static_assert(static_cast<std::uint64_t>(abi::ours) == static_cast<std::uint64_t>(theirs))
+#define AT_LEAST(major, minor) \
+  (FI_MAJOR_VERSION > (major) || (FI_MAJOR_VERSION == (major) && FI_MINOR_VERSION >= (minor)))
+#define SAME_VALUE(ours, theirs) \
+  static_assert(static_cast<std::uint64_t>(abi::ours) == static_cast<std::uint64_t>(theirs))
 #define SAME_SIZE(ours, theirs) static_assert(sizeof(abi::ours) == sizeof(theirs))
-#define SAME(ours, our_field, theirs, their_field)                                 \
+#define SAME(ours, our_field, theirs, their_field)                                \
   static_assert(offsetof(abi::ours, our_field) == offsetof(theirs, their_field)); \
   static_assert(sizeof(abi::ours::our_field) == sizeof(theirs::their_field))
 #define SAME_NAME(ours, theirs, field) SAME(ours, field, theirs, field)

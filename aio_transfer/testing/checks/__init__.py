@@ -1,0 +1,41 @@
+"""The checks, by topic. Importing this package fills :data:`aio_transfer.testing.CHECKS`."""
+
+from . import (
+    bad_input,
+    barrier,
+    cancellation,
+    closing,
+    counters,
+    descriptors,
+    failures,
+    messages,
+    pages,
+    peers,
+    places,
+    reads,
+    regions,
+    reports,
+    scatter,
+    waiting,
+    writes,
+)
+
+__all__ = (
+    "bad_input",
+    "barrier",
+    "cancellation",
+    "closing",
+    "counters",
+    "descriptors",
+    "failures",
+    "messages",
+    "pages",
+    "peers",
+    "places",
+    "reads",
+    "regions",
+    "reports",
+    "scatter",
+    "waiting",
+    "writes",
+)

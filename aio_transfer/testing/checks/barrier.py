@@ -1,0 +1,328 @@
+"""Barriers: the whole barrier, epoch by epoch, whoever is late, cancelled or gone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.lowlevel
+
+from aio_transfer.errors import (
+    AioTransferError,
+    BusyError,
+    ClosedError,
+    PeerLostError,
+    TransferAbortedError,
+    UsageError,
+)
+from aio_transfer.testing.claims import ConformanceError, claim, refused
+from aio_transfer.testing.engines import exactly, mesh, pair, ping, until
+from aio_transfer.testing.registry import check
+
+if TYPE_CHECKING:
+    from aio_transfer.engine import TransferEngine
+    from aio_transfer.groups import PeerGroup
+    from aio_transfer.testing.spec import Spec
+
+
+async def groups(engines: list[TransferEngine], name: str = "") -> list[PeerGroup]:
+    """Make one group of all engines, on each of them."""
+    return [
+        await engine.group([other.address for other in engines if other is not engine], name=name) for engine in engines
+    ]
+
+
+async def ends(group: PeerGroup, why: str, *kinds: type[AioTransferError]) -> None:
+    """Demand that a barrier ends with an error, soon."""
+    try:
+        with anyio.fail_after(3):
+            with refused(f"a barrier {why}", *kinds):
+                await group.barrier()
+    except TimeoutError:
+        raise ConformanceError(f"a barrier {why} has not ended after 3 s") from None
+
+
+async def turns(count: int) -> None:
+    """Let others run for some turns of the loop."""
+    for _ in range(count):
+        await anyio.lowlevel.checkpoint()
+
+
+@check("rule 10")
+async def check_barrier_holds_everybody(spec: Spec) -> None:
+    """In fifty epochs of four unequal members, nobody leaves before the last has entered."""
+    rng = spec.rng()
+    entered = [0, 0, 0, 0]
+    async with mesh(spec, 4) as engines:
+        members = await groups(engines)
+        pauses = rng.integers(0, 12, (50, 4))
+
+        async def march(index: int) -> None:
+            for epoch in range(50):
+                await turns(int(pauses[epoch, index]))
+                entered[index] = epoch + 1
+                await members[index].barrier()
+                late = [other for other in range(4) if entered[other] < epoch + 1]
+                claim(not late, f"member {index} left epoch {epoch} before members {late} had entered it: {entered}")
+
+        async with anyio.create_task_group() as tasks:
+            for index in range(4):
+                tasks.start_soon(march, index)
+        claim([one.epoch for one in members] == [50] * 4, f"epochs after 50 barriers: {[one.epoch for one in members]}")
+
+
+@check("rule 10")
+async def check_barrier_late_member(spec: Spec) -> None:
+    """A late member of one epoch is never counted in the next: others wait there for it."""
+    passed = [0, 0, 0]
+    async with mesh(spec, 3) as engines:
+        members = await groups(engines)
+
+        async def march(index: int, epochs: int) -> None:
+            for _ in range(epochs):
+                await members[index].barrier()
+                passed[index] += 1
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(march, 0, 3)
+            tasks.start_soon(march, 1, 3)
+            for epoch in range(3):
+                for _ in range(3):
+                    await ping(engines[0], engines[1])
+                claim(passed[:2] == [epoch, epoch], f"with the third in {epoch} epochs, the others passed {passed}")
+                await march(2, 1)
+                await until(lambda epoch=epoch: passed[:2] == [epoch + 1] * 2, f"the barrier holds all: {passed}")
+
+
+@check("rule 10")
+async def check_barrier_cancelled_and_entered_again(spec: Spec) -> None:
+    """A cancelled barrier leaves its member entered; the next call goes on in the same epoch."""
+    async with pair(spec) as (a, b):
+        one, other = await groups([a, b])
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(one.barrier)
+            await other.barrier()
+        for _ in range(5):
+            epoch = one.epoch
+            for _ in range(3):
+                with anyio.move_on_after(0.002) as scope:
+                    await one.barrier()
+                claim(scope.cancelled_caught and one.epoch == epoch, f"one member alone passed epoch {epoch}")
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(other.barrier)
+                await one.barrier()
+            claim((one.epoch, other.epoch) == (epoch + 1, epoch + 1), f"epochs {one.epoch} and {other.epoch}")
+
+
+@check("rule 10")
+async def check_barrier_cancelled_while_joining(spec: Spec) -> None:
+    """A first barrier that is cancelled before the others have a group can be entered again."""
+    async with pair(spec) as (a, b):
+        one = await a.group([b.address])
+        with anyio.move_on_after(0.005) as scope:
+            await one.barrier()
+        claim(scope.cancelled_caught, "one member alone passed its first barrier")
+        other = await b.group([a.address])
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(other.barrier)
+            with anyio.fail_after(3):
+                await one.barrier()
+        claim(one.epoch == other.epoch == 1, f"epochs {one.epoch} and {other.epoch}")
+
+
+@check("rule 8")
+async def check_barrier_member_closes(spec: Spec) -> None:
+    """When a member's engine closes, those in the barrier get PeerLostError, and so do later calls."""
+    async with mesh(spec, 3) as engines:
+        members = await groups(engines)
+        async with anyio.create_task_group() as tasks:
+            for member in members:
+                tasks.start_soon(member.barrier)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ends, members[0], "with a member whose engine closes", PeerLostError)
+            tasks.start_soon(ends, members[1], "with a member whose engine closes", PeerLostError)
+            await turns(20)
+            await engines[2].aclose()
+        await ends(members[0], "with a member whose engine has closed", PeerLostError)
+
+
+@check("rule 8")
+async def check_barrier_member_leaves(spec: Spec) -> None:
+    """When a member leaves the group, those in the barrier get TransferAbortedError."""
+    async with mesh(spec, 3) as engines:
+        members = await groups(engines)
+        async with anyio.create_task_group() as tasks:
+            for member in members:
+                tasks.start_soon(member.barrier)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ends, members[0], "of which a member leaves", TransferAbortedError)
+            tasks.start_soon(ends, members[1], "of which a member leaves", TransferAbortedError)
+            await turns(20)
+            members[2].close()
+        await ends(members[0], "of which a member has left", TransferAbortedError)
+
+
+@check("rule 8")
+async def check_barrier_member_leaves_before_joining(spec: Spec) -> None:
+    """A member that leaves before it ever entered wakes those who wait for it."""
+    async with pair(spec) as (a, b):
+        one = await a.group([b.address])
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ends, one, "whose other member left without entering", TransferAbortedError)
+            await turns(20)
+            other = await b.group([a.address])
+            other.close()
+
+
+@check("rule 8")
+async def check_barrier_member_leaves_while_others_join(spec: Spec) -> None:
+    """A member that joined and left wakes those who still wait for a third one to join."""
+    async with mesh(spec, 3) as engines:
+        one, other, third = engines
+        group = await one.group([other.address, third.address])
+        leaver = await other.group([one.address, third.address])
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ends, group, "of which one member left and one has not come", TransferAbortedError)
+            with anyio.move_on_after(0.01):
+                await leaver.barrier()
+            leaver.close()
+            late = await third.group([one.address, other.address])
+            with anyio.move_on_after(0.01):
+                await late.barrier()
+
+
+@check("rule 8")
+async def check_barrier_member_closes_while_joining(spec: Spec) -> None:
+    """A member whose engine closes before it has joined wakes those who wait for it."""
+    async with pair(spec) as (a, b):
+        one = await a.group([b.address])
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ends, one, "whose other member's engine closed before it joined", PeerLostError)
+            await turns(20)
+            await b.aclose()
+
+
+@check("rule 10")
+async def check_barrier_leave_after_the_last(spec: Spec) -> None:
+    """A member that leaves right after its last barrier fails nobody who is still in that one."""
+    for _ in range(20):
+        async with mesh(spec, 3) as engines:
+            members = await groups(engines)
+
+            async def march(member: PeerGroup, pause: int) -> None:
+                for _ in range(3):
+                    await turns(pause)
+                    await member.barrier()
+                member.close()
+
+            async with anyio.create_task_group() as tasks:
+                for index, member in enumerate(members):
+                    tasks.start_soon(march, member, index * 3)
+
+
+@check("rule 10")
+async def check_barrier_close_after_the_last(spec: Spec) -> None:
+    """An engine that closes right after its last barrier fails nobody who is still in that one."""
+    for _ in range(10):
+        async with mesh(spec, 3) as engines:
+            members = await groups(engines)
+
+            async def march(index: int) -> None:
+                for _ in range(2):
+                    await turns(index * 2)  # noqa: B023 - of this round
+                    await members[index].barrier()  # noqa: B023
+                await engines[index].aclose()  # noqa: B023
+
+            async with anyio.create_task_group() as tasks:
+                for index in range(3):
+                    tasks.start_soon(march, index)
+
+
+@check("bad input")
+async def check_barrier_two_tasks(spec: Spec) -> None:
+    """A second task in the barrier of one member gets BusyError, and disturbs nothing."""
+    async with pair(spec) as (a, b):
+        one, other = await groups([a, b])
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(one.barrier)
+            await turns(5)
+            with refused("a second task in the barrier", BusyError):
+                await one.barrier()
+            await other.barrier()
+        claim(one.epoch == other.epoch == 1, f"epochs {one.epoch} and {other.epoch}")
+
+
+@check("rule 10")
+async def check_barrier_names_are_apart(spec: Spec) -> None:
+    """Groups of the same members with different names have barriers of their own."""
+    async with pair(spec) as (a, b):
+        red, blue = await groups([a, b], "red"), await groups([a, b], "blue")
+        with anyio.move_on_after(0.02):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(red[0].barrier)
+                tasks.start_soon(blue[1].barrier)
+        claim((red[0].epoch, blue[1].epoch) == (0, 0), "barriers of two groups were taken for one")
+        async with anyio.create_task_group() as tasks:
+            for member in (*red, *blue):
+                tasks.start_soon(member.barrier)
+
+
+@check("rule 10")
+async def check_barrier_opened_again(spec: Spec) -> None:
+    """A group that all have closed can be made again, and begins at its first epoch."""
+    async with pair(spec) as (a, b):
+        for _ in range(4):
+            one, other = await groups([a, b], "again")
+            for _ in range(3):
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(one.barrier)
+                    tasks.start_soon(other.barrier)
+            claim(one.epoch == 3, f"three barriers of a new group: epoch {one.epoch}")  # noqa: PLR2004
+            one.close()
+            other.close()
+            await ping(a, b)
+        claim(a.statistics().counters == 0, f"closed groups left {a.statistics().counters} counters")
+
+
+@check("bad input")
+async def check_group_refused(spec: Spec) -> None:
+    """A group with oneself, with a peer twice, or that is open already is refused, and leaves nothing."""
+    async with pair(spec) as (a, b):
+        group = await a.group([b.address])
+        held = a.statistics().counters
+        with refused("a group with oneself", UsageError):
+            await a.group([a.address, b.address])
+        with refused("a group that names a peer twice", UsageError):
+            await a.group([b.address, b.address], name="twice")
+        with refused("a group that is open", BusyError):
+            await a.group([b.address])
+        claim(a.statistics().counters == held, f"refused groups left {a.statistics().counters - held} counters open")
+        group.close()
+        group.close()
+        with refused("a barrier of a closed group", ClosedError):
+            await group.barrier()
+        claim(a.statistics().counters == 0, f"a closed group left {a.statistics().counters} counters")
+
+
+@check("rule 8")
+async def check_group_of_nobody_reachable(spec: Spec) -> None:
+    """A group with a member that cannot be reached is refused with PeerLostError, and leaves nothing."""
+    async with pair(spec) as (a, b):
+        address = b.address
+        await b.aclose()
+        with refused("a group with a closed engine", PeerLostError):
+            await a.group([address])
+        claim(a.statistics().counters == 0, f"it left {a.statistics().counters} counters")
+
+
+@check("rule 10")
+async def check_barrier_alone(spec: Spec) -> None:
+    """A group without other members has a barrier that holds nobody."""
+    async with pair(spec) as (a, b):
+        group = await a.group([])
+        for _ in range(3):
+            await group.barrier()
+        claim(group.epoch == 3, f"three barriers alone: epoch {group.epoch}")  # noqa: PLR2004
+        counter = b.counter()
+        await a.notify(a.counter_ref(b.address, counter.id))
+        await exactly(counter, 1, b, a)

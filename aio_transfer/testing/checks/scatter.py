@@ -1,0 +1,115 @@
+"""Scatters: one slice to each of many targets, one count each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aio_transfer.errors import PeerLostError, UsageError
+from aio_transfer.testing.claims import claim, refused
+from aio_transfer.testing.engines import done, exactly, mesh, pair
+from aio_transfer.testing.memory import Memory
+from aio_transfer.testing.registry import check
+
+if TYPE_CHECKING:
+    from aio_transfer.testing.spec import Spec
+
+
+@check("rule 3")
+async def check_scatter_to_three(spec: Spec) -> None:
+    """Each of three peers gets its slice, and one count."""
+    rng = spec.rng()
+    async with mesh(spec, 4) as (a, *peers):
+        source = await Memory.open(a, 3000, rng)
+        targets = [await Memory.open(peer, 1000, rng) for peer in peers]
+        counters = [peer.counter() for peer in peers]
+        remotes = [target.remote(counter) for target, counter in zip(targets, counters, strict=True)]
+        for _ in range(2):  # before there are connections, and after
+            await a.scatter(
+                [source.region[at * 1000 : at * 1000 + 900] for at in range(3)],
+                [remote[50:950] for remote in remotes],
+            )
+        for at, (peer, target, counter) in enumerate(zip(peers, targets, counters, strict=True)):
+            target.expect(50, source.array[at * 1000 : at * 1000 + 900])
+            await exactly(counter, 2, peer, a)
+            target.verify()
+
+
+@check("rule 3")
+async def check_scatter_of_nothing_counts(spec: Spec) -> None:
+    """A target without bytes still counts."""
+    rng = spec.rng()
+    async with mesh(spec, 3) as (a, b, c):
+        source = await Memory.open(a, 64, rng)
+        targets = await Memory.open(b, 64, rng), await Memory.open(c, 64, rng)
+        counters = b.counter(), c.counter()
+        await a.scatter(
+            [source.region[0:0], source.region[0:64]],
+            [targets[0].remote(counters[0])[5:5], targets[1].remote(counters[1])[:]],
+        )
+        targets[1].expect(0, source.array)
+        await exactly(counters[0], 1, b, a)
+        await exactly(counters[1], 1, c, a)
+
+
+@check("bad input")
+async def check_scatter_empty(spec: Spec) -> None:
+    """A scatter to nobody is complete at once."""
+    async with pair(spec) as (a, _):
+        transfer = a.submit_scatter([], [])
+        claim(transfer.done and transfer.count == 0 and transfer.nbytes == 0, f"{transfer!r} is not complete at once")
+        await transfer
+
+
+@check("rule 3")
+async def check_scatter_one_peer_many_counters(spec: Spec) -> None:
+    """Several targets at one peer, in two regions, each raise the counter named for them."""
+    rng = spec.rng()
+    async with pair(spec) as (a, b):
+        source = await Memory.open(a, 400, rng)
+        first, second = await Memory.open(b, 400, rng), await Memory.open(b, 400, rng)
+        counters = [b.counter() for _ in range(4)]
+        remotes = first.remote(counters[3]), second.remote(counters[3])
+        await a.scatter(
+            [source.region[at * 100 : at * 100 + 100] for at in range(4)],
+            [remotes[at % 2][at * 100 : at * 100 + 100] for at in range(4)],
+            counters=[*(a.counter_ref(b.address, one.id) for one in counters[:3]), None],
+        )
+        for at in range(4):
+            (first, second)[at % 2].expect(at * 100, source.array[at * 100 : at * 100 + 100])
+            await exactly(counters[at], 1, b, a)
+
+
+@check("rule 8")
+async def check_scatter_one_lost(spec: Spec) -> None:
+    """A target whose peer is gone fails the scatter with a typed error, and the others still get theirs."""
+    rng = spec.rng()
+    async with mesh(spec, 3) as (a, b, c):
+        source = await Memory.open(a, 200, rng)
+        kept, gone = await Memory.open(b, 100, rng), await Memory.open(c, 100, rng)
+        counter = b.counter()
+        remotes = kept.remote(counter), gone.remote()
+        await c.aclose()
+        transfer = a.submit_scatter([source.region[:100], source.region[100:]], [remotes[0][:], remotes[1][:]])
+        await done(transfer)
+        with refused("a scatter to two, of which one is gone", PeerLostError):
+            await transfer
+        kept.expect(0, source.array[:100])
+        await exactly(counter, 1, b, a)
+        claim(source.region.leases == 0, "the failed scatter still holds its source")
+
+
+@check("bad input")
+async def check_scatter_of_group(spec: Spec) -> None:
+    """A group scatters to its members, and to nobody else."""
+    rng = spec.rng()
+    async with mesh(spec, 3) as (a, b, c):
+        source = await Memory.open(a, 64, rng)
+        member, stranger = await Memory.open(b, 64, rng), await Memory.open(c, 64, rng)
+        counter = b.counter()
+        group = await a.group([b.address])
+        await group.scatter([source.region[:]], [member.remote(counter)[:]])
+        member.expect(0, source.array)
+        await exactly(counter, 1, b, a)
+        with refused("a scatter of the group to a stranger", UsageError):
+            await group.scatter([source.region[:]], [stranger.remote()[:]])
+        group.close()

@@ -1,0 +1,227 @@
+"""Waiting on a counter: a FIFO semaphore, whatever is cancelled in the middle of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.lowlevel
+
+from aio_transfer.errors import UsageError, WouldBlock
+from aio_transfer.testing.claims import claim, refused
+from aio_transfer.testing.engines import exactly, pair, ping, until
+from aio_transfer.testing.registry import check
+
+if TYPE_CHECKING:
+    from aio_transfer.counters import ImmCounter
+    from aio_transfer.engine import TransferEngine
+    from aio_transfer.testing.spec import Spec
+
+
+class Queue:
+    """Tasks that wait on one counter, and in what order they were let go."""
+
+    def __init__(self, counter: ImmCounter) -> None:
+        """Begin with nobody."""
+        self._counter = counter
+        self.served: list[str] = []
+        self.scopes: dict[str, anyio.CancelScope] = {}
+
+    async def join(self, name: str, count: int) -> None:
+        """Wait for ``count``, and note when it was granted."""
+        with anyio.CancelScope() as self.scopes[name]:
+            await self._counter.wait(count)
+            self.served.append(name)
+
+    async def enter(self, tasks: anyio.abc.TaskGroup, **counts: int) -> None:
+        """Let tasks join, one after the other."""
+        for name, count in counts.items():
+            waiting = self._counter.waiting
+            tasks.start_soon(self.join, name, count)
+            await until(lambda waiting=waiting: self._counter.waiting > waiting, f"{name} does not begin to wait")
+
+
+async def raise_by(sender: TransferEngine, owner: TransferEngine, counter: ImmCounter, count: int) -> None:
+    """Raise a counter from the other side, and give the counts time to come."""
+    for _ in range(count):
+        await sender.notify(sender.counter_ref(owner.address, counter.id))
+    await ping(sender, owner)
+
+
+@check("rule 5")
+async def check_wait_is_fifo(spec: Spec) -> None:
+    """The first waiter gets its counts first, though a later one wants fewer."""
+    async with pair(spec) as (a, b):
+        counter = b.counter()
+        queue = Queue(counter)
+        async with anyio.create_task_group() as tasks:
+            await queue.enter(tasks, first=3, second=1, third=2)
+            await raise_by(a, b, counter, 2)
+            claim(not queue.served, f"2 counts came, the first waits for 3, and {queue.served} were served")
+            claim(counter.missing == 1, f"the first lacks 1 count, and the counter says {counter.missing}")
+            await raise_by(a, b, counter, 2)
+            claim(queue.served == ["first", "second"], f"4 counts serve the first (3) and second (1): {queue.served}")
+            await raise_by(a, b, counter, 2)
+        claim(queue.served == ["first", "second", "third"], f"served in the order {queue.served}")
+        claim(counter.value == 6, f"6 counts came, and the running total is {counter.value}")
+
+
+@check("rule 5")
+async def check_wait_cancelled_in_the_middle(spec: Spec) -> None:
+    """A cancelled waiter consumes nothing, and those behind it move up."""
+    async with pair(spec) as (a, b):
+        counter = b.counter()
+        queue = Queue(counter)
+        async with anyio.create_task_group() as tasks:
+            await queue.enter(tasks, first=2, second=3, third=1, fourth=2)
+            queue.scopes["second"].cancel()
+            await until(lambda: counter.waiting == 3, "a cancelled waiter stays in the queue")
+            await raise_by(a, b, counter, 3)
+            claim(queue.served == ["first", "third"], f"3 counts serve first (2) and third (1): {queue.served}")
+            await raise_by(a, b, counter, 2)
+        claim(queue.served == ["first", "third", "fourth"], f"served: {queue.served}")
+        with refused("one more", WouldBlock):
+            counter.wait_nowait()
+
+
+@check("rule 5")
+async def check_wait_cancelled_at_the_head(spec: Spec) -> None:
+    """When the head of the queue gives up, whom the present counts satisfy goes on."""
+    async with pair(spec) as (a, b):
+        counter = b.counter()
+        queue = Queue(counter)
+        async with anyio.create_task_group() as tasks:
+            await queue.enter(tasks, large=10, small=2)
+            await raise_by(a, b, counter, 2)
+            claim(not queue.served, f"served before its turn: {queue.served}")
+            queue.scopes["large"].cancel()
+            await until(lambda: queue.served, "two counts are there, the head gave up, and the next still waits")
+
+
+@check("rule 5")
+async def check_wait_cancelled_in_the_tick_of_its_count(spec: Spec) -> None:
+    """A wait that is cancelled when its count comes either has it or leaves it: none is lost or doubled."""
+    taken = 0
+    rounds = 60
+    async with pair(spec) as (a, b):
+        counter = b.counter()
+        await ping(a, b)
+
+        async def wait(scope: anyio.CancelScope) -> None:
+            nonlocal taken
+            with scope:
+                await counter.wait()
+                taken += 1
+
+        for index in range(rounds):
+            async with anyio.create_task_group() as tasks:
+                scope = anyio.CancelScope()
+                tasks.start_soon(wait, scope)
+                await until(lambda: counter.waiting, "nobody waits")
+                transfer = a.submit_notify(a.counter_ref(b.address, counter.id))
+                for _ in range(index % 6):
+                    await anyio.lowlevel.checkpoint()
+                scope.cancel()
+            await transfer
+        left = 0
+        await ping(a, b)
+        while True:
+            try:
+                counter.wait_nowait()
+            except WouldBlock:
+                break
+            left += 1
+        claim(taken + left == rounds, f"of {rounds} counts, {taken} were taken by waits and {left} were left")
+
+
+@check("rule 5")
+async def check_wait_cancelled_beforehand(spec: Spec) -> None:
+    """A wait in a cancelled scope consumes nothing, though there is enough."""
+    async with pair(spec) as (a, b):
+        counter = b.counter()
+        await raise_by(a, b, counter, 1)
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await counter.wait()
+        claim(scope.cancelled_caught, "a wait in a cancelled scope went on")
+        counter.wait_nowait()
+
+
+@check("rule 5")
+async def check_wait_nowait(spec: Spec) -> None:
+    """wait_nowait consumes what is there, and overtakes nobody."""
+    async with pair(spec) as (a, b):
+        counter = b.counter()
+        with refused("wait_nowait before anything came", WouldBlock):
+            counter.wait_nowait()
+        await raise_by(a, b, counter, 3)
+        counter.wait_nowait(2)
+        with refused("two of one", WouldBlock):
+            counter.wait_nowait(2)
+        counter.wait_nowait(0)
+        queue = Queue(counter)
+        async with anyio.create_task_group() as tasks:
+            await queue.enter(tasks, first=2)
+            with refused("wait_nowait past a waiter", WouldBlock):
+                counter.wait_nowait(1)
+            await raise_by(a, b, counter, 1)
+        claim(counter.value == 4, f"4 counts came, and the running total is {counter.value}")
+
+
+@check("rule 5")
+async def check_wait_for_nothing(spec: Spec) -> None:
+    """A wait for zero counts returns at once, also past others."""
+    async with pair(spec) as (a, b):
+        counter = b.counter()
+        queue = Queue(counter)
+        async with anyio.create_task_group() as tasks:
+            await queue.enter(tasks, first=1)
+            with anyio.fail_after(2):
+                await counter.wait(0)
+            claim(counter.waiting == 1, "a wait for nothing disturbed the queue")
+            await raise_by(a, b, counter, 1)
+
+
+@check("bad input")
+async def check_wait_for_what_is_no_number(spec: Spec) -> None:
+    """A wait for a negative, broken or absurd number is refused, and the counter stays usable."""
+    async with pair(spec) as (a, b):
+        counter = b.counter()
+        for count in (-1, 1.5, "2", None, 1 << 60, 1 << 80):
+            with refused(f"wait({count!r})", UsageError), anyio.fail_after(1):
+                await counter.wait(count)  # type: ignore[arg-type]
+            with refused(f"wait_nowait({count!r})", UsageError):
+                counter.wait_nowait(count)  # type: ignore[arg-type]
+        claim(counter.waiting == 0, f"{counter.waiting} refused waits are in the queue")
+        await raise_by(a, b, counter, 2)
+        await exactly(counter, 2, b, a)
+
+
+@check("rule 5")
+async def check_wait_hundred_tasks(spec: Spec) -> None:
+    """A hundred tasks that wait for one count each are served by a hundred, in order."""
+    async with pair(spec) as (a, b):
+        counter = b.counter()
+        queue = Queue(counter)
+        async with anyio.create_task_group() as tasks:
+            await queue.enter(tasks, **{f"t{index}": 1 for index in range(100)})
+            await raise_by(a, b, counter, 100)
+        claim(queue.served == [f"t{index}" for index in range(100)], f"the order was {queue.served}")
+        claim(counter.value == 100, f"the total is {counter.value}")
+
+
+@check("rule 5")
+async def check_wait_sum(spec: Spec) -> None:
+    """Waits that add up to what came leave nothing, however they are cut."""
+    rng = spec.rng()
+    async with pair(spec) as (a, b):
+        counter = b.counter()
+        counts = rng.integers(0, 9, 30).tolist()
+        transfers = [a.submit_notify(a.counter_ref(b.address, counter.id)) for _ in range(sum(counts))]
+        for count in counts:
+            await counter.wait(count)
+        for transfer in transfers:
+            await transfer
+        await exactly(counter, 0, b, a, total=sum(counts))
+        with refused("one more than came", WouldBlock):
+            counter.wait_nowait()

@@ -1,0 +1,307 @@
+"""Contiguous writes: every byte where it belongs, none elsewhere, and one count each."""
+
+from __future__ import annotations
+
+import mmap
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.lowlevel
+import numpy as np
+
+from aio_transfer.drivers import Access
+from aio_transfer.testing.claims import claim
+from aio_transfer.testing.engines import done, exactly, mesh, pair, ping
+from aio_transfer.testing.memory import GUARD_NBYTES, Memory
+from aio_transfer.testing.registry import check
+
+if TYPE_CHECKING:
+    from aio_transfer.testing.spec import Spec
+
+
+@check("rule 3")
+async def check_write_counts_once(spec: Spec) -> None:
+    """A write lands where it was aimed, nowhere else, and counts once."""
+    rng = spec.rng()
+    async with pair(spec) as (a, b):
+        source, target = await Memory.open(a, 4096, rng), await Memory.open(b, 4096, rng)
+        counter = b.counter()
+        await a.write(source.region[100:1100], target.remote(counter)[77:1077])
+        await counter.wait(1)
+        target.expect(77, source.array[100:1100])
+        target.verify("when the count had come")
+        await exactly(counter, 0, b, a, total=1)
+        source.verify("after it was written from")
+
+
+@check("rule 3")
+async def check_write_sizes(spec: Spec) -> None:
+    """Writes of every size around the boundaries of cutting and striping count exactly once."""
+    rng = spec.rng()
+    sizes = sorted({0, 1, 2, 63, 64, 65} | {size + by for size in spec.boundaries for by in (-1, 0, 1)})
+    async with pair(spec) as (a, b):
+        source, target = await Memory.open(a, sizes[-1], rng), await Memory.open(b, sizes[-1] + 7, rng)
+        counter = b.counter()
+        remote = target.remote(counter)
+        for index, size in enumerate(sizes):
+            source.fill(np.roll(source.array, 1))
+            await a.write(source.region[:size], remote[7 : 7 + size])
+            await counter.wait(1)
+            claim(target.holds(7, source.array[:size]), f"the count of a write of {size} B came before its payload")
+            target.expect(7, source.array[:size])
+            target.verify(f"after a write of {size} B")
+            claim(counter.value == index + 1, f"after {index + 1} writes, the last of {size} B: {counter.value} counts")
+        await exactly(counter, 0, b, a, total=len(sizes))
+
+
+@check("rule 3")
+async def check_write_of_nothing_counts(spec: Spec) -> None:
+    """A write of zero bytes counts once, and changes nothing."""
+    rng = spec.rng()
+    async with pair(spec) as (a, b):
+        source, target = await Memory.open(a, 64, rng), await Memory.open(b, 64, rng)
+        counter = b.counter()
+        remote = target.remote(counter)
+        for at in (0, 13, 64):
+            await a.write(source.region[at:at], remote[at:at])
+        await exactly(counter, 3, b, a)
+        target.verify()
+
+
+@check("rule 3")
+async def check_write_uncounted(spec: Spec) -> None:
+    """A write that is not to count does not, whether it says so or the descriptor names no counter."""
+    rng = spec.rng()
+    async with pair(spec) as (a, b):
+        source, target = await Memory.open(a, 256, rng), await Memory.open(b, 256, rng)
+        counter = b.counter()
+        await a.write(source.region[:128], target.remote(counter)[:128], counted=False)
+        await a.write(source.region[128:], target.remote()[128:])
+        target.expect(0, source.array)
+        await exactly(counter, 0, b, a)
+
+
+@check("rule 3")
+async def check_write_names_counter(spec: Spec) -> None:
+    """A counter named with the write is raised instead of the descriptor's."""
+    rng = spec.rng()
+    async with pair(spec) as (a, b):
+        source, target = await Memory.open(a, 64, rng), await Memory.open(b, 64, rng)
+        default, named = b.counter(), b.counter()
+        await a.write(source.region[:], target.remote(default)[:], counter=a.counter_ref(b.address, named.id))
+        target.expect(0, source.array)
+        await exactly(named, 1, b, a)
+        claim(default.value == 0, f"the descriptor's counter is at {default.value}, though another was named")
+
+
+@check("rule 2")
+async def check_write_payload_before_count(spec: Spec) -> None:
+    """Whenever a count has come, all of that write's bytes are there."""
+    rng = spec.rng()
+    size = 3 * max(spec.boundaries[:3]) // 2
+    async with pair(spec) as (a, b):
+        source, target = await Memory.open(a, size, rng), await Memory.open(b, size, rng)
+        counter, ready = b.counter(), a.counter()
+        remote = target.remote(counter)
+        for stamp in range(1, 60):
+            source.fill(stamp)
+            transfer = a.submit_write(source.region[:], remote[:])
+            await counter.wait()
+            seen = np.flatnonzero(target.array != stamp)
+            claim(seen.size == 0, f"write {stamp} was counted before {seen.size} of its {size} bytes were there")
+            await b.notify(b.counter_ref(a.address, ready.id))
+            await ready.wait()
+            await transfer
+        target.expect(0, source.array)
+
+
+@check("rule 6")
+async def check_write_source_is_free_afterwards(spec: Spec) -> None:
+    """Once the await returns, changing the source changes nothing that was written."""
+    rng = spec.rng()
+    size = spec.boundaries[-1]
+    async with pair(spec) as (a, b):
+        source, target = await Memory.open(a, size, rng), await Memory.open(b, 4 * size, rng)
+        counter = b.counter()
+        remote = target.remote(counter)
+        for index in range(4):
+            source.fill(index + 1)
+            target.expect(index * size, source.array)
+            await a.write(source.region[:], remote[index * size : (index + 1) * size])
+            source.fill(0xEE)
+        await counter.wait(4)
+        target.verify("though sources were changed only after their writes were over")
+
+
+@check("rule 3")
+async def check_write_many_at_once(spec: Spec) -> None:
+    """Hundreds of writes submitted at once, before there is a connection, all arrive and count once each."""
+    rng = spec.rng()
+    async with pair(spec) as (a, b):
+        source, target = await Memory.open(a, 400 * 96, rng), await Memory.open(b, 400 * 96, rng)
+        counter = b.counter()
+        remote = target.remote(counter)
+        transfers = [
+            a.submit_write(source.region[at : at + 96], remote[at : at + 96]) for at in range(0, 400 * 96, 96)
+        ]
+        target.expect(0, source.array)
+        await counter.wait(400)
+        target.verify("when all counts had come")
+        for transfer in transfers:
+            await transfer
+        await exactly(counter, 0, b, a, total=400)
+
+
+@check("rule 6")
+async def check_transfer_many_awaiters(spec: Spec) -> None:
+    """A transfer can be awaited by many tasks, several times, and after its end."""
+    rng = spec.rng()
+    returned = 0
+    async with pair(spec) as (a, b):
+        source, target = await Memory.open(a, 1 << 20, rng), await Memory.open(b, 1 << 20, rng)
+        transfer = a.submit_write(source.region[:], target.remote()[:])
+
+        async def wait() -> None:
+            nonlocal returned
+            await transfer
+            await transfer
+            returned += 1
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(20):
+                tasks.start_soon(wait)
+        await transfer
+        claim(returned == 20, f"{returned} of 20 awaiters returned")
+        claim(transfer.done and transfer.exception() is None, f"{transfer!r} has ended well, and says otherwise")
+        target.expect(0, source.array)
+
+
+@check("reports")
+async def check_transfer_attributes(spec: Spec) -> None:
+    """A transfer says what it is, to whom, how much and over what path."""
+    rng = spec.rng()
+    async with pair(spec) as (a, b):
+        source, target = await Memory.open(a, 4096, rng), await Memory.open(b, 4096, rng)
+        remote = target.remote()
+        write = a.submit_write(source.region[:96], remote[:96])
+        pages = a.submit_pages(source.region.pages([1, 2, 3], 64), remote.pages([4, 5, 6], 64))
+        seen = [(one.operation, one.nbytes, one.count, one.peer) for one in (write, pages)]
+        due = [("write", 96, 1, "b"), ("write_pages", 192, 3, "b")]
+        claim(seen == due, f"transfers call themselves {seen}, and are {due}")
+        await write
+        await pages
+        claim(write.path is not None and write.path.backend == spec.backend, f"its path is {write.path}")
+        target.expect(0, source.array[:96])
+        target.expect(256, source.array[64:256])
+
+
+@check("rule 3")
+async def check_write_both_ways(spec: Spec) -> None:
+    """Traffic of both sides at once, over one connection, disturbs neither."""
+    rng = spec.rng()
+    async with pair(spec) as (a, b):
+        ours, theirs = await Memory.open(a, 1 << 18, rng), await Memory.open(b, 1 << 18, rng)
+        targets = await Memory.open(a, 1 << 18, rng), await Memory.open(b, 1 << 18, rng)
+        counters = a.counter(), b.counter()
+
+        async def flow(engine, source, target, counter) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+            remote = target.remote(counter)
+            for at in range(0, 1 << 18, 4096):
+                await engine.write(source.region[at : at + 4096], remote[at : at + 4096])
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(flow, a, ours, targets[1], counters[1])
+            tasks.start_soon(flow, b, theirs, targets[0], counters[0])
+        targets[1].expect(0, ours.array)
+        targets[0].expect(0, theirs.array)
+        await exactly(counters[1], 64, b, a)
+        await exactly(counters[0], 64, a, b)
+
+
+@check("rule 3")
+async def check_write_from_three(spec: Spec) -> None:
+    """Three senders raise one counter of one receiver; it shows the sum."""
+    rng = spec.rng()
+    async with mesh(spec, 4) as (b, *senders):
+        target = await Memory.open(b, 3 * 50 * 32, rng)
+        counter = b.counter()
+        remote = target.remote(counter)
+        sources = [await Memory.open(one, 50 * 32, rng) for one in senders]
+
+        async def flow(index: int) -> None:
+            for page in range(50):
+                at = (index * 50 + page) * 32
+                source = sources[index].region[page * 32 : (page + 1) * 32]
+                await senders[index].write(source, remote[at : at + 32])
+
+        async with anyio.create_task_group() as tasks:
+            for index in range(3):
+                tasks.start_soon(flow, index)
+                target.expect(index * 1600, sources[index].array)
+        for one in senders[1:]:
+            await ping(one, b)
+        await exactly(counter, 150, b, senders[0])
+
+
+@check("rule 6")
+async def check_write_from_local_memory(spec: Spec) -> None:
+    """Memory that grants nothing to peers is a source, also when it is read-only."""
+    rng = spec.rng()
+    async with pair(spec) as (a, b):
+        target = await Memory.open(b, 64, rng)
+        source = await a.register(b"read-only memory of ours".ljust(64), access=Access.LOCAL)
+        await a.write(source[:], target.remote()[:])
+        target.expect(0, np.frombuffer(b"read-only memory of ours".ljust(64), np.uint8))
+        await ping(a, b)
+        target.verify()
+        await source.aclose()
+
+
+@check("rule 1", "foreign_memory")
+async def check_write_foreign_memory(spec: Spec) -> None:
+    """Memory that the engine did not allocate is source and target: arrays, bytearray, mmap."""
+    rng = spec.rng()
+    size = 300_000 + 2 * GUARD_NBYTES
+    async with pair(spec) as (a, b):
+        with mmap.mmap(-1, size) as mapped:
+            for owner in (np.empty(size, np.uint8), bytearray(size), mapped):
+                source = await Memory.open(a, 300_000, rng, owner=np.empty(size, np.uint8))
+                target = await Memory.open(b, 300_000, rng, owner=np.frombuffer(owner, np.uint8))
+                counter = b.counter()
+                await a.write(source.region[5:299_999], target.remote(counter)[6:300_000])
+                target.expect(6, source.array[5:299_999])
+                await exactly(counter, 1, b, a)
+                target.verify(f"in a {type(owner).__name__}")
+                await target.region.aclose()
+                del target._whole, target.array, target._model, owner  # noqa: SLF001 - the mmap is to close
+                from aio_transfer.testing.memory import registered
+
+                registered(b).clear()
+
+
+@check("rule 7")
+async def check_write_dropped(spec: Spec) -> None:
+    """A transfer that nobody awaits or keeps still happens, once."""
+    rng = spec.rng()
+    async with pair(spec) as (a, b):
+        source, target = await Memory.open(a, 1 << 19, rng), await Memory.open(b, 1 << 19, rng)
+        counter = b.counter()
+        a.submit_write(source.region[:], target.remote(counter)[:])
+        target.expect(0, source.array)
+        await exactly(counter, 1, b, a)
+        target.verify()
+
+
+@check("rule 6")
+async def check_write_lease_ends_with_transfer(spec: Spec) -> None:
+    """No lease outlives its transfer, and none ends before."""
+    rng = spec.rng()
+    async with pair(spec) as (a, b):
+        source, target = await Memory.open(a, 8 << 20, rng), await Memory.open(b, 8 << 20, rng)
+        transfer = a.submit_write(source.region[:], target.remote()[:])
+        while not transfer.done:
+            claim(source.region.leases == 1, f"{source.region.leases} leases are out while it is under way")
+            await anyio.lowlevel.checkpoint()
+        await done(transfer)
+        claim(source.region.leases == 0, f"{source.region.leases} leases are out after its end")
+        target.expect(0, source.array)
