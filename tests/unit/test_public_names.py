@@ -1,0 +1,35 @@
+"""Every module says what it offers: a sorted tuple of names that exist."""
+
+from __future__ import annotations
+
+import importlib
+import pathlib
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import aio_transfer
+
+
+def modules() -> list[str]:
+    found = [name for _, name, _ in pkgutil.walk_packages(aio_transfer.__path__, "aio_transfer.")]
+    return ["aio_transfer", *(name for name in found if not name.endswith(("__main__", "_native", "_floor")))]
+
+
+@pytest.mark.parametrize("name", modules())
+def test_all_is_a_sorted_tuple(name: str) -> None:
+    module = importlib.import_module(name)
+    if name.count(".") == 1 and pathlib.Path(module.__file__).parent.name == "backends":
+        return
+    assert isinstance(module.__all__, tuple), "a tuple cannot be changed by accident"
+    assert list(module.__all__) == sorted(module.__all__, key=lambda word: (not word.isupper(), word.islower(), word))
+    for word in module.__all__:
+        assert hasattr(module, word)
+
+
+def test_the_import_is_light() -> None:
+    code = "import sys, aio_transfer; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "cupy", "trio", "uvloop", "rich", "typer", "mpi4py"} & set(loaded)
