@@ -319,6 +319,8 @@ class Poster:
             await answered.wait()
         finally:
             peer.grants.pop(request, None)
+        if not peer.is_up:
+            raise peer.lost_error()
         if failure:
             raise failure[0]
 

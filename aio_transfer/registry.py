@@ -136,34 +136,33 @@ class Registry:
 
         It waits for our own transfers that use it, then until no peer can reach it: a peer that is frozen in the
         middle of a write holds it until it goes on or dies.
+
+        :cancellation: the await ends at once; the region is taken back all the same
         """
         await anyio.lowlevel.checkpoint()
         if region not in self:
             return
         self._check()
-        region.begin_close()
-        free = anyio.Event()
-        region.when_free(free.set)
-        await free.wait()
-        if region not in self:  # the engine was closed meanwhile
-            return
-        release = self._releases.get(region.number)
-        if release is None:
-            release = self._releases[region.number] = self._revoke(region)
+        if region.begin_close():
+            self._releases[region.number] = _Release(len(self._drivers))
+            region.when_free(lambda: self._revoke(region))
+        release = self._releases[region.number]
         with anyio.move_on_after(self._stall_s):
             await release.done.wait()
             return
-        _LOGGER.warning("%s is held by a peer that does not move: waiting until it goes on or dies", region.name)
+        why = "its own transfers have not stopped" if region.leases else "a peer that does not move holds it"
+        _LOGGER.warning("%s cannot be taken back yet: %s", region.name, why, extra={"region": region.number})
         await release.done.wait()
 
-    def _revoke(self, region: Region) -> _Release:
-        release = _Release(len(self._drivers))
+    def _revoke(self, region: Region) -> None:
+        """Nobody here uses it any more: take it from the peers."""
+        if region not in self:  # the engine was closed meanwhile
+            return
         for peer in self._peering.peers.values():
             if region.number in peer.granted:
                 self._peering.tell(peer, Revoked(region.number))
         for one in self._drivers.values():
             one.driver.deregister(region.number)
-        return release
 
     def on_released(self, number: int) -> None:
         """Handle a driver's RELEASED event; with the last one the memory is free."""

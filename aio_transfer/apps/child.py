@@ -1,4 +1,4 @@
-"""A helper process of the demo: started as a program, spoken to in lines, and gone when we are done with it."""
+"""A helper process of the demo or the benchmark: started as a program, spoken to in lines, and gone when we are done with it."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import anyio
+import msgspec
 
-from aio_transfer.apps.lines import Failed, Lines
+from aio_transfer.apps.lines import Failed, Lines, Message
 from aio_transfer.errors import AioTransferError
 
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import IO, Self
-
-    from aio_transfer.apps.lines import Message
 
 __all__ = ("Child", "ChildFailedError")
 
@@ -26,11 +25,12 @@ GRACE_S: Final = 2.0
 """How long a child may take to say goodbye to its peers after its input has ended."""
 STDERR_TAIL_NBYTES: Final = 4096
 
-MessageT = TypeVar("MessageT", bound="Message")
+MessageT = TypeVar("MessageT", bound=msgspec.Struct)
+_demo_decoder: Final = msgspec.json.Decoder(Message)
 
 
 class ChildFailedError(AioTransferError):
-    """A process of the demo died, or gave up."""
+    """A helper process died, or gave up."""
 
     def __init__(self, name: str, reason: str, stderr: str = "") -> None:
         """Name the process, why, and the last it wrote to its standard error."""
@@ -46,10 +46,11 @@ class Child:
     Nor does it outlive us when we are killed: its input ends then, and that is its signal to leave.
     """
 
-    def __init__(self, module: str, name: str) -> None:
+    def __init__(self, module: str, name: str, decoder: msgspec.json.Decoder[Any] = _demo_decoder) -> None:
         """Start it.
 
         :param name: for error messages
+        :param decoder: of what it may say, :class:`~aio_transfer.apps.lines.Failed` among it
         """
         self.name = name
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - a pipe that nobody reads would block it
@@ -66,14 +67,14 @@ class Child:
             self._stderr.close()
             raise
         self._stdin, self._stdout = _require(self._process.stdin), _require(self._process.stdout)
-        self._lines = Lines(self._stdout.fileno(), self._stdin.fileno(), name)
+        self._lines = Lines(self._stdout.fileno(), self._stdin.fileno(), name, decoder)
 
     @property
     def pid(self) -> int:
         """Its process id."""
         return self._process.pid
 
-    def send(self, message: Message) -> None:
+    def send(self, message: msgspec.Struct) -> None:
         """Send one message.
 
         :raises ChildFailedError: it is gone

@@ -1,4 +1,4 @@
-"""Messages between the demo's processes: one JSON object per line, over the pipes of a child process.
+"""Messages between a program's processes: one JSON object per line, over the pipes of a child process.
 
 What must travel out of band is little: who offers which memory, and that a request begins. The payload itself goes
 through the engine.
@@ -7,7 +7,7 @@ through the engine.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import anyio
 import msgspec
@@ -88,14 +88,21 @@ _encode = msgspec.json.Encoder().encode
 class Lines:
     """Both ends' view of the pipes; owns neither fd."""
 
-    def __init__(self, read_fd: int, write_fd: int, peer: str) -> None:
-        """Take the ends of two pipes; ``peer`` is for error messages."""
+    def __init__(
+        self, read_fd: int, write_fd: int, peer: str, decoder: msgspec.json.Decoder[Any] = _decoder
+    ) -> None:
+        """Take the ends of two pipes.
+
+        :param peer: for error messages
+        :param decoder: of a union of tagged structs, all that the peer may say; the demo's by default
+        """
+        self._decoder = decoder
         self._read_fd = read_fd
         self._write_fd = write_fd
         self._peer = peer
         self._pending = bytearray()
 
-    def send(self, message: Message) -> None:
+    def send(self, message: msgspec.Struct) -> None:
         """Write one line. It blocks while the pipe is full, which the few short lines of a run never make it.
 
         :raises BrokenPipeError: the other process is gone
@@ -104,7 +111,7 @@ class Lines:
         while line:
             line = line[os.write(self._write_fd, line) :]
 
-    async def receive(self) -> Message | None:
+    async def receive(self) -> msgspec.Struct | None:
         """Return the next message, or ``None`` once the other process has closed its end.
 
         :raises ProtocolError: a line is too long, or not a message
@@ -122,6 +129,7 @@ class Lines:
         line, _, rest = self._pending.partition(b"\n")
         self._pending = rest
         try:
-            return _decoder.decode(line)
+            message: msgspec.Struct = self._decoder.decode(line)
         except msgspec.DecodeError as error:
             raise ProtocolError(self._peer, f"not a message: {error}") from error
+        return message

@@ -140,6 +140,7 @@ struct Peer {
   std::uint64_t wanted = 0, asked = 0, answered = 0;
   std::string question;
   Clock::time_point asked_at;
+  int repeats = 0;
   std::set<std::uint64_t> revoking, told;  // serials of ours that it must forget; those in the open question
   std::set<std::uint64_t> dead;            // serials of its own that it has deregistered
   std::deque<std::string> outbox;

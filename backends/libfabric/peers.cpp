@@ -12,7 +12,7 @@ namespace aio::libfabric {
 
 namespace {
 
-constexpr auto kAskAgain = std::chrono::seconds(1);
+constexpr auto kAskAgain = std::chrono::milliseconds(100);  // doubled each time, up to 32 times
 constexpr auto kQuiet = std::chrono::milliseconds(50);
 constexpr auto kQuietAtMost = std::chrono::seconds(1);
 constexpr std::size_t kMostSerials = (kSlotNbytes - sizeof(FrameHead)) / sizeof(std::uint64_t) / 2;
@@ -193,9 +193,10 @@ bool FabricDomain::tend(Peer& peer, Clock::time_point now) {
       const bool fresh = peer.asked == peer.answered;
       if (fresh) write_question(peer);
       // Asked again, since either way may have been lost with a connection.
-      if (fresh || (now - peer.asked_at > kAskAgain && peer.outbox.empty())) {
+      if (fresh || (now - peer.asked_at > kAskAgain * (1 << std::min(peer.repeats, 5)) && peer.outbox.empty())) {
         peer.outbox.push_back(peer.question);
         peer.asked_at = now;
+        peer.repeats = fresh ? 0 : peer.repeats + 1;
       }
     }
     moved = flush_outbox(peer);

@@ -124,7 +124,7 @@ ShmDomain::~ShmDomain() {
 }
 
 std::uint64_t ShmDomain::handles() const noexcept {
-  return links_.size() + locals_.size() + remotes_.size() + releasing_.size() + fencing_.size();
+  return links_.size() + locals_.size() + remotes_.size() + releasing_.size() + fencing_.size() + retired_.size();
 }
 
 // ----------------------------------------------------------------------------------------------------- regions
@@ -195,7 +195,27 @@ void ShmDomain::deregister(RegionNumber region) {
 
 // ------------------------------------------------------------------------------------------------- connections
 
+// A slot may serve another peer only when its old one will never store to it again: a zombie keeps its slot.
+void ShmDomain::sweep() {
+  std::erase_if(retired_, [](const Fence& fence) {
+    if (fence.slot->state.load(std::memory_order_acquire) != SlotState::left && !gone(fence.process)) return false;
+    fence.slot->state.store(SlotState::free, std::memory_order_release);
+    return true;
+  });
+}
+
+std::optional<std::vector<int>> ShmDomain::arm() {
+  std::vector<int> ends;  // processes whose end lets a slot, or a region, go
+  for (const auto* list : {&fencing_, &retired_}) {
+    for (const Fence& fence : *list) {
+      if (fence.process) ends.push_back(fence.process.get());
+    }
+  }
+  return ends;
+}
+
 PeerSlot* ShmDomain::take_slot() {
+  sweep();
   for (PeerSlot& slot : segment_->get()->peers) {
     if (slot.state.load(std::memory_order_acquire) != SlotState::free) continue;
     slot.revoked.store(0, std::memory_order_relaxed);
@@ -261,15 +281,12 @@ bool ShmDomain::progress() {
     return moved = true;
   });
   std::erase_if(fencing_, [&](Fence& fence) {
-    const bool dead = gone(fence.process);
-    if (!dead && fence.slot->busy.load(std::memory_order_seq_cst) != 0) return false;
-    // The slot may serve another peer only when this one will never store to it again; a zombie keeps it.
-    if (dead || fence.slot->state.load(std::memory_order_acquire) == SlotState::left) {
-      fence.slot->state.store(SlotState::free, std::memory_order_release);
-    }
+    if (fence.slot->busy.load(std::memory_order_seq_cst) != 0 && !gone(fence.process)) return false;
     sink_.fenced(fence.peer);
+    retired_.push_back(std::move(fence));
     return moved = true;
   });
+  sweep();
   return moved;
 }
 

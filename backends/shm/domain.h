@@ -26,7 +26,7 @@ class ShmDomain final : public Domain {
   Posted send(PeerNumber peer, TransferId message, const std::string& payload) override;
   bool progress() override;
   [[nodiscard]] bool needs_progress() const noexcept override { return !releasing_.empty() || !fencing_.empty(); }
-  std::optional<std::vector<int>> arm() override { return std::vector<int>{}; }
+  std::optional<std::vector<int>> arm() override;
   [[nodiscard]] std::uint64_t handles() const noexcept override;
 
  private:
@@ -59,6 +59,7 @@ class ShmDomain final : public Domain {
 
   [[nodiscard]] bool held(std::uint32_t region_slot) const noexcept;
   PeerSlot* take_slot();
+  void sweep();
   Outcome enter(const Link& link, const Remote* remote) const noexcept;
   Outcome copy(Section& section, const Link& link, const Remote& remote);
   Outcome copy_process(Section& section, const Link& link, const Remote& remote);
@@ -73,6 +74,7 @@ class ShmDomain final : public Domain {
   std::vector<std::uint32_t> generations_;
   std::vector<std::pair<RegionNumber, std::uint32_t>> releasing_;  // waiting for a writer to leave its section
   std::vector<Fence> fencing_;
+  std::vector<Fence> retired_;  // fenced, but the peer may still hold its slot
   Reaper reaper_;
 };
 

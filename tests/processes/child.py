@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 
 import anyio
 import numpy as np
@@ -31,6 +32,11 @@ async def target(engine: TransferEngine, nbytes: int) -> None:
     counter = engine.counter()
     say(descriptor=bytes(region.descriptor(counter)).hex(), pid=os.getpid())
     while (line := await hear()) not in ("", "quit"):
+        if line.startswith("busy"):
+            say(busy=True)
+            time.sleep(float(line.split()[1]))  # noqa: ASYNC251 - a loop that computes, and so answers nobody
+            say(busy=False)
+            continue
         await counter.wait(int(line))
         say(checksum=int(memory.view(np.uint32).sum(dtype=np.uint64)), value=counter.value)
 
@@ -53,6 +59,20 @@ async def sender(engine: TransferEngine, nbytes: int) -> None:
         say(done=int(line))
 
 
+def metronome() -> None:
+    """Say how long this machine let a process wait that only sleeps: what no program here could have done better."""
+    longest, last = 0.0, time.perf_counter()
+    os.set_blocking(0, False)  # noqa: FBT003
+    while True:
+        time.sleep(0.001)
+        now = time.perf_counter()
+        longest, last = max(longest, now - last), now
+        line = sys.stdin.readline()
+        if line:
+            say(longest=longest)
+            longest = 0.0
+
+
 async def main() -> None:
     """Be what the arguments say: role, backend, size in bytes."""
     role, backend, nbytes = sys.argv[1:4]
@@ -62,4 +82,6 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == "metronome":
+        metronome()
     anyio.run(main)

@@ -7,6 +7,7 @@ level, and a process that is thawed writes nothing more into memory that was giv
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import pathlib
@@ -90,11 +91,31 @@ def child(role: str, backend: str, nbytes: int) -> Iterator[Child]:
         one.close()
 
 
+class Service:
+    """How a third peer was served: the gaps between its writes, beside those of a process that only sleeps."""
+
+    def __init__(self, metronome: Child) -> None:
+        self.gaps: list[float] = []
+        self._metronome = metronome
+
+    async def reset(self) -> None:
+        self._metronome.tell("reset")
+        await self._metronome.hear()
+        self.gaps.clear()
+
+    async def check(self) -> None:
+        """No pause above 50 ms but for what the machine itself took."""
+        self._metronome.tell("tell")
+        longest = float((await self._metronome.hear())["longest"])
+        assert max(self.gaps) < 0.05 + longest, "the third peer had to wait"
+
+
 @contextlib.asynccontextmanager
-async def third_peer(engine: TransferEngine, backend: str) -> AsyncIterator[list[float]]:
-    """Serve another peer all the while; gives the gaps between its writes."""
-    gaps: list[float] = []
-    with child("target", backend, 1 << 20) as third:
+async def third_peer(engine: TransferEngine, backend: str) -> AsyncIterator[Service]:
+    """Serve another peer all the while."""
+    with child("target", backend, 1 << 20) as third, child("metronome", backend, 0) as metronome:
+        service = Service(metronome)
+        gaps = service.gaps
         remote = await third.remote()
         source = await engine.register(engine.allocate(PAGE))
 
@@ -110,12 +131,13 @@ async def third_peer(engine: TransferEngine, backend: str) -> AsyncIterator[list
         await engine.write(source[:4096], remote[:4096])
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(serve)
-            yield gaps
+            yield service
             tasks.cancel_scope.cancel()
         await source.aclose()
 
 
 def fds() -> int:
+    gc.collect()
     return len(os.listdir("/proc/self/fd"))
 
 
@@ -125,7 +147,7 @@ def handles(engine: TransferEngine) -> int:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["kill", "stop"])
 async def test_the_sender_dies(backend: str, number: int) -> None:
-    async with TransferEngine(backend=backend) as engine, third_peer(engine, backend) as gaps:
+    async with TransferEngine(backend=backend) as engine, third_peer(engine, backend) as service:
         await anyio.to_thread.run_sync(time.perf_counter)  # its worker thread's fds belong to the level
         level, open_handles = fds(), handles(engine)
         memory = engine.allocate(GIB)
@@ -137,14 +159,14 @@ async def test_the_sender_dies(backend: str, number: int) -> None:
             sender.tell("forever")
             await sender.hear()  # a whole round: it is in the middle of a later one now
             arrived = counter.value
-            gaps.clear()
+            await service.reset()
             began = time.perf_counter()
             sender.signal(number)
             with pytest.raises(PeerLostError, match=r"reset|silent"):
                 await counter.wait(10**9)
             assert time.perf_counter() - began < 2
             assert counter.value >= arrived
-            assert max(gaps) < 0.05, "the third peer had to wait"
+            await service.check()
 
             given_away = None
             with anyio.move_on_after(1) as waited:
@@ -161,13 +183,13 @@ async def test_the_sender_dies(backend: str, number: int) -> None:
                 await region.aclose()
         counter.close()
         del memory, given_away
-        assert fds() == level
-        assert handles(engine) == open_handles
+        assert fds() <= level
+        assert handles(engine) <= open_handles
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["kill", "stop"])
 async def test_the_target_dies(backend: str, number: int) -> None:
-    async with TransferEngine(backend=backend) as engine, third_peer(engine, backend) as gaps:
+    async with TransferEngine(backend=backend) as engine, third_peer(engine, backend) as service:
         await anyio.to_thread.run_sync(time.perf_counter)
         level, open_handles = fds(), handles(engine)
         source = await engine.register(engine.allocate(GIB))
@@ -176,7 +198,7 @@ async def test_the_target_dies(backend: str, number: int) -> None:
             remote = await target.remote()
             await engine.write_pages(source.pages(ids, PAGE), remote.pages(ids, PAGE))
             transfers = [engine.submit_pages(source.pages(ids, PAGE), remote.pages(ids, PAGE)) for _ in range(8)]
-            gaps.clear()
+            await service.reset()
             began = time.perf_counter()
             target.signal(number)
             for transfer in transfers:
@@ -186,10 +208,10 @@ async def test_the_target_dies(backend: str, number: int) -> None:
                 while True:
                     await engine.write_pages(source.pages(ids, PAGE), remote.pages(ids, PAGE))
             assert time.perf_counter() - began < 2
-            assert max(gaps) < 0.05, "the third peer had to wait"
+            await service.check()
         await source.aclose()
-        assert fds() == level
-        assert handles(engine) == open_handles
+        assert fds() <= level
+        assert handles(engine) <= open_handles
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
@@ -205,6 +227,46 @@ async def test_a_peer_that_comes_back_is_another(backend: str) -> None:
             with pytest.raises(PeerLostError):
                 await engine.write(source[:], old[:])
             await engine.write(source[:], new[:])
+            target.tell("2")
+            assert (await target.hear())["value"] == 2
+            target.tell("quit")
+            target.process.wait()
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_busy_loop_is_not_a_dead_peer(backend: str) -> None:
+    async with TransferEngine(backend=backend) as engine:
+        source = await engine.register(engine.allocate(PAGE))
+        with child("target", backend, PAGE) as target:
+            remote = await target.remote()
+            await engine.write(source[:], remote[:])
+            target.tell("busy 4")  # more than twice the liveness timeout
+            assert (await target.hear())["busy"]
+            with anyio.move_on_after(3.5):
+                while True:
+                    await engine.write(source[:], remote[:])
+                    await anyio.sleep(0.05)
+            assert not (await target.hear())["busy"]
+            await engine.write(source[:], remote[:])
+            target.tell("3")
+            assert (await target.hear())["value"] >= 3
+            target.tell("quit")
+            target.process.wait()
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_thawed_peer_can_be_reached_again(backend: str) -> None:
+    async with TransferEngine(backend=backend) as engine:
+        source = await engine.register(engine.allocate(PAGE))
+        with child("target", backend, PAGE) as target:
+            remote = await target.remote()
+            counter = engine.counter(sources=[remote])
+            await engine.write(source[:], remote[:])
+            target.signal(signal.SIGSTOP)
+            with pytest.raises(PeerLostError, match="silent"):
+                await counter.wait()
+            target.signal(signal.SIGCONT)
+            await engine.write(source[:], remote[:])
             target.tell("2")
             assert (await target.hear())["value"] == 2
             target.tell("quit")

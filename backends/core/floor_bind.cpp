@@ -1,0 +1,53 @@
+// Python's view of the raw loops. Addresses are taken as they are: for the benchmark only.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/vector.h>
+
+#include "floor.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace {
+
+std::vector<std::uint64_t> addresses(nb::handle object) {
+  Py_buffer view{};
+  if (PyObject_GetBuffer(object.ptr(), &view, PyBUF_C_CONTIGUOUS) != 0) throw nb::python_error();
+  const auto* begin = static_cast<const std::uint64_t*>(view.buf);
+  std::vector<std::uint64_t> out(begin, begin + static_cast<std::size_t>(view.len) / sizeof *begin);
+  PyBuffer_Release(&view);
+  return out;
+}
+
+aio::floor::Batch batch_of(nb::handle sources, nb::handle targets, std::uint64_t nbytes) {
+  aio::floor::Batch batch{addresses(sources), addresses(targets), nbytes};
+  if (batch.sources.size() != batch.targets.size()) throw nb::value_error("as many sources as targets");
+  return batch;
+}
+
+}  // namespace
+
+NB_MODULE(_floor, m) {
+  using aio::floor::Bell;
+
+  m.def(
+      "copy",
+      [](nb::handle sources, nb::handle targets, std::uint64_t nbytes, unsigned rounds) {
+        const auto batch = batch_of(sources, targets, nbytes);
+        nb::gil_scoped_release unlocked;
+        return aio::floor::copy(batch, rounds);
+      },
+      "sources"_a, "targets"_a, "nbytes"_a, "rounds"_a);
+  m.def(
+      "copy_process",
+      [](int pid, nb::handle sources, nb::handle targets, std::uint64_t nbytes, unsigned rounds) {
+        const auto batch = batch_of(sources, targets, nbytes);
+        nb::gil_scoped_release unlocked;
+        return aio::floor::copy_process(pid, batch, rounds);
+      },
+      "pid"_a, "sources"_a, "targets"_a, "nbytes"_a, "rounds"_a);
+
+  nb::class_<Bell>(m, "Bell")
+      .def(nb::init<unsigned, std::int64_t>(), "count"_a, "interval_us"_a)
+      .def("fileno", &Bell::fileno)
+      .def("answer", &Bell::answer);
+}
