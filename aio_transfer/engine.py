@@ -28,7 +28,8 @@ from .peering import Peering
 from .peers import Peer
 from .planner import plan_pages, plan_read, plan_scatter, plan_write
 from .posting import Job, Poster, check_counter
-from .regions import Region, RemoteRegion
+from .pages import Pages, RemotePages
+from .regions import Region, RemoteRegion, RemoteSlice, Slice
 from .registry import Registry
 from .selection import OpenDriver, open_drivers
 from .stalls import StallWatch
@@ -40,8 +41,6 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
     from .messages import ReceivedMessage
-    from .pages import Pages, RemotePages
-    from .regions import RemoteSlice, Slice
     from .transfers import Transfer
 
 __all__ = ("Statistics", "TransferEngine")
@@ -369,8 +368,7 @@ class TransferEngine:
         self, source: Slice, target: RemoteSlice, *, counter: CounterRef | None = None, counted: bool = True
     ) -> Transfer:
         """Start what :meth:`write` does, and return at once."""
-        region, remote = source.region, target.region
-        self._check_pair(region, remote)
+        region, remote = self._pair(source, target, Slice, RemoteSlice)
         number = _counter_of(remote, counter) if counted else None
         return self.poster.submit(
             "write",
@@ -397,8 +395,7 @@ class TransferEngine:
         self, source: Pages, target: RemotePages, *, counter: CounterRef | None = None, counted: bool = True
     ) -> Transfer:
         """Start what :meth:`write_pages` does, and return at once."""
-        region, remote = source.region, target.region
-        self._check_pair(region, remote)
+        region, remote = self._pair(source, target, Pages, RemotePages)
         number = _counter_of(remote, counter) if counted else None
         return self.poster.submit(
             "write_pages",
@@ -438,7 +435,7 @@ class TransferEngine:
         by_peer: dict[bytes, list[int]] = {}
         numbers: list[int | None] = []
         for index, (source, target) in enumerate(zip(sources, targets, strict=True)):
-            self._check_pair(source.region, target.region)
+            self._pair(source, target, Slice, RemoteSlice)
             numbers.append(_counter_of(target.region, counters[index] if counters is not None else None))
             by_peer.setdefault(target.region.peer.incarnation, []).append(index)
         return self.poster.submit_each(
@@ -479,8 +476,7 @@ class TransferEngine:
 
     def submit_read(self, target: Slice, source: RemoteSlice) -> Transfer:
         """Start what :meth:`read` does, and return at once."""
-        region, remote = target.region, source.region
-        self._check_pair(region, remote)
+        region, remote = self._pair(target, source, Slice, RemoteSlice)
         return self.poster.submit(
             "read",
             remote.peer,
@@ -491,8 +487,7 @@ class TransferEngine:
 
     def submit_read_pages(self, target: Pages, source: RemotePages) -> Transfer:
         """Start to copy page ``i`` of ``source`` to page ``i`` of ``target``; otherwise as :meth:`read`."""
-        region, remote = target.region, source.region
-        self._check_pair(region, remote)
+        region, remote = self._pair(target, source, Pages, RemotePages)
         return self.poster.submit(
             "read_pages",
             remote.peer,
@@ -501,12 +496,22 @@ class TransferEngine:
             leases=(region,),
         )
 
-    def _check_pair(self, region: Region, remote: RemoteRegion) -> None:
+    def _pair(
+        self, local: Slice | Pages, remote: RemoteSlice | RemotePages, ours: type, theirs: type
+    ) -> tuple[Region, RemoteRegion]:
+        """Check both ends of an operation as far as no peer is needed for it."""
         self.check()
+        if not isinstance(local, ours) or not isinstance(remote, theirs):
+            raise UsageError(
+                f"from {_kind(local)} to or from {_kind(remote)}: it takes {ours.__name__} and {theirs.__name__}, as "
+                f"region{_CUTS[ours]} and remote{_CUTS[ours]} give them"
+            )
+        region = local.region
         if region not in self._registry:
             region.require_open()
             raise UsageError(f"{region.name} is not registered with this engine")
-        self._check_other(remote.peer)
+        self._check_other(remote.region.peer)
+        return region, remote.region
 
     def _check_other(self, peer: PeerInfo) -> None:
         if peer.incarnation == self.address.incarnation:
@@ -590,6 +595,13 @@ class TransferEngine:
             stalls=self._watch.count,
             drivers={name: dict(one.driver.statistics()) for name, one in self._drivers.items()},
         )
+
+
+_CUTS: Final = {Slice: "[a:b]", Pages: ".pages(ids, page_nbytes)"}
+
+
+def _kind(given: object) -> str:
+    return f"{type(given).__name__}"
 
 
 def _scatter_job(sources: list[Slice], targets: list[RemoteSlice], counters: list[int | None]) -> Job:

@@ -1,4 +1,4 @@
-"""A helper process of the demo or the benchmark: started as a program, spoken to in lines, and gone when we are done with it."""
+"""A helper process: started as a program, spoken to in lines, and gone when we are done with it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import anyio
 import msgspec
 
-from aio_transfer.apps.lines import Failed, Lines, Message
+from aio_transfer.apps.lines import DEMO, Failed, Lines
 from aio_transfer.errors import AioTransferError
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ GRACE_S: Final = 2.0
 STDERR_TAIL_NBYTES: Final = 4096
 
 MessageT = TypeVar("MessageT", bound=msgspec.Struct)
-_demo_decoder: Final = msgspec.json.Decoder(Message)
 
 
 class ChildFailedError(AioTransferError):
@@ -46,7 +45,7 @@ class Child:
     Nor does it outlive us when we are killed: its input ends then, and that is its signal to leave.
     """
 
-    def __init__(self, module: str, name: str, decoder: msgspec.json.Decoder[Any] = _demo_decoder) -> None:
+    def __init__(self, module: str, name: str, decoder: msgspec.json.Decoder[Any] = DEMO) -> None:
         """Start it.
 
         :param name: for error messages

@@ -17,7 +17,7 @@ from aio_transfer.errors import ProtocolError
 if TYPE_CHECKING:
     from aio_transfer.apps.model import ModelConfig
 
-__all__ = ("Done", "Failed", "Lines", "Message", "Offer", "Ready", "Request")
+__all__ = ("DEMO", "Done", "Failed", "Lines", "Message", "Offer", "Ready", "Request")
 
 MAX_LINE_NBYTES: Final = 1 << 20
 CHUNK_NBYTES: Final = 1 << 16
@@ -81,16 +81,15 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
 
 
 Message: TypeAlias = Offer | Ready | Request | Done | Failed
-_decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
+DEMO: Final[msgspec.json.Decoder[Any]] = msgspec.json.Decoder(Message)
+"""What the demo's processes say."""
 _encode = msgspec.json.Encoder().encode
 
 
 class Lines:
     """Both ends' view of the pipes; owns neither fd."""
 
-    def __init__(
-        self, read_fd: int, write_fd: int, peer: str, decoder: msgspec.json.Decoder[Any] = _decoder
-    ) -> None:
+    def __init__(self, read_fd: int, write_fd: int, peer: str, decoder: msgspec.json.Decoder[Any] = DEMO) -> None:
         """Take the ends of two pipes.
 
         :param peer: for error messages

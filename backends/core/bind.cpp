@@ -7,13 +7,10 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include "../libfabric/domain.h"
 #include "../shm/domain.h"
 #include "core.h"
 #include "pulse.h"
-#ifdef AIO_TRANSFER_LIBFABRIC
-#include "../libfabric/domain.h"
-#include "../libfabric/library.h"
-#endif
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -68,12 +65,10 @@ class NativeCore {
         domains.push_back(std::make_unique<shm::ShmDomain>(sink, segment));
         return domains;
       });
-#ifdef AIO_TRANSFER_LIBFABRIC
     } else if (backend == "libfabric") {
       nb::gil_scoped_release unlocked;  // opening a device may take its time
       core_ = std::make_unique<Core>(Core::private_wiring(), core,
                                      [&](Sink& sink) { return libfabric::open_domains(sink, options); });
-#endif
     } else {
       throw Failure(Failure::Kind::unavailable, backend, "this build has no such native backend");
     }

@@ -39,7 +39,7 @@ bool flag(const Options& options, const char* name, bool otherwise) {
 
 Policy policy_of(const std::string& provider, const Options& options) {
   const bool efa = provider.starts_with("efa");
-  return {efa, efa, provider == "tcp" && flag(options, "delivery", true)};
+  return {efa, efa, provider == "tcp" && flag(options, "delivery", true), flag(options, "unproven", false)};
 }
 
 [[noreturn]] void unavailable(const std::string& provider, const std::string& why, int code) {
@@ -215,6 +215,11 @@ void FabricDomain::describe() {
     std::size_t nbytes = sizeof emulated;
     abi::Ep* ep = shared_->endpoint.get();
     const int result = ep->ops->getopt(&ep->fid, abi::opt_endpoint, abi::opt_efa_emulated_write, &emulated, &nbytes);
+    if (result >= 0 && emulated && !policy_.unproven) {
+      // Software copies on after a key is closed, and EFA's datagrams keep no order that could prove the end of it.
+      unavailable(provider, "the device writes no remote memory itself (no RDMA write, or FI_EFA_USE_DEVICE_RDMA=0)",
+                  0);
+    }
     attributes_.protocol += result < 0 ? ", by the device or emulated (this version cannot say)"
                             : emulated ? ", emulated in software"
                                        : ", by the device";

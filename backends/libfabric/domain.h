@@ -11,7 +11,7 @@ namespace aio::libfabric {
 
 // Options, all optional; yes and no are "1"/"True" and "0"/"False":
 //   provider         exact provider name; "tcp"
-//   unproven         open providers other than tcp and efa, too, though they break promises (README.md); no
+//   unproven         open providers that break promises (README.md): not tcp, nor efa on a device with RDMA; no
 //   address          source address (node); "127.0.0.1" for the IP providers, unless `interface` is given
 //   interface        domain name, as `aio-transfer devices` shows it
 //   fabric           fabric name, to choose between "efa" and "efa-direct"

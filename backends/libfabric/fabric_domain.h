@@ -71,6 +71,7 @@ struct Policy {
   // (4 KiB pages: 90,000/s instead of 150,000). The stream is ordered, so only the last of a batch asks for it, and
   // vouches for those before it.
   bool delivery = false;
+  bool unproven = false;  // the caller takes what README.md says against it
 };
 
 struct Peer;

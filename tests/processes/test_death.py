@@ -201,14 +201,16 @@ async def test_the_target_dies(backend: str, number: int) -> None:
             await service.reset()
             began = time.perf_counter()
             target.signal(number)
-            for transfer in transfers:
-                with contextlib.suppress(PeerLostError):
-                    await transfer  # on shm the memory outlives its process for as long as nobody has noticed
             with pytest.raises(PeerLostError):
-                while True:
+                for transfer in transfers:
+                    await transfer
+                while True:  # on shm the memory outlives its process for as long as nobody has noticed
                     await engine.write_pages(source.pages(ids, PAGE), remote.pages(ids, PAGE))
             assert time.perf_counter() - began < 2
             await service.check()
+            for transfer in transfers:
+                with contextlib.suppress(PeerLostError):
+                    await transfer
         await source.aclose()
         assert fds() <= level
         assert handles(engine) <= open_handles

@@ -291,3 +291,16 @@ async def check_close_keeps_others_going(spec: Spec) -> None:
         target.expect(0, source.array)
         await ping(a, b)
         await exactly(counter, 50, b, a)
+
+
+@check("closing")
+async def check_handles_of_peers_that_left(spec: Spec) -> None:
+    """When the last peer has left, no native handle of it stays, though the engine has nothing more to do."""
+    async with pair(spec) as (a, b):
+        await a.connect(b.address)
+        await a.disconnect(b.address)
+        for engine in (a, b):
+            await until(
+                lambda engine=engine: not engine.statistics().drivers[spec.backend].get("handles", 0),
+                lambda engine=engine: f"{engine!r} keeps {engine.statistics().drivers[spec.backend]['handles']} handles",
+            )

@@ -150,8 +150,8 @@ async def check_another_loop(spec: Spec) -> None:
         backend = "trio" if token.startswith("trio") else "asyncio"
 
         async def elsewhere() -> dict[str, str]:
-            seen = {name: await outcome_of(make) for name, make in scene.awaits().items()}
-            seen |= {name: outcome(call) for name, call in scene.calls().items()}
+            seen = {name: outcome(call) for name, call in scene.calls().items()}
+            seen |= {name: await outcome_of(make) for name, make in scene.awaits().items()}
             return {name: what for name, what in seen.items() if what}
 
         wrong = await anyio.to_thread.run_sync(lambda: anyio.run(elsewhere, backend=backend))

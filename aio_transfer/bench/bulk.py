@@ -1,0 +1,70 @@
+"""Bandwidth: alternating samples of the engine and of the raw loop, in the same pair of processes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from aio_transfer.bench.figures import Pair, microseconds, percentile, rounds_for, spread
+from aio_transfer.bench.moving import Check, Move, Moved, check, move, move_raw
+from aio_transfer.bench.result import bandwidth
+
+if TYPE_CHECKING:
+    from aio_transfer.bench.options import Options
+    from aio_transfer.bench.result import Result
+    from aio_transfer.bench.team import Team
+
+__all__ = ("SEED", "measure")
+
+SEED: Final = 7
+CALIBRATION_ROUNDS: Final = 3
+
+
+async def measure(team: Team, options: Options, test: str, ask: Move, provider: str) -> Result:
+    """Measure one kind of batch, of which the second worker holds the target.
+
+    First some rounds of ours alone, whose bytes and counts are verified: warm-up, calibration and proof in one.
+    """
+    floor = options.backend == "shm"
+    first = await _ours(team, ask, CALIBRATION_ROUNDS)
+    await team[1].call(check, Check(kind=ask.kind, nbytes=ask.nbytes, count=ask.count, seed=SEED))
+    second = await _ours(team, ask, CALIBRATION_ROUNDS)
+    rounds = rounds_for(options.sample_s, min(first.sample().round_ns, second.sample().round_ns))
+    if floor:
+        await team[0].call(move_raw, ask)  # its mapping's page faults
+    pairs: list[Pair] = []
+    kept: list[Moved] = []
+    for index in range(options.repeat):
+        raw: Moved | None = None
+        if floor and index % 2:  # whoever comes second finds the caches as the other left them
+            raw = await team[0].call(move_raw, _with(ask, rounds))
+        ours = await _ours(team, ask, rounds)
+        if floor and raw is None:
+            raw = await team[0].call(move_raw, _with(ask, rounds))
+        kept.append(ours)
+        pairs.append(Pair(ours.sample(), raw.sample() if raw is not None else None))
+    submits = sorted(one / 1e3 for moved in kept for one in moved.submits_ns)
+    more: dict[str, object] = {
+        "depth": ask.depth,
+        "rounds": rounds,
+        "submit_p50_us": percentile(submits, 50),
+        "loop_sleeps_per_batch": spread(moved.wakes / rounds for moved in kept).median,
+    }
+    floors = microseconds(pair.floor for pair in pairs if pair.floor is not None)
+    if floors:
+        more["floor_p50_us"] = percentile(floors, 50)
+    return bandwidth(test, options, provider, pairs, nbytes=ask.nbytes, count=ask.count, **more)
+
+
+async def _ours(team: Team, ask: Move, rounds: int) -> Moved:
+    """Move through the engine, and see that every count came, and none too many."""
+    moved = await team[0].call(move, _with(ask, rounds))
+    if ask.kind == "scatter":
+        for held in range(ask.count):
+            await team[1].expect(rounds, held)
+    else:
+        await team[1].expect(rounds * ask.count)
+    return moved
+
+
+def _with(ask: Move, rounds: int) -> Move:
+    return Move(kind=ask.kind, nbytes=ask.nbytes, count=ask.count, rounds=rounds, depth=ask.depth)

@@ -1,0 +1,42 @@
+"""What the benchmark's processes say to each other, one line each."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from aio_transfer.apps.lines import Failed
+
+__all__ = ("FROM_WORKER", "TO_WORKER", "Did", "Do", "Start")
+
+
+class Start(msgspec.Struct, frozen=True, tag="start"):
+    """Be a worker: with this event loop, these engines."""
+
+    backend: str
+    loop: str
+    backend_options: dict[str, dict[str, str]]
+    engines: int
+    pipes: list[str]
+
+
+class Do(msgspec.Struct, frozen=True, tag="do"):
+    """Perform a step.
+
+    :param step: ``module:function`` within this package
+    :param ask: its argument
+    """
+
+    step: str
+    ask: msgspec.Raw
+
+
+class Did(msgspec.Struct, frozen=True, tag="did"):
+    """Performed it; this is what came of it."""
+
+    say: msgspec.Raw
+
+
+TO_WORKER: Final[msgspec.json.Decoder[Any]] = msgspec.json.Decoder(Start | Do)
+FROM_WORKER: Final[msgspec.json.Decoder[Any]] = msgspec.json.Decoder(Did | Failed)

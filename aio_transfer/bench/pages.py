@@ -1,0 +1,33 @@
+"""Scattered pages of one region to scattered pages of another, many per submit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from aio_transfer.bench.bulk import SEED, measure
+from aio_transfer.bench.moving import Move
+from aio_transfer.bench.team import team
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from aio_transfer.bench.options import Options
+    from aio_transfer.bench.result import Result
+
+__all__ = ("run",)
+
+COUNT: Final = 4096
+DEPTH: Final = 2
+"""The next batch is planned while one moves."""
+
+
+async def run(options: Options) -> AsyncIterator[Result]:
+    """Measure each page size, in a pair of processes of its own: regions of the larger ones are large."""
+    count = options.count or COUNT
+    for nbytes in options.sizes_or(4 << 10, 64 << 10):
+        async with team(options, (1, 1)) as both:
+            target = await both[1].offer(nbytes * count, foreign=options.foreign)
+            await both[0].offer(nbytes * count, foreign=options.foreign, seed=SEED)
+            await both[0].aim([target])
+            ask = Move(kind="pages", nbytes=nbytes, count=count, depth=options.depth or DEPTH)
+            yield await measure(both, options, "pages", ask, target.provider)

@@ -1,0 +1,32 @@
+"""One contiguous write after another, from 4 KiB to 256 MiB."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from aio_transfer.bench.bulk import SEED, measure
+from aio_transfer.bench.moving import Move
+from aio_transfer.bench.team import team
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from aio_transfer.bench.options import Options
+    from aio_transfer.bench.result import Result
+
+__all__ = ("run",)
+
+DEPTH: Final = 8
+"""Enough that the next write is there when one ends; more only queues."""
+
+
+async def run(options: Options) -> AsyncIterator[Result]:
+    """Measure each size, in one pair of processes for all."""
+    sizes = options.sizes_or(4 << 10, 256 << 20)
+    async with team(options, (1, 1)) as both:
+        target = await both[1].offer(max(sizes), foreign=options.foreign)
+        await both[0].offer(max(sizes), foreign=options.foreign, seed=SEED)
+        await both[0].aim([target])
+        for nbytes in sizes:
+            ask = Move(kind="write", nbytes=nbytes, count=1, depth=options.depth or DEPTH)
+            yield await measure(both, options, "write", ask, target.provider)
