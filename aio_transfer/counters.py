@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 import anyio.lowlevel
 
 from .counting import CounterState, Ticket
-from .drivers import MAX_COUNTER_ID, PRIVATE_COUNTER_BIT, CounterId
+from .drivers import PRIVATE_COUNTER_BIT, CounterId
 from .errors import BusyError, ClosedError, ProviderError, UsageError, WouldBlock
 
 if TYPE_CHECKING:
@@ -22,12 +23,15 @@ __all__ = ("CounterTable", "ImmCounter")
 
 _SLOTS = 1 << 16
 _GENERATIONS = 1 << 7
+_MAX_EARLY = 4096
+_MAX_COUNT = 1 << 47  # in units it still fits the native total
 
 
 class CounterOwner(Protocol):
     """What a counter asks of its table."""
 
     loop: Loop
+    check_place: Callable[[], None]
 
     def refresh(self, counter: ImmCounter) -> None:
         """Deliver what has arrived, and arm the drivers for the first waiter."""
@@ -72,6 +76,8 @@ class ImmCounter:
     @property
     def missing(self) -> int:
         """Counts that the first waiter still needs; 0 when nobody waits."""
+        if self._state.queue:
+            self._owner.refresh(self)
         return self._state.missing
 
     @property
@@ -91,6 +97,7 @@ class ImmCounter:
         :raises ClosedError: it was closed, before or meanwhile
         :cancellation: nothing is consumed
         """
+        count = self._checked(count)
         await anyio.lowlevel.checkpoint_if_cancelled()
         if self._take(count):
             await anyio.lowlevel.cancel_shielded_checkpoint()
@@ -114,7 +121,7 @@ class ImmCounter:
 
         :raises WouldBlock: there are fewer, or others wait before us; nothing was consumed
         """
-        if not self._take(count):
+        if not self._take(self._checked(count)):
             message = f"counter {self.id:#x} has {max(0, self._state.available)} of {count} counts"
             raise WouldBlock(message)
 
@@ -125,15 +132,24 @@ class ImmCounter:
 
     def close(self) -> None:
         """Drop the counter; waiters get :class:`ClosedError`, later arrivals are discarded. Idempotent."""
+        self._owner.check_place()
         if self._closed:
             return
         self._closed = True
         self._state.fail(lambda: ClosedError(f"counter {self.id:#x}"))
         self._owner.forget(self)
 
+    def _checked(self, count: int) -> int:
+        self._check()
+        try:
+            number = operator.index(count)
+        except TypeError:
+            number = -1
+        if not 0 <= number <= _MAX_COUNT:
+            raise UsageError(f"cannot wait for {count!r} counts: 0 … 2**47 are possible")
+        return number
+
     def _take(self, count: int) -> bool:
-        if count < 0:
-            raise UsageError(f"cannot wait for {count} counts")
         self._check()
         if count == 0 or self._state.take(count):
             return True
@@ -145,7 +161,7 @@ class ImmCounter:
         return False
 
     def _check(self) -> None:
-        self._owner.loop.check(f"counter {self.id:#x}")
+        self._owner.check_place()
         if self._closed:
             raise ClosedError(f"counter {self.id:#x}")
 
@@ -157,18 +173,22 @@ class ImmCounter:
 class CounterTable:
     """All counters of one engine, summed over its drivers."""
 
-    def __init__(self, loop: Loop, check: Callable[[], None], drivers: Iterable[Driver]) -> None:
+    def __init__(
+        self, loop: Loop, check: Callable[[], None], check_place: Callable[[], None], drivers: Iterable[Driver]
+    ) -> None:
         """Begin empty.
 
-        :param check: refuses use after close
+        :param check: refuses use after close and from elsewhere; ``check_place`` only the latter
         """
         self.loop = loop
         self._check = check
+        self.check_place = check_place
         self._drivers = tuple(drivers)
         self._counters: dict[int, ImmCounter] = {}
         self._slots = deque(range(_SLOTS))
         self._generations: dict[int, int] = {}
         self._poison: dict[int, Callable[[], AioTransferError]] = {}
+        self._early: dict[int, set[bytes]] = {}  # promises for well-known counters that are not open yet
         self.on_wait: Callable[[], None] = lambda: None
 
     def create(self, number: int | None, sources: Iterable[bytes]) -> ImmCounter:
@@ -186,11 +206,15 @@ class CounterTable:
         elif number in self._counters:
             raise BusyError(f"counter {number:#x}", "using")
         counter = self._counters[number] = ImmCounter(self, CounterId(number))
-        counter.sources.update(sources)
+        counter.sources.update(sources, self._early.pop(number, ()))
         poison = self._poison.pop(number, None)
         if poison is not None:
             counter._state.fail(poison)  # noqa: SLF001 - the table is its other half
-        self.refresh(counter)
+        try:
+            self.refresh(counter)
+        except BaseException:
+            del self._counters[number]
+            raise
         return counter
 
     def _take_slot(self) -> int:
@@ -239,6 +263,8 @@ class CounterTable:
         counter = self._counters.get(number)
         if counter is not None:
             counter.sources.add(source)
+        elif number < PRIVATE_COUNTER_BIT and (number in self._early or len(self._early) < _MAX_EARLY):
+            self._early.setdefault(number, set()).add(source)
 
     def fail(self, number: int, failure: Callable[[], AioTransferError]) -> None:
         """Poison one counter: counts promised to it will not come."""
@@ -246,7 +272,7 @@ class CounterTable:
         if counter is not None:
             self.refresh(counter)
             counter._state.fail(failure)  # noqa: SLF001
-        elif number < PRIVATE_COUNTER_BIT and len(self._poison) < _GENERATIONS * 32:
+        elif number < PRIVATE_COUNTER_BIT and len(self._poison) < _MAX_EARLY:
             self._poison[number] = failure  # well-known, and not opened yet: kept, as its counts are
 
     def fail_source(self, source: bytes, failure: Callable[[], AioTransferError]) -> None:
@@ -254,6 +280,9 @@ class CounterTable:
         for counter in tuple(self._counters.values()):
             if source in counter.sources:
                 self.fail(counter.id, failure)
+        for number, sources in tuple(self._early.items()):
+            if source in sources:
+                self.fail(number, failure)
 
     def forget(self, counter: ImmCounter) -> None:
         """Drop a counter in every driver, and let its slot be used again."""

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 __all__ = ("Statistics", "TransferEngine")
 
 _LOGGER: Final = logging.getLogger(__name__)
+_MAX_LABEL: Final = 128
 _REMOTE: Final = Access.REMOTE_READ | Access.REMOTE_WRITE
 _ENGINES: Final[weakref.WeakSet[TransferEngine]] = weakref.WeakSet()
 
@@ -54,7 +55,8 @@ _ENGINES: Final[weakref.WeakSet[TransferEngine]] = weakref.WeakSet()
 class Statistics:
     """A snapshot of one engine.
 
-    :param peers: label → the path its bytes take, for every connected peer
+    :param peers: label → the path its bytes take, for every connected peer; where two have one label, its incarnation
+        follows
     :param regions: registered now
     :param transfers_under_way: submitted and not stopped
     :param stalls: how many were reported so far
@@ -112,8 +114,12 @@ class TransferEngine:
         """Remember the settings; everything is acquired by ``async with``."""
         if min(liveness_timeout_s, connect_deadline_s, stall_s) <= 0 or grace_s < 0:
             raise UsageError("timeouts are positive")
+        if not isinstance(port, int) or not 0 <= port < 1 << 16:
+            raise UsageError(f"a port is 0 … 65535, not {port!r}")
         if secret is not None and not secret:
             raise UsageError("an empty secret proves nothing: give None, or at least 16 random bytes")
+        if len(label) > _MAX_LABEL or not (label.isascii() and (label.isprintable() or not label)):
+            raise UsageError(f"a label is printable ASCII of at most {_MAX_LABEL} characters")
         self._backend = backend
         self._host = host
         self._port = port
@@ -127,6 +133,8 @@ class TransferEngine:
         self._options = options or {}
         self._state = "new"
         self._drivers: dict[str, OpenDriver] = {}
+        self._listener: Listener | None = None
+        self._stopping: anyio.Event | None = None
 
     # ------------------------------------------------------------------------------------------------------ lifetime
 
@@ -145,24 +153,24 @@ class TransferEngine:
             await self._start()
         except BaseException:
             self._state = "closed"
-            for one in self._drivers.values():
-                one.driver.close()
+            with anyio.CancelScope(shield=True):
+                await self._stop()
             raise
         _ENGINES.add(self)
         return self
 
     async def _start(self) -> None:
         incarnation = new_incarnation()
-        self._listener = await Listener.bind(incarnation, host=self._host, port=self._port)
-        wildcard = self._listener.host in ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
+        listener = self._listener = await Listener.bind(incarnation, host=self._host, port=self._port)
+        wildcard = listener.host in ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
         self.address: PeerInfo = PeerInfo(
             incarnation=incarnation,
             host=host_identity(),
             label=self._label,
             pid=os.getpid(),
-            tcp_host=self._advertise or (socket.gethostname() if wildcard else self._listener.host),
-            tcp_port=self._listener.port,
-            unix=self._listener.unix,
+            tcp_host=self._advertise or (socket.gethostname() if wildcard else listener.host),
+            tcp_port=listener.port,
+            unix=listener.unix,
             backends={name: one.capabilities.provider for name, one in self._drivers.items()},
         )
         """Who this engine is and where it can be dialed: what peers find in its descriptors."""
@@ -177,9 +185,9 @@ class TransferEngine:
             liveness_timeout_s=self._liveness_timeout_s,
             deadline_s=self._connect_deadline_s,
         )
-        self.counters = CounterTable(self._loop, self.check, [one.driver for one in self._drivers.values()])
+        self.counters = CounterTable(self._loop, self.check, self.check_place, [one.driver for one in self._drivers.values()])
         self.poster = Poster(self._loop, self.peering, self._tasks)
-        self._registry = Registry(self.check, self.address, self._drivers, self.peering, stall_s=self._stall_s)
+        self._registry = Registry(self.check, self.check_place, self.address, self._drivers, self.peering, stall_s=self._stall_s)
         self._messenger = Messenger(self.peering, self.poster.ids.__next__)
         self._groups = GroupBoard(self)
         self._watch = StallWatch(
@@ -202,18 +210,19 @@ class TransferEngine:
         for one in self._drivers.values():
             dispatcher.watch(one)
         self.peering.start(self._tasks)
-        self._tasks.start_soon(self._serve, credentials)
+        self._tasks.start_soon(self._serve, listener, credentials)
         self._tasks.start_soon(self._watch.run)
 
     async def _start_host(self) -> None:
         """Begin a task group in a task of its own: it must outlive any caller's scope, and close from any task."""
-        ready, self._stopping, self._stopped = anyio.Event(), anyio.Event(), anyio.Event()
+        ready, stopping, self._stopped = anyio.Event(), anyio.Event(), anyio.Event()
+        self._stopping = stopping
 
         async def host() -> None:
             try:
                 async with anyio.create_task_group() as self._tasks:
                     ready.set()
-                    await self._stopping.wait()
+                    await stopping.wait()
                     self._tasks.cancel_scope.cancel()
             except Exception:
                 _LOGGER.exception("a background task of %r failed", self)
@@ -223,8 +232,8 @@ class TransferEngine:
         self._loop.spawn(host, f"aio_transfer.engine({self._label})")
         await ready.wait()
 
-    async def _serve(self, credentials: Credentials) -> None:
-        await self._listener.serve(self.peering.on_session, credentials, decide=self.peering.decide)
+    async def _serve(self, listener: Listener, credentials: Credentials) -> None:
+        await listener.serve(self.peering.on_session, credentials, decide=self.peering.decide)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -243,7 +252,9 @@ class TransferEngine:
         if self._state != "open":
             if self._state == "new":
                 self._state = "closed"
+            self.check_place()
             return
+        self.check_place()
         self._state = "closing"
         _ENGINES.discard(self)
         with anyio.CancelScope(shield=True):
@@ -251,24 +262,43 @@ class TransferEngine:
             self._groups.close()
             await self.peering.aclose(self._grace_s)
             self.counters.close()
-            await self._listener.aclose()
             for one in self._drivers.values():
                 self._dispatcher.unwatch(one)
-                one.driver.close()  # from here nothing of ours moves, and no peer's key is good
+            await self._stop()
             self._state = "closed"
             self.poster.abandon("the engine was closed")
             self._registry.close()
             self._messenger.close()
+
+    async def _stop(self) -> None:
+        """Undo what was started, however far that came."""
+        if self._listener is not None:
+            await self._listener.aclose()
+        for one in self._drivers.values():
+            one.driver.close()  # from here nothing of ours moves, and no peer's key is good
+        if self._stopping is not None:
             self._stopping.set()
             await self._stopped.wait()
 
     def check(self) -> None:
-        """Refuse use after close, before open, from elsewhere, or in a forked child."""
+        """Refuse use before open, after close, and from elsewhere.
+
+        :raises ClosedError: it is not open
+        :raises UsageError: another thread, event loop or process
+        """
+        self.check_place()
         if self._state != "open":
-            if self._state == "forked":
-                raise UsageError("this engine was opened before the fork: open another one in the child")
             raise ClosedError("the engine")
-        self._loop.check("the engine")
+
+    def check_place(self) -> None:
+        """Refuse use from another thread or event loop, and in a forked child.
+
+        :raises UsageError: saying which
+        """
+        if self._state == "forked":
+            raise UsageError("this engine was opened before the fork: open another one in the child")
+        if self._listener is not None:  # entered
+            self._loop.check("the engine")
 
     def __del__(self) -> None:
         """Warn if it was left open; the native side stops with its last reference."""
@@ -326,6 +356,8 @@ class TransferEngine:
         """
         self.check()
         peers = [_address(source) for source in sources]
+        for peer in peers:
+            self._check_other(peer)
         counter = self.counters.create(number, [peer.incarnation for peer in peers])
         for peer in peers:
             if peer.incarnation not in self.peering.peers:
@@ -573,6 +605,8 @@ class TransferEngine:
         self.check()
         address = _address(peer)
         self._check_other(address)
+        if not isinstance(payload, bytes | bytearray | memoryview):
+            raise UsageError(f"a message is bytes, not {_kind(payload)}")
         await self._messenger.send(self.peering.ensure(address), bytes(payload))
 
     def messages(self) -> AsyncIterator[ReceivedMessage]:
@@ -586,9 +620,9 @@ class TransferEngine:
     def statistics(self) -> Statistics:
         """Return a snapshot of what there is and what has moved."""
         self.check()
-        connected = [peer for peer in self.peering.peers.values() if peer.is_up and peer.driver is not None]
+        connected = [peer for peer in self.peering.peers.values() if peer.is_up]
         return Statistics(
-            peers={peer.label: str(peer.driver.path) for peer in connected if peer.driver is not None},
+            peers=_named({peer.incarnation: (peer.label, str(peer.path)) for peer in connected}),
             regions=len(self._registry),
             counters=sum(1 for _ in self.counters),
             transfers_under_way=sum(1 for _ in self.poster.under_way),
@@ -598,6 +632,14 @@ class TransferEngine:
 
 
 _CUTS: Final = {Slice: "[a:b]", Pages: ".pages(ids, page_nbytes)"}
+
+
+def _named(peers: Mapping[bytes, tuple[str, str]]) -> dict[str, str]:
+    labels = [label for label, _ in peers.values()]
+    return {
+        label if labels.count(label) == 1 else f"{label} ({incarnation.hex()[:8]})": path
+        for incarnation, (label, path) in peers.items()
+    }
 
 
 def _kind(given: object) -> str:

@@ -51,13 +51,13 @@ class PeerGroup:
         self.key = hashlib.sha256(b"\0".join((b"aio-transfer group", name.encode(), *members))).digest()
         # Two counters, for even and odd epochs. A member can be one epoch ahead of the slowest, and not two: it leaves
         # epoch k + 1 only when everybody has entered it. So a count of epoch k is never taken for one of k + 1.
+        board.open(self)
         self._counters: tuple[ImmCounter, ImmCounter] = (engine.counter(), engine.counter())
         self._epoch = 0
         self._entered = False
         self._joined = False
         self._waiting = False
         self._closed = False
-        board.open(self)
 
     @property
     def epoch(self) -> int:
@@ -125,12 +125,12 @@ class PeerGroup:
         finally:
             self._waiting = False
 
-    def close(self) -> None:
+    def close(self, *, engine_closes: bool = False) -> None:
         """Leave the group; members still in a barrier get :class:`TransferAbortedError`. Idempotent."""
         if self._closed:
             return
         self._closed = True
-        self._board.leave(self)
+        self._board.leave(self, closing=engine_closes)
         for counter in self._counters:
             counter.close()
 
@@ -153,7 +153,8 @@ class GroupBoard:
         self._engine = engine
         self._open: dict[bytes, PeerGroup] = {}
         self._joins: dict[bytes, dict[bytes, tuple[int, int]]] = {}
-        self._left: dict[bytes, dict[bytes, int]] = {}
+        self._left: dict[bytes, set[bytes]] = {}
+        self._passed: dict[bytes, dict[bytes, int]] = {}  # how many barriers a member had passed when it left
         self._changed = anyio.Event()
 
     def open(self, group: PeerGroup) -> None:
@@ -176,8 +177,8 @@ class GroupBoard:
             if not missing:
                 return
             for peer in missing:
-                connection = self._engine.peering.peers.get(peer.incarnation)
-                if connection is None:
+                gone = peer.incarnation in self._left.get(group.key, ())
+                if gone or self._engine.peering.peers.get(peer.incarnation) is None:
                     raise self._gone(group, peer.incarnation, peer.label)()
             await self._changed.wait()
 
@@ -201,7 +202,7 @@ class GroupBoard:
                 raise self._gone(group, peer.incarnation, peer.label)()
 
     def _gone(self, group: PeerGroup, incarnation: bytes, label: str) -> Callable[[], AioTransferError]:
-        if incarnation in self._left.get(group.key, {}):
+        if incarnation in self._left.get(group.key, ()):
             return lambda: TransferAbortedError("barrier", "it left the group", peer=label)
         reason = self._engine.peering.lost.get(incarnation, "it is gone")
         return lambda: PeerLostError(label, reason, operation="barrier")
@@ -210,47 +211,53 @@ class GroupBoard:
         """Note a member's counters, also before our own member object exists."""
         if frame.group in self._joins or len(self._joins) < _MAX_GROUPS:
             self._joins.setdefault(frame.group, {})[peer.incarnation] = frame.counters
-            self._left.get(frame.group, {}).pop(peer.incarnation, None)
+            self._left.get(frame.group, set()).discard(peer.incarnation)
+            self._passed.get(frame.group, {}).pop(peer.incarnation, None)
             self._notify()
 
     def on_leave(self, peer: Connection, frame: GroupLeave) -> None:
         """Note that a member is gone after so many barriers; those it has entered can still be passed."""
-        group = self._open.get(frame.group)
-        if group is not None:
-            self._left.setdefault(frame.group, {})[peer.incarnation] = frame.epoch
-        self._remove(frame.group, peer, entered=frame.epoch)
+        if frame.group in self._open:
+            self._passed.setdefault(frame.group, {})[peer.incarnation] = frame.epoch
+        if frame.closing:
+            return  # its goodbye follows, and says so better
+        if frame.group in self._open:
+            self._left.setdefault(frame.group, set()).add(peer.incarnation)
+        self._remove(frame.group, peer)
 
     def on_fenced(self, peer: Connection) -> None:
-        """Break the groups of a peer that is gone, unless it took its leave in time."""
+        """Break the groups of a peer that is gone, except for barriers that it had passed when it took its leave."""
         for key in tuple(self._joins):
             if peer.incarnation in self._joins[key]:
-                self._remove(key, peer, entered=-1)
+                self._remove(key, peer)
         self._notify()
 
-    def _remove(self, key: bytes, peer: Connection, *, entered: int) -> None:
+    def _remove(self, key: bytes, peer: Connection) -> None:
         joins = self._joins.get(key, {})
         joins.pop(peer.incarnation, None)
         if not joins:
             self._joins.pop(key, None)
         group = self._open.get(key)
-        if group is not None and entered <= group.epoch:
+        passed = self._passed.get(key, {}).get(peer.incarnation, -1)
+        if group is not None and passed <= group.epoch:
             for number in group.counter_ids:
                 self._engine.counters.fail(number, self._gone(group, peer.incarnation, peer.label))
         self._notify()
 
-    def leave(self, group: PeerGroup) -> None:
+    def leave(self, group: PeerGroup, *, closing: bool) -> None:
         """Give a membership up."""
         self._open.pop(group.key, None)
         self._left.pop(group.key, None)
+        self._passed.pop(group.key, None)
         for peer in group.peers:
             connection = self._engine.peering.peers.get(peer.incarnation)
             if connection is not None and connection.is_up:
-                self._engine.peering.tell(connection, GroupLeave(group=group.key, epoch=group.epoch))
+                self._engine.peering.tell(connection, GroupLeave(group=group.key, epoch=group.epoch, closing=closing))
 
     def close(self) -> None:
         """Close every group."""
         for group in tuple(self._open.values()):
-            group.close()
+            group.close(engine_closes=True)
 
     def _notify(self) -> None:
         self._changed.set()

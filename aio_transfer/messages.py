@@ -114,7 +114,8 @@ class Messenger:
             while not self._arrived:
                 if self._closed:
                     return
-                self._arrival = anyio.Event()
+                if self._arrival.is_set():  # by a message another iterator has taken
+                    self._arrival = anyio.Event()
                 await self._arrival.wait()
             peer, payload = self._arrived.popleft()
             self._peering.tell(peer, MessageAck(1))

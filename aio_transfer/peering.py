@@ -203,7 +203,7 @@ class Peering:
 
     def _pulse_owner(self, token: bytes, incarnation: bytes) -> Connection | None:
         found = self.peers.get(incarnation)
-        return found if found is not None and found.token == token and not found.pulsed.is_set() else None
+        return found if found is not None and found.token == token and not found.pulsed else None
 
     def on_session(self, session: Session) -> None:
         """Take over an accepted caller."""
@@ -213,7 +213,9 @@ class Peering:
                 session.connection.close()
                 return
             peer.pulse_fd = session.connection.detach()
-            peer.pulsed.set()
+            peer.pulsed = True
+            if peer.joined:
+                self._up(peer)
             return
         peer = self.peers.get(session.peer.incarnation)
         if peer is None:
@@ -269,7 +271,8 @@ class Peering:
         pulse = await call(
             connection, self._credentials, session=peer.token, role="pulse", expected=peer.incarnation
         )
-        self._up(peer, pulse.connection.detach())
+        peer.pulse_fd, peer.pulsed = pulse.connection.detach(), True
+        self._up(peer)
 
     async def _answer(self, peer: Connection) -> None:
         """Join the path that the caller chose."""
@@ -296,13 +299,14 @@ class Peering:
         with _owned(fds):
             if not isinstance(joined, Joined):
                 raise _unexpected(peer, joined)
-        await peer.pulsed.wait()
-        fd, peer.pulse_fd = peer.pulse_fd, -1
-        self._up(peer, fd)
+        # The caller's pulse may have come before, or comes while we listen: an end of the connection must be heard.
+        peer.joined = True
+        if peer.pulsed:
+            self._up(peer)
 
-    def _up(self, peer: Connection, pulse_fd: int) -> None:
-        self._pulse.add(peer.number, pulse_fd)
-        peer.pulsed.set()
+    def _up(self, peer: Connection) -> None:
+        fd, peer.pulse_fd = peer.pulse_fd, -1
+        self._pulse.add(peer.number, fd)
         peer.state = PeerState.CONNECTED
         peer.ready.set()
         _LOGGER.info("connected to %s by %s", peer.label, peer.driver.path if peer.driver else "nothing")
@@ -311,6 +315,7 @@ class Peering:
         control = _control(peer)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(control.pump)
+            tasks.start_soon(self._require_pulse, peer)
             try:
                 while peer.state not in _ENDED:
                     frame, fds = await control.receive()
@@ -321,6 +326,12 @@ class Peering:
             except AioTransferError as error:
                 self._fail(peer, error)
             tasks.cancel_scope.cancel()
+
+    async def _require_pulse(self, peer: Connection) -> None:
+        with anyio.move_on_after(self._deadline_s):
+            await peer.ready.wait()
+            return
+        self.end(peer, PeerState.LOST, f"it showed no pulse within {self._deadline_s:g} s")
 
     def _hear(self, peer: Connection, frame: Frame, fds: tuple[int, ...]) -> None:
         match frame:

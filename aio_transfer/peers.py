@@ -60,8 +60,7 @@ class Peer:
     @property
     def path(self) -> Path | None:
         """What carries the bytes; ``None`` before the connection is made."""
-        one = self._connection.driver
-        return None if one is None else one.path
+        return self._connection.path
 
     def __repr__(self) -> str:
         """Say who and how."""
@@ -92,7 +91,8 @@ class Connection:
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     dial_scope: anyio.CancelScope | None = None
     ready: anyio.Event = field(default_factory=anyio.Event)
-    pulsed: anyio.Event = field(default_factory=anyio.Event)
+    pulsed: bool = False
+    joined: bool = False
     fenced: anyio.Event = field(default_factory=anyio.Event)
     ended: anyio.Event = field(default_factory=anyio.Event)
     acked: anyio.Event = field(default_factory=anyio.Event)
@@ -114,6 +114,11 @@ class Connection:
     def label(self) -> str:
         """What people call the peer."""
         return self.info.label or self.info.incarnation.hex()[:8]
+
+    @property
+    def path(self) -> Path | None:
+        """What carries the bytes."""
+        return None if self.driver is None else self.driver.path
 
     @property
     def is_up(self) -> bool:

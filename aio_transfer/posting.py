@@ -300,6 +300,9 @@ class Poster:
             if not reply.ok:
                 failure.append(StaleRegionError(f"{remote.descriptor.region:#x}", peer.label, reply.reason))
                 return
+            if remote.descriptor.access & ~reply.access or remote.nbytes != reply.nbytes:
+                failure.append(UsageError(f"the descriptor of {remote.name} claims more than its owner grants"))
+                return
             memory = RemoteMemory(peer=peer.number, nbytes=remote.nbytes, keys=reply.keys, fds=fds)
             try:
                 one.driver.register(number, memory)

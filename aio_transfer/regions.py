@@ -86,7 +86,7 @@ class Region(Leased):
         :raises ClosedError: closing has begun
         """
         self.require_open()
-        return self._owner.describe_region(self, counter if counter is None or isinstance(counter, int) else counter.id)
+        return self._owner.describe_region(self, getattr(counter, "id", counter))
 
     def pages(
         self, ids: ArrayLike, page_nbytes: int, *, stride_nbytes: int | None = None, offset_nbytes: int = 0

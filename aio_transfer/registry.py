@@ -11,7 +11,8 @@ import anyio
 
 from .control import GrantReply, Revoked
 from .descriptors import RegionDescriptor
-from .drivers import Access, RegionNumber
+from .drivers import MAX_COUNTER_ID, Access, RegionNumber
+from .errors import UsageError
 from .memory import memory_of
 from .regions import Region
 
@@ -42,6 +43,7 @@ class Registry:
     def __init__(
         self,
         check: Callable[[], None],
+        check_place: Callable[[], None],
         address: PeerInfo,
         drivers: Mapping[str, OpenDriver],
         peering: Peering,
@@ -50,10 +52,11 @@ class Registry:
     ) -> None:
         """Begin empty.
 
-        :param check: refuses use after close and from elsewhere
+        :param check: refuses use after close and from elsewhere; ``check_place`` only the latter
         :param stall_s: a region that peers hold for longer is reported
         """
         self._check = check
+        self._check_place = check_place
         self._address = address
         self._drivers = drivers
         self._peering = peering
@@ -94,6 +97,8 @@ class Registry:
     def describe_region(self, region: Region, counter: int | None) -> RegionDescriptor:
         """Build a descriptor; use ``region.descriptor()``."""
         self._check()
+        if counter is not None and (not isinstance(counter, int) or not 0 <= counter <= MAX_COUNTER_ID):
+            raise UsageError(f"a counter id is 0 … {MAX_COUNTER_ID}, not {counter!r}")
         return RegionDescriptor(
             peer=self._address,
             region=region.number,
@@ -139,10 +144,10 @@ class Registry:
 
         :cancellation: the await ends at once; the region is taken back all the same
         """
+        self._check_place()
         await anyio.lowlevel.checkpoint()
         if region not in self:
             return
-        self._check()
         if region.begin_close():
             self._releases[region.number] = _Release(len(self._drivers))
             region.when_free(lambda: self._revoke(region))

@@ -84,8 +84,13 @@ class StallWatch:
         seen: dict[int, tuple[int, float]] = {}
         for counter in waits:
             missing, since = self._waits.get(counter.id, (-1, now))
-            seen[counter.id] = (missing, since) if missing == counter.missing else (counter.missing, now)
-            if missing == counter.missing and now - since >= self._stall_s:
+            lacking = counter.missing  # looks at what has arrived
+            if lacking != missing:
+                seen[counter.id] = (lacking, now)
+                self._told.discard(("counter", counter.id))
+                continue
+            seen[counter.id] = (missing, since)
+            if lacking and now - since >= self._stall_s:
                 self._tell_counter(counter)
         self._waits = seen
 

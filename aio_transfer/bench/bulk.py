@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from aio_transfer.bench.figures import Pair, microseconds, percentile, rounds_for, spread
-from aio_transfer.bench.moving import Check, Move, Moved, check, move, move_raw
+from aio_transfer.bench.floors import floor_for
+from aio_transfer.bench.moving import Check, Move, Moved, check, move
 from aio_transfer.bench.result import bandwidth
 
 if TYPE_CHECKING:
@@ -24,22 +25,20 @@ async def measure(team: Team, options: Options, test: str, ask: Move, provider: 
 
     First some rounds of ours alone, whose bytes and counts are verified: warm-up, calibration and proof in one.
     """
-    floor = options.backend == "shm"
     first = await _ours(team, ask, CALIBRATION_ROUNDS)
     await team[1].call(check, Check(kind=ask.kind, nbytes=ask.nbytes, count=ask.count, seed=SEED))
     second = await _ours(team, ask, CALIBRATION_ROUNDS)
     rounds = rounds_for(options.sample_s, min(first.sample().round_ns, second.sample().round_ns))
-    if floor:
-        await team[0].call(move_raw, ask)  # its mapping's page faults
+    floor = await floor_for(team, options, ask)
     pairs: list[Pair] = []
     kept: list[Moved] = []
     for index in range(options.repeat):
         raw: Moved | None = None
-        if floor and index % 2:  # whoever comes second finds the caches as the other left them
-            raw = await team[0].call(move_raw, _with(ask, rounds))
+        if floor is not None and index % 2:  # whoever comes second finds the caches as the other left them
+            raw = await floor(_with(ask, rounds))
         ours = await _ours(team, ask, rounds)
-        if floor and raw is None:
-            raw = await team[0].call(move_raw, _with(ask, rounds))
+        if floor is not None and raw is None:
+            raw = await floor(_with(ask, rounds))
         kept.append(ours)
         pairs.append(Pair(ours.sample(), raw.sample() if raw is not None else None))
     submits = sorted(one / 1e3 for moved in kept for one in moved.submits_ns)

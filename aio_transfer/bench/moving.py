@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from aio_transfer import Transfer
 
-__all__ = ("Check", "Move", "Moved", "check", "chunks", "move", "move_raw")
+__all__ = ("Check", "Move", "Moved", "check", "chunks", "move", "move_raw", "places")
 
 SEED: Final = 20251
 KINDS: Final = ("write", "pages", "scatter")
@@ -106,7 +106,7 @@ def _submitter(place: Place, ask: Move) -> Callable[[], Transfer]:
     if ask.kind == "write":
         return lambda: engine.submit_write(region[0:nbytes], remote[0:nbytes])
     if ask.kind == "pages":
-        ours, theirs = chunks(ask.count, "source"), chunks(ask.count, "target")
+        ours, theirs = places(ask)
         return lambda: engine.submit_pages(region.pages(ours, nbytes), remote.pages(theirs, nbytes))
     if ask.kind == "scatter":
         sources = [region[i * nbytes : (i + 1) * nbytes] for i in range(ask.count)]
@@ -128,21 +128,21 @@ async def move_raw(place: Place, ask: Move) -> Moved:
     return Moved(elapsed_ns=sum(rounds), rounds_ns=rounds, cpu_ns=cpu_ns(place.pids) - before)
 
 
+def places(ask: Move) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return which chunk of the source, and which of the target, each of a batch is."""
+    if ask.kind == "pages":
+        return chunks(ask.count, "source"), chunks(ask.count, "target")
+    return np.arange(ask.count), np.arange(ask.count)
+
+
 def _addresses(place: Place, ask: Move) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     """Return where each chunk comes from and goes to: the same places that the engine's batch names."""
-    base = place.held[0].array.ctypes.data
-    ours = np.arange(ask.count)
+    ours, theirs = places(ask)
+    sources = np.uint64(place.held[0].array.ctypes.data) + (ours * ask.nbytes).astype(np.uint64)
     there = [_mapped(place, target) for target in place.targets]
     if ask.kind == "scatter":
-        return np.uint64(base) + (ours * ask.nbytes).astype(np.uint64), np.array(there, np.uint64)
-    if ask.kind == "pages":
-        ours, theirs = chunks(ask.count, "source"), chunks(ask.count, "target")
-    else:
-        theirs = ours
-    return (
-        np.uint64(base) + (ours * ask.nbytes).astype(np.uint64),
-        np.uint64(there[0]) + (theirs * ask.nbytes).astype(np.uint64),
-    )
+        return sources, np.array(there, np.uint64)
+    return sources, np.uint64(there[0]) + (theirs * ask.nbytes).astype(np.uint64)
 
 
 def _mapped(place: Place, target: Offered) -> int:
@@ -184,8 +184,7 @@ async def check(place: Place, ask: Check) -> Nothing:
         same = all((held.array == source[index]).all() for index, held in enumerate(place.held))
     else:
         target = place.held[0].array[: source.size].reshape(source.shape)
-        ours = chunks(ask.count, "source") if ask.kind == "pages" else np.arange(ask.count)
-        theirs = chunks(ask.count, "target") if ask.kind == "pages" else ours
+        ours, theirs = places(Move(kind=ask.kind, nbytes=ask.nbytes, count=ask.count))
         same = bool((target[theirs] == source[ours]).all())
     if not same:
         raise AioTransferError(f"{ask.count} chunks of {ask.nbytes} B: what arrived is not what was sent")

@@ -9,7 +9,7 @@ from aio_transfer.bench.moving import Move
 from aio_transfer.bench.team import team
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
 
     from aio_transfer.bench.options import Options
     from aio_transfer.bench.result import Result
@@ -21,7 +21,7 @@ DEPTH: Final = 2
 """The next batch is planned while one moves."""
 
 
-async def run(options: Options) -> AsyncIterator[Result]:
+async def run(options: Options) -> AsyncGenerator[Result]:
     """Measure each page size, in a pair of processes of its own: regions of the larger ones are large."""
     count = options.count or COUNT
     for nbytes in options.sizes_or(4 << 10, 64 << 10):

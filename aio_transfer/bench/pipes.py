@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from typing import TYPE_CHECKING
 
 from aio_transfer.loops import current_loop
@@ -34,7 +35,7 @@ class Pipe:
         self._loop = current_loop()
         self._loop.watch(self._in, self._on_ready)
         self._waiter = self._loop.waiter()
-        self._arrived: list[bytes] = []
+        self._arrived: deque[bytes] = deque()
 
     def _on_ready(self) -> None:
         self._arrived.append(os.read(self._in, 8))
@@ -49,7 +50,7 @@ class Pipe:
         while not self._arrived:
             await self._waiter.wait()
             self._waiter = self._loop.waiter()
-        return self._arrived.pop()
+        return self._arrived.popleft()
 
     def close(self) -> None:
         """Stop watching, and close both."""

@@ -15,6 +15,7 @@ from aio_transfer.bench.place import Nothing, Place, cpu_ns
 from aio_transfer.loops import current_loop
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
 __all__ = ("NBYTES", "PAUSE_S", "Rounds", "listen", "listen_bell", "listen_pipe", "ping", "ping_pipe", "pong",
@@ -22,8 +23,8 @@ __all__ = ("NBYTES", "PAUSE_S", "Rounds", "listen", "listen_bell", "listen_pipe"
 
 NBYTES: Final = 8
 """One word: a flag, a sequence number, a time."""
-PAUSE_S: Final = 0.0005
-"""Between one-way messages: long enough that both sides have gone to sleep."""
+PAUSE_S: Final = 0.002
+"""Between one-way messages: both sides have gone to sleep by then. uvloop's clock counts milliseconds."""
 _STAMP: Final = struct.Struct("=q")
 
 
@@ -91,7 +92,7 @@ async def pong_pipe(place: Place, ask: Rounds) -> Nothing:
 async def listen(place: Place, ask: Rounds) -> Moved:
     """Await counts, each of a write that holds the time when it was submitted."""
     held = place.held[0]
-    stamp: NDArray[anyio.Any] = held.array[:NBYTES].view("i8")
+    stamp: NDArray[np.int64] = held.array[:NBYTES].view("i8")
     rounds: list[int] = []
     before, begin = cpu_ns(place.pids), time.perf_counter_ns()
     for _ in range(ask.count):
@@ -150,12 +151,8 @@ async def listen_bell(place: Place, ask: Rounds) -> Moved:
     try:
         while len(rounds) < ask.count:
             await waiter.wait()
-            waiter = loop.waiter()
-            rounds.extend(time.perf_counter_ns() - since for since in rung)
-            # Two rings before we came are one wake-up, of which the second is the one we know.
-            if bell.done and not rung:
-                break
-            rung.clear()
+            waiter = loop.waiter()  # before the next ring, which waits for its interval
+            rounds.append(time.perf_counter_ns() - rung.pop())
     finally:
         loop.unwatch(bell.fileno())
     return _heard(place, begin, before, rounds)

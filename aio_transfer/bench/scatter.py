@@ -9,7 +9,7 @@ from aio_transfer.bench.moving import Move
 from aio_transfer.bench.team import team
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
 
     from aio_transfer.bench.options import Options
     from aio_transfer.bench.result import Result
@@ -19,7 +19,7 @@ __all__ = ("run",)
 PEERS: Final = 16
 
 
-async def run(options: Options) -> AsyncIterator[Result]:
+async def run(options: Options) -> AsyncGenerator[Result]:
     """Measure each chunk size. ``submit_p50_us`` is the time from the submit to the last post."""
     peers = options.peers or PEERS
     for nbytes in options.sizes_or(256, 16 << 10):

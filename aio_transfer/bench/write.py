@@ -9,7 +9,7 @@ from aio_transfer.bench.moving import Move
 from aio_transfer.bench.team import team
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
 
     from aio_transfer.bench.options import Options
     from aio_transfer.bench.result import Result
@@ -20,7 +20,7 @@ DEPTH: Final = 8
 """Enough that the next write is there when one ends; more only queues."""
 
 
-async def run(options: Options) -> AsyncIterator[Result]:
+async def run(options: Options) -> AsyncGenerator[Result]:
     """Measure each size, in one pair of processes for all."""
     sizes = options.sizes_or(4 << 10, 256 << 20)
     async with team(options, (1, 1)) as both:

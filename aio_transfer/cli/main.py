@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from aio_transfer.cli.bench import app as bench
 from aio_transfer.cli.demo import EPILOG as DEMO_EPILOG
 from aio_transfer.cli.demo import demo
 from aio_transfer.cli.devices import devices
@@ -24,6 +25,8 @@ Begin here:
 
   aio-transfer doctor    what is wrong with it, and what mends each fault
 
+  aio-transfer bench     how fast it is, beside what the machine gives without us
+
 Every command takes --json, for programs, and exits with 1 when something is wrong, with 2 when asked wrongly.
 """
 
@@ -39,6 +42,7 @@ app = typer.Typer(
 app.command("demo", epilog=DEMO_EPILOG)(demo)
 app.command("devices")(devices)
 app.command("doctor", epilog=DOCTOR_EPILOG)(doctor)
+app.add_typer(bench, name="bench")
 
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it with the option's value

@@ -225,10 +225,14 @@ class GroupJoin(_Strict, frozen=True, tag=24):
 
 
 class GroupLeave(_Strict, frozen=True, tag=25):
-    """The sender has left the group, after it has entered (and passed) ``epoch`` barriers."""
+    """The sender has left the group, after it has passed ``epoch`` barriers.
+
+    :param closing: because its engine closes, and a goodbye follows
+    """
 
     group: Annotated[bytes, Meta(min_length=32, max_length=32)]
     epoch: _Number63 = 0
+    closing: bool = False
 
 
 class Goodbye(_Strict, frozen=True, tag=26):

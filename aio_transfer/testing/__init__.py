@@ -13,6 +13,7 @@ from .engines import exactly, mesh, pair, until
 from .memory import Memory
 from .registry import CHECKS, Check, check, select
 from .runner import Report, Result, check_backend, run_check
+from .schedules import run_schedule, run_schedules
 from .spec import Needs, Spec
 
 __all__ = (
@@ -33,6 +34,8 @@ __all__ = (
     "pair",
     "refused",
     "run_check",
+    "run_schedule",
+    "run_schedules",
     "select",
     "until",
 )

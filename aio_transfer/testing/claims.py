@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Final
 
-from aio_transfer.errors import AioTransferError
+from aio_transfer.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ("RULES", "ConformanceError", "Refusal", "claim", "refused")
+__all__ = ("RULES", "MISTYPED", "ConformanceError", "Refusal", "claim", "refused")
+
+MISTYPED: Final = (UsageError, TypeError)
+"""What an argument of a type that annotations forbid may raise; still before anything is started."""
 
 RULES: Final = {
     "rule 1": "no operation, and no piece of one, is ordered with any other",
@@ -57,7 +60,7 @@ def claim(condition: object, seen: str) -> None:
 
 
 @contextlib.contextmanager
-def refused(what: str, *kinds: type[AioTransferError]) -> Iterator[Refusal]:
+def refused(what: str, *kinds: type[Exception]) -> Iterator[Refusal]:
     """Demand that the block raises one of ``kinds``, and no other error.
 
     :param what: what is being tried

@@ -205,6 +205,9 @@ void translate(const std::exception_ptr& pointer, void*) {
       case Failure::Kind::stale:
         error = errors.attr("StaleRegionError")(failure.subject, "the peer", failure.reason);
         break;
+      case Failure::Kind::peer_lost:
+        error = errors.attr("PeerLostError")("at the other end", failure.reason);
+        break;
       case Failure::Kind::usage:
         error = errors.attr("UsageError")(failure.what());
         break;

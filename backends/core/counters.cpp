@@ -80,9 +80,12 @@ void CounterTable::add(std::uint32_t id, std::uint64_t units) noexcept {
   if (threshold != 0 && total >= threshold) mark(static_cast<std::uint32_t>(found));
 }
 
-std::uint64_t CounterTable::expect(std::uint32_t id, std::int64_t units) noexcept {
-  const int found = find(id, true);
-  if (found < 0) return 0;
+std::uint64_t CounterTable::expect(std::uint32_t id, std::int64_t units) {
+  const int found = find(id, units >= 0);
+  if (found < 0) {
+    if (units < 0) return 0;
+    throw Failure(Failure::Kind::provider, "engine.counter", "4096 other well-known counters are in use");
+  }
   CounterSlot& slot = memory_->slots[found];
   if (is_private(id)) {
     std::uint64_t word = slot.word.load(std::memory_order_relaxed);

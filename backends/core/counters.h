@@ -64,8 +64,8 @@ class CounterTable {
 
   // -- the owner's event-loop thread only --
 
-  // As Driver.expect: returns the total, or 0 for a counter that has no slot.
-  std::uint64_t expect(std::uint32_t id, std::int64_t units) noexcept;
+  // As Driver.expect. Throws Failure for a well-known id when the table is full of others.
+  std::uint64_t expect(std::uint32_t id, std::int64_t units);
   // Append at most `limit` events for counters that reached their threshold. True: none is left.
   bool harvest(std::vector<Event>& out, std::size_t limit);
   // Look at every armed counter as if it were dirty: a peer may have died between its add and its mark.

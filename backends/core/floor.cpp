@@ -84,8 +84,10 @@ Times copy_process(int pid, const Batch& batch, unsigned rounds) {
 Bell::Bell(unsigned count, std::int64_t interval_us) : fd_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
   if (!fd_) throw std::system_error(errno, std::system_category(), "eventfd");
   thread_ = std::thread([this, count, interval_us] {
-    for (unsigned i = 0; i < count && !stop_.load(std::memory_order_relaxed); ++i) {
+    for (unsigned rings = 0; rings < count && !stop_.load(std::memory_order_relaxed);) {
       std::this_thread::sleep_for(std::chrono::microseconds(interval_us));
+      if (rung_.load(std::memory_order_acquire) != 0) continue;  // not answered yet: two rings would be one wake-up
+      ++rings;
       const std::uint64_t one = 1;
       rung_.store(now(), std::memory_order_release);
       [[maybe_unused]] const auto written = ::write(fd_.get(), &one, sizeof one);
@@ -101,7 +103,7 @@ Bell::~Bell() {
 std::int64_t Bell::answer() noexcept {
   std::uint64_t rings = 0;
   [[maybe_unused]] const auto got = ::read(fd_.get(), &rings, sizeof rings);
-  return rung_.load(std::memory_order_acquire);
+  return rung_.exchange(0, std::memory_order_acq_rel);
 }
 
 }  // namespace aio::floor

@@ -34,7 +34,7 @@ class Bell {
   ~Bell();
 
   [[nodiscard]] int fileno() const noexcept { return fd_.get(); }
-  // CLOCK_MONOTONIC of the latest ring, in nanoseconds, and clears the eventfd.
+  // CLOCK_MONOTONIC of the ring, in nanoseconds; the next one comes only after this call.
   [[nodiscard]] std::int64_t answer() noexcept;
 
  private:

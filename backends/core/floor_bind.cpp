@@ -1,8 +1,11 @@
 // Python's view of the raw loops. Addresses are taken as they are: for the benchmark only.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/map.h>
+#include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include "floor.h"
+#include "floor_rail.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -50,4 +53,40 @@ NB_MODULE(_floor, m) {
       .def(nb::init<unsigned, std::int64_t>(), "count"_a, "interval_us"_a)
       .def("fileno", &Bell::fileno)
       .def("answer", &Bell::answer);
+
+  using aio::floor::Rail;
+  nb::class_<Rail>(m, "Rail")
+      .def(nb::init<const std::map<std::string, std::string>&, bool, std::uint64_t, std::uint64_t>(), "options"_a,
+           "block"_a, "addr"_a, "nbytes"_a)
+      .def(
+          "offer",
+          [](Rail& self) {
+            const auto [end, key] = self.offer();
+            return nb::make_tuple(nb::bytes(end.data(), end.size()), nb::bytes(key.data(), key.size()));
+          },
+          nb::sig("def offer(self) -> tuple[bytes, bytes]"))
+      .def(
+          "join",
+          [](Rail& self, const nb::bytes& end, const nb::bytes& key, std::uint64_t nbytes) {
+            self.join({end.c_str(), end.size()}, {key.c_str(), key.size()}, nbytes);
+          },
+          "end"_a, "key"_a, "nbytes"_a)
+      .def("serve", &Rail::serve)
+      .def("stop", &Rail::stop, nb::call_guard<nb::gil_scoped_release>())
+      .def(
+          "write",
+          [](Rail& self, nb::handle sources, nb::handle targets, std::uint64_t nbytes, unsigned rounds,
+             unsigned depth) {
+            const auto batch = batch_of(sources, targets, nbytes);
+            std::int64_t elapsed = 0;
+            aio::floor::Times times;
+            {
+              nb::gil_scoped_release unlocked;
+              times = self.write(batch, rounds, depth, &elapsed);
+            }
+            return nb::make_tuple(elapsed, nb::cast(times));
+          },
+          "sources"_a, "targets"_a, "nbytes"_a, "rounds"_a, "depth"_a,
+          nb::sig("def write(self, sources: object, targets: object, nbytes: int, rounds: int, depth: int) -> "
+                  "tuple[int, list[int]]"));
 }

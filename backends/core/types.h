@@ -95,7 +95,7 @@ struct Endpoint {
 // Thrown on the control path only; the binding turns it into the Python error of the same fault.
 class Failure : public std::runtime_error {
  public:
-  enum class Kind { unavailable, provider, stale, usage };
+  enum class Kind { unavailable, provider, stale, usage, peer_lost };
 
   Failure(Kind kind, std::string subject, std::string reason, std::int64_t code = 0, std::string hint = {})
       : std::runtime_error(subject + ": " + reason),

@@ -30,8 +30,8 @@ static_assert(sizeof(RegionKey) == 40);
 
 struct LinkBlob {
   std::uint64_t magic;
-  std::uint32_t slot;
-  std::uint32_t reserved;
+  std::uint64_t slot;
+  std::uint64_t nonce;
 };
 
 template <class T>
@@ -119,7 +119,7 @@ ShmDomain::~ShmDomain() {
   for (auto& [number, local] : locals_) own.regions[local.slot].store(0, std::memory_order_seq_cst);
   for (auto& [number, link] : links_) {
     if (link.mine != nullptr) link.mine->revoked.store(1, std::memory_order_seq_cst);
-    if (link.theirs != nullptr) link.theirs->state.store(SlotState::left, std::memory_order_release);
+    if (link.theirs != nullptr) link.theirs->step(link.their_nonce, SlotState::joined, SlotState::left);
   }
 }
 
@@ -198,10 +198,18 @@ void ShmDomain::deregister(RegionNumber region) {
 // A slot may serve another peer only when its old one will never store to it again: a zombie keeps its slot.
 void ShmDomain::sweep() {
   std::erase_if(retired_, [](const Fence& fence) {
-    if (fence.slot->state.load(std::memory_order_acquire) != SlotState::left && !gone(fence.process)) return false;
-    fence.slot->state.store(SlotState::free, std::memory_order_release);
+    const bool over = fence.slot->word.load(std::memory_order_acquire) == PeerSlot::pack(fence.nonce, SlotState::left);
+    if (!over && !gone(fence.process)) return false;
+    fence.slot->word.store(0, std::memory_order_release);
     return true;
   });
+}
+
+bool ShmDomain::needs_progress() const noexcept {
+  // A peer that takes its leave does so within moments of us; one that does not keeps its slot until its process ends.
+  constexpr auto kLeaving = std::chrono::seconds(5);
+  return !releasing_.empty() || !fencing_.empty() ||
+         (!retired_.empty() && std::chrono::steady_clock::now() - retired_.back().since < kLeaving);
 }
 
 std::optional<std::vector<int>> ShmDomain::arm() {
@@ -214,13 +222,13 @@ std::optional<std::vector<int>> ShmDomain::arm() {
   return ends;
 }
 
-PeerSlot* ShmDomain::take_slot() {
+PeerSlot* ShmDomain::take_slot(std::uint64_t nonce) {
   sweep();
   for (PeerSlot& slot : segment_->get()->peers) {
-    if (slot.state.load(std::memory_order_acquire) != SlotState::free) continue;
+    if (slot.word.load(std::memory_order_acquire) != 0) continue;
     slot.revoked.store(0, std::memory_order_relaxed);
     slot.busy.store(0, std::memory_order_relaxed);
-    slot.state.store(SlotState::taken, std::memory_order_seq_cst);
+    slot.word.store(PeerSlot::pack(nonce, SlotState::offered), std::memory_order_seq_cst);
     return &slot;
   }
   throw Failure(Failure::Kind::provider, "connect", "1024 peers of this host are connected", ENOSPC);
@@ -228,7 +236,10 @@ PeerSlot* ShmDomain::take_slot() {
 
 Endpoint ShmDomain::connect(PeerNumber peer, const std::optional<Endpoint>& remote) {
   Link& link = links_[peer];
-  if (link.mine == nullptr) link.mine = take_slot();
+  if (link.mine == nullptr) {
+    link.my_nonce = ++nonce_;
+    link.mine = take_slot(link.my_nonce);
+  }
   if (remote) {
     const auto blob = from_bytes<LinkBlob>(remote->blob, "endpoint");
     if (blob.magic != kSegmentMagic || blob.slot >= kPeerSlots || remote->fds.size() != 3) {
@@ -242,12 +253,17 @@ Endpoint ShmDomain::connect(PeerNumber peer, const std::optional<Endpoint>& remo
     link.doorbell = duplicate(remote->fds[1], "endpoint");
     link.process = duplicate(remote->fds[2], "endpoint");
     link.pid = pid_of(link.process.get());
-    link.theirs = &segment->peers[blob.slot];
+    PeerSlot* const theirs = &segment->peers[blob.slot];
+    if (!theirs->step(blob.nonce, SlotState::offered, SlotState::joined)) {
+      throw Failure(Failure::Kind::peer_lost, "connect", "it has withdrawn its end");
+    }
+    link.theirs = theirs;
+    link.their_nonce = blob.nonce;
     link.counters = CounterTable(&segment->counters, link.doorbell.get());
     link.segment = segment;
   }
-  const auto slot = static_cast<std::uint32_t>(link.mine - segment_->get()->peers);
-  return {to_bytes(LinkBlob{kSegmentMagic, slot, 0}),
+  const auto slot = static_cast<std::uint64_t>(link.mine - segment_->get()->peers);
+  return {to_bytes(LinkBlob{kSegmentMagic, slot, link.my_nonce}),
           {segment_->memory_fd(), segment_->doorbell_fd(), segment_->process_fd()}};
 }
 
@@ -261,9 +277,13 @@ void ShmDomain::disconnect(PeerNumber peer, bool /*lost*/) {
     at = at->second.peer == peer ? remotes_.erase(at) : std::next(at);
   }
   // Our copies run under the core's lock, so none is under way: leaving is the last thing we do there.
-  if (link.theirs != nullptr) link.theirs->state.store(SlotState::left, std::memory_order_release);
+  if (link.theirs != nullptr) link.theirs->step(link.their_nonce, SlotState::joined, SlotState::left);
   link.mine->revoked.store(1, std::memory_order_seq_cst);
-  fencing_.push_back({peer, link.mine, std::move(link.process)});
+  if (link.mine->step(link.my_nonce, SlotState::offered, SlotState::free)) {  // it never joined, and cannot any more
+    link.mine->word.store(0, std::memory_order_release);
+    return sink_.fenced(peer);
+  }
+  fencing_.push_back({peer, link.mine, link.my_nonce, std::move(link.process), std::chrono::steady_clock::now()});
   progress();
 }
 

@@ -1,6 +1,7 @@
 // One host's memory as a Domain: a write is one copy by the sender, straight into the target.
 #pragma once
 
+#include <chrono>
 #include <memory>
 #include <unordered_map>
 #include <vector>
@@ -25,7 +26,7 @@ class ShmDomain final : public Domain {
   Posted post(Flow& flow, std::uint32_t budget) override;
   Posted send(PeerNumber peer, TransferId message, const std::string& payload) override;
   bool progress() override;
-  [[nodiscard]] bool needs_progress() const noexcept override { return !releasing_.empty() || !fencing_.empty(); }
+  [[nodiscard]] bool needs_progress() const noexcept override;
   std::optional<std::vector<int>> arm() override;
   [[nodiscard]] std::uint64_t handles() const noexcept override;
 
@@ -33,6 +34,8 @@ class ShmDomain final : public Domain {
   struct Link {                  // a peer, seen from here
     PeerSlot* mine = nullptr;    // its slot in our segment: how we fence it
     PeerSlot* theirs = nullptr;  // our slot in its segment: how it fences us
+    std::uint64_t my_nonce = 0;
+    std::uint64_t their_nonce = 0;
     Segment* segment = nullptr;  // null until connected
     CounterTable counters;
     Mapping mapping;
@@ -53,12 +56,14 @@ class ShmDomain final : public Domain {
   struct Fence {
     PeerNumber peer;
     PeerSlot* slot;
+    std::uint64_t nonce;
     Fd process;
+    std::chrono::steady_clock::time_point since;
   };
   struct Section;  // post() in domain.cpp
 
   [[nodiscard]] bool held(std::uint32_t region_slot) const noexcept;
-  PeerSlot* take_slot();
+  PeerSlot* take_slot(std::uint64_t nonce);
   void sweep();
   Outcome enter(const Link& link, const Remote* remote) const noexcept;
   Outcome copy(Section& section, const Link& link, const Remote& remote);
@@ -75,6 +80,7 @@ class ShmDomain final : public Domain {
   std::vector<std::pair<RegionNumber, std::uint32_t>> releasing_;  // waiting for a writer to leave its section
   std::vector<Fence> fencing_;
   std::vector<Fence> retired_;  // fenced, but the peer may still hold its slot
+  std::uint64_t nonce_ = 0;
   Reaper reaper_;
 };
 

@@ -21,12 +21,23 @@ inline constexpr std::uint64_t kSegmentMagic = 0x31676573'6f6961ull;  // "aioseg
 inline constexpr std::uint32_t kRegionSlots = 1u << 16;
 inline constexpr std::uint32_t kPeerSlots = 1u << 10;
 
-enum class SlotState : std::uint32_t { free = 0, taken = 1, left = 2 };
+// `offered` becomes `joined` by the writer and by nobody else, or `free` again by the owner: whoever comes first. So an
+// offer that was withdrawn cannot be taken up, and a slot whose writer may still store to it serves no other.
+enum class SlotState : std::uint64_t { free = 0, offered = 1, joined = 2, left = 3 };
 
 struct alignas(64) PeerSlot {
-  std::atomic<SlotState> state;  // `left` is the writer's last store: the slot may serve another
+  std::atomic<std::uint64_t> word;  // nonce of the offer | state (2 bits); `left` is the writer's last store
   std::atomic<std::uint32_t> revoked;
   std::atomic<std::uint32_t> busy;  // region slot + 1 while a section runs; kNotice for a count without payload
+
+  static constexpr std::uint64_t pack(std::uint64_t nonce, SlotState state) noexcept {
+    return nonce << 2 | static_cast<std::uint64_t>(state);
+  }
+  // One step of the protocol; false: the other side has been there.
+  bool step(std::uint64_t nonce, SlotState from, SlotState to) noexcept {
+    std::uint64_t expected = pack(nonce, from);
+    return word.compare_exchange_strong(expected, pack(nonce, to), std::memory_order_acq_rel);
+  }
 };
 
 inline constexpr std::uint32_t kNotice = UINT32_MAX;

@@ -8,7 +8,7 @@ import numpy as np
 
 from aio_transfer.descriptors import CounterRef
 from aio_transfer.errors import BackendUnavailableError, ClosedError, UsageError
-from aio_transfer.testing.claims import claim, refused
+from aio_transfer.testing.claims import MISTYPED, claim, refused
 from aio_transfer.testing.engines import mesh, pair, ping
 from aio_transfer.testing.memory import Memory
 from aio_transfer.testing.registry import check
@@ -115,7 +115,7 @@ async def check_memory_that_is_not_registered(spec: Spec) -> None:
             "an array to read into": lambda: a.submit_read(np.zeros(64, np.uint8), remote[:]),  # type: ignore[arg-type]
         }
         for what, attempt in attempts.items():
-            with refused(what, UsageError):
+            with refused(what, *MISTYPED):
                 attempt()
         await ping(a, b)
         claim(counter.value == 0, f"refused writes gave {counter.value} counts")
@@ -205,7 +205,7 @@ async def check_allocate_what_cannot_be(spec: Spec) -> None:
     """Memory of no bytes, of negative or absurd size, or of objects is refused with a typed error."""
     async with pair(spec) as (a, _):
         for shape in (0, -1, (4, 0), (4, -4), (1 << 40, 1 << 40), 1.5, "4"):
-            with refused(f"allocating {shape!r}", UsageError):
+            with refused(f"allocating {shape!r}", *MISTYPED):
                 a.allocate(shape)  # type: ignore[arg-type]
         with refused("allocating objects", UsageError):
             a.allocate(4, object)

@@ -19,7 +19,7 @@ from aio_transfer.errors import (
     UsageError,
 )
 from aio_transfer.regions import RemoteRegion
-from aio_transfer.testing.claims import claim, refused
+from aio_transfer.testing.claims import MISTYPED, claim, refused
 from aio_transfer.testing.engines import exactly, pair, ping
 from aio_transfer.testing.memory import Memory
 from aio_transfer.testing.registry import check
@@ -207,5 +207,5 @@ async def check_descriptor_with_impossible_counter(spec: Spec) -> None:
     async with pair(spec) as (_, b):
         target = await Memory.open(b, 64, rng)
         for number in (-1, 1 << 24, 1 << 40, 1.5, "7"):
-            with refused(f"a descriptor with counter {number!r}", UsageError):
+            with refused(f"a descriptor with counter {number!r}", *MISTYPED):
                 bytes(target.region.descriptor(number))  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ import anyio.lowlevel
 
 from aio_transfer.errors import ClosedError, PeerLostError, UsageError
 from aio_transfer.messages import WINDOW
-from aio_transfer.testing.claims import claim, refused
+from aio_transfer.testing.claims import MISTYPED, claim, refused
 from aio_transfer.testing.engines import mesh, pair, ping, until
 from aio_transfer.testing.registry import check
 
@@ -159,7 +159,7 @@ async def check_messages_that_are_no_bytes(spec: Spec) -> None:
     async with pair(spec) as (a, b):
         await a.connect(b.address)
         for payload in ("text", 5, None, [1, 2]):
-            with refused(f"sending {payload!r}", UsageError):
+            with refused(f"sending {payload!r}", *MISTYPED):
                 await a.send(b.address, payload)  # type: ignore[arg-type]
         await a.send(b.address, memoryview(b"view"))  # type: ignore[arg-type]
         claim(await receive(b, 1) == [b"view"], "something that is no bytes was sent")

@@ -81,7 +81,6 @@ class Scene:
             "send": lambda: a.send(self.b.address, b"x"),
             "messages": lambda: anext(a.messages()),
             "counter.wait": self.counter.wait,
-            "aclose": a.aclose,
         }
 
     async def unharmed(self) -> None:
@@ -159,6 +158,21 @@ async def check_another_loop(spec: Spec) -> None:
         await scene.unharmed()
 
 
+@check("place")
+async def check_close_from_another_loop(spec: Spec) -> None:
+    """Closing from another event loop is refused with UsageError, and the engine stays open."""
+    async with pair(spec) as (a, b):
+        scene = await Scene.set_up(a, b, spec)
+
+        async def elsewhere() -> str:
+            await anyio.lowlevel.checkpoint()
+            return outcome(lambda: step(a.aclose))  # one step: it waits under a shield, and not for this loop
+
+        wrong = await anyio.to_thread.run_sync(lambda: anyio.run(elsewhere))
+        claim(not wrong, f"aclose() from another event loop: {wrong}")
+        await scene.unharmed()
+
+
 @check("bad input")
 async def check_no_loop(spec: Spec) -> None:
     """Making an engine needs no event loop, and its calls in a thread without one are refused."""
@@ -186,12 +200,13 @@ async def check_after_fork(spec: Spec) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of threads; that is the point
             child = os.fork()
-        if child == 0:  # no loop runs here: coroutines are stepped by hand, and must refuse in their first step
+        if child == 0:  # no loop runs here: coroutines are stepped by hand, those that refuse in their first step
             wrong = {"the child": "it failed itself"}
             try:
                 seen = {name: outcome(call) for name, call in scene.calls().items()}
-                seen |= {name: outcome(lambda make=make: step(make)) for name, make in scene.awaits().items()}
-                seen.pop("aclose")  # it may do nothing, as long as it does that at once
+                late = ("counter.wait", "region.aclose", "messages")
+                awaits = {name: make for name, make in scene.awaits().items() if name not in late}
+                seen |= {name: outcome(lambda make=make: step(make)) for name, make in awaits.items()}
                 wrong = {name: what for name, what in seen.items() if what}
             finally:
                 os.write(theirs, pickle.dumps(wrong))

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import anyio
 import anyio.lowlevel
 
-from aio_transfer.errors import UsageError, WouldBlock
-from aio_transfer.testing.claims import claim, refused
+from aio_transfer.errors import WouldBlock
+from aio_transfer.testing.claims import MISTYPED, claim, refused
 from aio_transfer.testing.engines import exactly, pair, ping, until
 from aio_transfer.testing.registry import check
 
@@ -186,11 +186,11 @@ async def check_wait_for_what_is_no_number(spec: Spec) -> None:
     async with pair(spec) as (a, b):
         counter = b.counter()
         for count in (-1, 1.5, "2", None, 1 << 60, 1 << 80):
-            with refused(f"wait({count!r})", UsageError), anyio.fail_after(1):
+            with refused(f"wait({count!r})", *MISTYPED), anyio.fail_after(1):
                 await counter.wait(count)  # type: ignore[arg-type]
-            with refused(f"wait_nowait({count!r})", UsageError):
+            with refused(f"wait_nowait({count!r})", *MISTYPED):
                 counter.wait_nowait(count)  # type: ignore[arg-type]
-        claim(counter.waiting == 0, f"{counter.waiting} refused waits are in the queue")
+            claim(counter.waiting == 0, f"the refused wait({count!r}) is in the queue")
         await raise_by(a, b, counter, 2)
         await exactly(counter, 2, b, a)
 

@@ -1,0 +1,47 @@
+"""Which raw loop stands beside a test, and how it is run between two workers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aio_transfer.bench.moving import Move, Moved, move_raw
+from aio_transfer.bench.place import Nothing
+from aio_transfer.bench.rails import join_rail, move_rail, offer_rail, serve_rail, stop_rail
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from aio_transfer.bench.options import Options
+    from aio_transfer.bench.team import Team
+
+    Floor = Callable[[Move], Awaitable[Moved]]
+
+__all__ = ("floor_for",)
+
+
+async def floor_for(team: Team, options: Options, ask: Move) -> Floor | None:
+    """Prepare the raw loop, and run it once for its page faults and its connection; ``None`` where there is none."""
+    if options.backend == "shm":
+
+        async def copy(ask: Move) -> Moved:
+            return await team[0].call(move_raw, ask)
+
+        await copy(ask)
+        return copy
+    if options.backend == "libfabric" and ask.kind != "scatter":
+        return await _rail(team, ask)
+    return None
+
+
+async def _rail(team: Team, ask: Move) -> Floor:
+    ends = await team.all(offer_rail, [Nothing()] * 2)
+
+    async def write(ask: Move) -> Moved:
+        await team[1].call(serve_rail, Nothing())
+        moved = await team[0].call(move_rail, ask)
+        await team[1].call(stop_rail, Nothing())
+        return moved
+
+    await team.all(join_rail, ends[::-1])
+    await write(ask)
+    return write

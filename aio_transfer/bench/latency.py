@@ -1,0 +1,57 @@
+"""The awaited round trip: a word written and counted each way, beside one byte-for-byte over a pipe."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from aio_transfer.bench.figures import Pair, Sample, microseconds, percentile, rounds_for
+from aio_transfer.bench.result import times
+from aio_transfer.bench.rounds import NBYTES, Rounds, ping, ping_pipe, pong, pong_pipe
+from aio_transfer.bench.team import team
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from aio_transfer.bench.options import Options
+    from aio_transfer.bench.result import Result
+    from aio_transfer.bench.team import Team
+
+__all__ = ("facing", "ours_beside_pipe", "run")
+
+PAGE: Final = 4096
+CALIBRATION_ROUNDS: Final = 100
+
+
+async def run(options: Options) -> AsyncGenerator[Result]:
+    """Measure round trips; half of one is ``one_way_us``."""
+    async with team(options, (1, 1)) as both:
+        provider = await facing(both, options)
+        pairs = await ours_beside_pipe(both, options)
+        one_way_us = percentile(microseconds(pair.ours for pair in pairs), 50) / 2
+        yield times("latency", options, provider, pairs, nbytes=NBYTES, count=1, one_way_us=one_way_us)
+
+
+async def facing(both: Team, options: Options) -> str:
+    """Let two processes offer each other memory, and connect; returns the provider."""
+    offered = [await worker.offer(PAGE, foreign=options.foreign, seed=1) for worker in both.workers[:2]]
+    await both[0].aim([offered[1]])
+    await both[1].aim([offered[0]])
+    return offered[0].provider
+
+
+async def ours_beside_pipe(both: Team, options: Options) -> list[Pair]:
+    """Measure alternating samples of round trips."""
+    await both.alone(ping_pipe, Rounds(CALIBRATION_ROUNDS), pong_pipe)
+    await both.alone(ping, Rounds(CALIBRATION_ROUNDS), pong)
+    first = await both.alone(ping, Rounds(CALIBRATION_ROUNDS), pong)
+    rounds = Rounds(rounds_for(options.sample_s, percentile(sorted(first.rounds_ns), 50)))
+    pairs: list[Pair] = []
+    for index in range(options.repeat):
+        floor: Sample | None = None
+        if index % 2:
+            floor = (await both.alone(ping_pipe, rounds, pong_pipe)).sample()
+        ours = (await both.alone(ping, rounds, pong)).sample()
+        if floor is None:
+            floor = (await both.alone(ping_pipe, rounds, pong_pipe)).sample()
+        pairs.append(Pair(ours, floor))
+    return pairs

@@ -1,0 +1,54 @@
+// The raw loop over libfabric: its Domain, driven by one thread that does nothing else. No core, no event loop.
+#pragma once
+
+#include <atomic>
+#include <deque>
+#include <map>
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "domain.h"
+#include "floor.h"
+
+namespace aio::floor {
+
+// One rail to one peer, which has one too. Each offers the other one piece of memory.
+class Rail final : private Sink {
+ public:
+  // Options: see libfabric/domain.h; `block`: wait on the transport's fd when idle, where it has one, instead of
+  // asking again at once.
+  Rail(const std::map<std::string, std::string>& options, bool block, std::uint64_t addr, std::uint64_t nbytes);
+  ~Rail();
+
+  // What the peer's join() takes: our end, and the key of our memory.
+  [[nodiscard]] std::pair<std::string, std::string> offer();
+  void join(const std::string& end, const std::string& key, std::uint64_t nbytes);
+  // Progress in a thread of its own, as the target of writes must.
+  void serve();
+  void stop();
+  // Chunk i goes from sources[i] (an address) to targets[i] (an offset in the peer's memory), with `depth` batches
+  // under way. Nanoseconds of each, from its first post to its last completion. Throws std::runtime_error.
+  Times write(const Batch& batch, unsigned rounds, unsigned depth, std::int64_t* elapsed);
+
+ private:
+  void stopped(Flow& flow, std::uint32_t pieces, const Outcome& outcome) override;
+  void counted(std::uint32_t) override {}
+  void message(PeerNumber, std::string) override {}
+  void sent(TransferId, const Outcome&) override {}
+  void released(RegionNumber) override {}
+  void fenced(PeerNumber) override {}
+  void peer_failed(PeerNumber, const Outcome& outcome) override { failure_ = outcome.reason + " "; }
+  void wait();
+
+  bool block_;
+  std::string failure_;
+  std::string key_;
+  std::unique_ptr<Domain> domain_;
+  std::atomic<bool> stop_{false};
+  std::thread thread_;
+};
+
+}  // namespace aio::floor

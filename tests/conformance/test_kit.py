@@ -1,0 +1,77 @@
+"""The kit itself: it catches what is wrong, names the rule, and says what it needs to be repeated."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from aio_transfer import selection
+from aio_transfer.testing import CHECKS, RULES, ConformanceError, Report, Spec, check_backend, select
+
+sys.path.insert(0, str(Path(__file__).parent))  # importmode=importlib puts no folder there
+
+import wrong_drivers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MUTANTS = {
+    "DropsTail": ("rule 3", ("write_counts_once", "write_sizes")),
+    "WritesOneByteMore": ("rule 3", ("pages_permuted",)),
+    "IgnoresOffset": ("rule 3", ("write_counts_once",)),
+    "CountsTwice": ("rule 3", ("write_counts_once", "pages_permuted")),
+    "CountsTooLittle": ("rule 3", ("write_counts_once",)),
+    "SkipsEmptyPieces": ("rule 3", ("write_of_nothing_counts", "pages_of_nothing_count")),
+    "CountsBeforePayload": ("rule 2", ("write_payload_before_count", "pages_never_ahead")),
+    "SaysDoneTooEarly": ("rule 6", ("write_source_is_free_afterwards",)),
+    "ForgetsEarlyCounts": ("rule 4", ("early_counts_well_known",)),
+    "LosesEvents": ("rule 5", ("wait_is_fifo",)),
+    "LeaksHandles": ("rule 3", ("write_counts_once",)),
+    "RevivesRegions": ("rule 9", ("region_closed_between_writes", "region_closed_before_first_write")),
+}
+
+
+@pytest.fixture
+def wrong(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Spec]:
+    monkeypatch.setitem(selection.BUILT_IN, "wrong", f"wrong_drivers:{request.param}")
+    assert hasattr(wrong_drivers, request.param)
+    yield Spec(backend="wrong", name=request.param, seed=1)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize(("wrong", "rule", "checks"), [(name, *found) for name, found in MUTANTS.items()],
+                         ids=MUTANTS, indirect=["wrong"])
+async def test_mutant_is_caught(wrong: Spec, rule: str, checks: tuple[str, ...]) -> None:
+    report = await check_backend(wrong, only=checks)
+    assert report.failures, f"{wrong} passed {checks}"
+    with pytest.raises(ConformanceError) as caught:
+        report.raise_for_failures()
+    text = str(caught.value)
+    assert f"{rule} ({RULES[rule]}) is broken on {wrong}" in text, text
+    assert "[seed 1]" in text
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_right_backend_passes(anyio_backend: str) -> None:
+    report = await check_backend(Spec(backend="shm", reads=False), only=["write_counts_once", "reads"])
+    report.raise_for_failures()
+    outcomes = {result.check.topic: result.outcome for result in report.results}
+    assert outcomes == {"writes": "passed", "reads": "skipped"}
+    assert str(report).startswith("shm: 1 passed, "), str(report)
+
+
+def test_registry() -> None:
+    assert len(select()) == len(CHECKS) >= 150
+    assert all(check.promise.endswith(".") and check.rule in RULES for check in CHECKS.values())
+    assert {check.topic for check in select("barrier")} == {"barrier"}
+    with pytest.raises(KeyError, match="nonsense"):
+        select("nonsense")
+
+
+def test_report_without_failures() -> None:
+    Report(spec=Spec(backend="shm"), results=()).raise_for_failures()

@@ -1,0 +1,151 @@
+"""Drivers that break the contract on purpose, each in one way: the kit must say so, and name the rule."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from aio_transfer.backends.core import NativeDriver
+from aio_transfer.drivers import PIECE, RUN, EventKind, LocalMemory
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from aio_transfer.drivers import CounterId, RegionNumber, RemoteMemory, TransferId
+
+WHOLE = 255 << 24
+
+
+class Wrong(NativeDriver):
+    """shm, with what it posts changed."""
+
+    def __init__(self, **_: object) -> None:
+        super().__init__("shm")
+
+    def post(self, transfer: TransferId, runs: Any, pieces: Any) -> bool:
+        changed = np.frombuffer(bytes(pieces), PIECE).copy()
+        return super().post(transfer, *self.change(np.frombuffer(bytes(runs), RUN).copy(), changed))
+
+    def change(self, runs: Any, pieces: Any) -> tuple[bytes, bytes]:
+        return runs.tobytes(), pieces.tobytes()
+
+
+class DropsTail(Wrong):
+    def change(self, runs: Any, pieces: Any) -> tuple[bytes, bytes]:
+        pieces["nbytes"][pieces["nbytes"] > 64] -= 1
+        return super().change(runs, pieces)
+
+
+class WritesOneByteMore(Wrong):
+    def change(self, runs: Any, pieces: Any) -> tuple[bytes, bytes]:
+        pieces["nbytes"][pieces["nbytes"] == 512] += 1
+        return super().change(runs, pieces)
+
+
+class IgnoresOffset(Wrong):
+    def change(self, runs: Any, pieces: Any) -> tuple[bytes, bytes]:
+        pieces["remote_offset"] &= ~np.uint64(1)
+        return super().change(runs, pieces)
+
+
+class CountsTwice(Wrong):
+    def change(self, runs: Any, pieces: Any) -> tuple[bytes, bytes]:
+        more = pieces[-1:].copy()
+        more["nbytes"] = 0
+        run = runs[-1:].copy()
+        run["first"], run["count"] = len(pieces), 1
+        return super().change(np.concatenate((runs, run)), np.concatenate((pieces, more)))
+
+
+class CountsTooLittle(Wrong):
+    def change(self, runs: Any, pieces: Any) -> tuple[bytes, bytes]:
+        pieces["immediate"] -= np.uint32(1 << 24)  # the weight is one unit short: the 256th chunk is missing
+        return super().change(runs, pieces)
+
+
+class SkipsEmptyPieces(Wrong):
+    def change(self, runs: Any, pieces: Any) -> tuple[bytes, bytes]:
+        pieces["flags"][(pieces["nbytes"] == 0) & (pieces["local_addr"] != 0)] = 0
+        return super().change(runs, pieces)
+
+
+class CountsBeforePayload(Wrong):
+    def change(self, runs: Any, pieces: Any) -> tuple[bytes, bytes]:
+        counts = pieces.copy()
+        counts["nbytes"] = 0
+        pieces["flags"] = 0
+        early = runs.copy()
+        runs["first"] += len(pieces)
+        return super().change(np.concatenate((early, runs)), np.concatenate((counts, pieces)))
+
+
+class SaysDoneTooEarly(Wrong):
+    def post(self, transfer: TransferId, runs: Any, pieces: Any) -> bool:
+        super().post(transfer, runs, pieces)
+        return True
+
+
+class ForgetsEarlyCounts(Wrong):
+    def __init__(self, **options: object) -> None:
+        super().__init__(**options)
+        self._known: set[int] = set()
+
+    def expect(self, counter: CounterId, units: int) -> int:
+        if counter not in self._known and units >= 0:
+            self._known.add(counter)
+            super().expect(counter, -1)
+        return super().expect(counter, units)
+
+
+class LosesEvents(Wrong):
+    def drain(self, limit: int) -> Sequence[tuple[int, int, int, int, bytes]]:
+        return [event for event in super().drain(limit) if event[0] != EventKind.COUNTER]
+
+
+class LeaksHandles(Wrong):
+    def __init__(self, **options: object) -> None:
+        super().__init__(**options)
+        self._ours: set[int] = set()
+
+    def register(self, region: RegionNumber, memory: LocalMemory | RemoteMemory) -> bytes:
+        if isinstance(memory, LocalMemory):
+            self._ours.add(region)
+        return super().register(region, memory)
+
+    def deregister(self, region: RegionNumber) -> None:
+        super().deregister(region)
+        if region in self._ours:
+            super().register(region, LocalMemory(addr=4096, nbytes=64, access=type(self).access()))
+
+    @staticmethod
+    def access() -> Any:
+        from aio_transfer.drivers import Access
+
+        return Access.LOCAL
+
+
+class RevivesRegions(Wrong):
+    """Deregisters nothing, and says it has."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(**options)
+        self._ours: set[int] = set()
+        self._released: list[int] = []
+
+    def register(self, region: RegionNumber, memory: LocalMemory | RemoteMemory) -> bytes:
+        if isinstance(memory, LocalMemory):
+            self._ours.add(region)
+        return super().register(region, memory)
+
+    def deregister(self, region: RegionNumber) -> None:
+        if region not in self._ours:
+            return  # a peer's: keep it, so that it is still written
+        self._released.append(region)
+        super().send(0, 0, b"")  # type: ignore[arg-type] - it fails, and with that there is something to drain
+
+    def drain(self, limit: int) -> Sequence[tuple[int, int, int, int, bytes]]:
+        events = list(super().drain(limit))
+        while self._released:
+            events.append((EventKind.RELEASED, self._released.pop(), 0, 0, b""))
+        return events

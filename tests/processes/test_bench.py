@@ -1,0 +1,136 @@
+"""The benchmark's commands, with real processes and tiny sizes."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aio_transfer.apps.child import ChildFailedError
+from aio_transfer.bench import FAMILIES, Options, run
+from aio_transfer.bench.moving import Check, Move, check, move
+from aio_transfer.bench.team import team
+from aio_transfer.selection import available
+
+KEYS = ["test", "backend", "provider", "nbytes", "count"]
+KEYS += ["gb_per_s", "floor_gb_per_s", "ratio", "p50_us", "p99_us", "cpu_s_per_gib"]
+TINY = ["--json", "--repeat", "2", "--sample", "0.002"]
+SMALL = {
+    "write": ["--size", "8", "--size", "1MiB"],
+    "pages": ["--page", "4KiB", "--count", "64"],
+    "scatter": ["--size", "256", "--peers", "3"],
+    "barrier": ["--engines", "3"],
+    "plan": ["--count", "64"],
+    "idle": ["--peers", "2", "--repeat", "1"],
+}
+FABRIC = next(report for report in available() if report.backend == "libfabric")
+MOVES = {"write", "pages", "scatter"}
+LOOPS = ["asyncio", "uvloop", "trio"]
+
+
+def bench(*arguments: str) -> list[dict[str, object]]:
+    command = [sys.executable, "-m", "aio_transfer", "bench", *arguments]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=19).stdout
+    return [json.loads(line) for line in output.splitlines()]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_family(family: str) -> None:
+    lines = bench(family, *TINY, *SMALL.get(family, []))
+    assert [line["test"] for line in lines] == [family] * (2 if family == "write" else 1)
+    for line in lines:
+        assert list(line)[: len(KEYS)] == KEYS
+        assert (line["backend"], line["provider"], line["loop"]) == ("shm", "memfd", "asyncio")
+        figures = [line["gb_per_s"], line["floor_gb_per_s"], line["cpu_s_per_gib"]]
+        if family in MOVES:
+            assert all(isinstance(figure, float) and figure > 0 for figure in figures)
+            assert line["ratio"] == pytest.approx(line["gb_per_s"] / line["floor_gb_per_s"], rel=0.9)  # type: ignore[operator]
+        else:
+            assert figures == [None, None, None]
+        if family != "idle":
+            assert 0 < line["p50_us"] <= line["p99_us"]  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_every_loop(loop: str) -> None:
+    for family in ("latency", "wake"):
+        pytest.importorskip("uvloop" if loop == "uvloop" else "trio")
+        (line,) = bench(family, "--loop", loop, *TINY)
+        assert line["loop"] == loop
+        assert line["floor_p50_us"] > 0  # type: ignore[operator]
+
+
+@pytest.mark.skipif(not FABRIC.usable, reason=FABRIC.reason)
+@pytest.mark.parametrize("family", ["write", "pages", "latency"])
+def test_libfabric_beside_its_own_loop(family: str) -> None:
+    sizes = {"write": ["--size", "64KiB"], "pages": SMALL["pages"]}
+    (line,) = bench(family, "--backend", "libfabric", *TINY, *sizes.get(family, []))
+    assert (line["backend"], line["provider"]) == ("libfabric", "tcp")
+    if family in MOVES:
+        assert line["floor_gb_per_s"] > 0  # type: ignore[operator]
+
+
+@pytest.mark.skipif(not FABRIC.usable, reason=FABRIC.reason)
+def test_where_there_is_no_raw_loop_no_number_is_made_up() -> None:
+    (line,) = bench("scatter", "--backend", "libfabric", *TINY, *SMALL["scatter"])
+    assert (line["floor_gb_per_s"], line["ratio"]) == (None, None)
+    assert line["floor_reason"]
+
+
+@pytest.mark.parametrize("progress", ["adaptive", "spin"])
+def test_foreign_memory(progress: str) -> None:
+    (line,) = bench("pages", "--foreign", "--progress", progress, "--page", "4KiB", "--count", "64", *TINY)
+    assert (line["foreign"], line["progress"]) == (True, progress)
+    assert line["floor_gb_per_s"] > 0  # type: ignore[operator]
+
+
+@pytest.mark.anyio
+async def test_bytes_that_did_not_arrive_are_noticed() -> None:
+    """A figure for something that was not done is worse than none."""
+    async with team(Options(), (1, 1)) as both:
+        target = await both[1].offer(4096)
+        await both[0].offer(4096, seed=1)
+        await both[0].aim([target])
+        asked = Check(kind="write", nbytes=4096, count=1, seed=1)
+        with pytest.raises(ChildFailedError, match="what arrived is not what was sent"):
+            await both[1].call(check, asked)
+
+
+@pytest.mark.anyio
+async def test_counts_too_many_are_noticed() -> None:
+    async with team(Options(), (1, 1)) as both:
+        target = await both[1].offer(8)
+        await both[0].offer(8)
+        await both[0].aim([target])
+        await both[0].call(move, Move(kind="write", nbytes=8, count=1, rounds=2))
+        with pytest.raises(ChildFailedError, match="expected 1 counts in all, and 2 have come"):
+            await both[1].expect(1)
+
+
+@pytest.mark.anyio
+async def test_a_failing_process_is_one_error_and_leaves_none() -> None:
+    with pytest.raises(ChildFailedError, match=r"BackendUnavailableError|UsageError"):
+        async for _ in run("latency", Options(backend="pigeon")):
+            pass
+    assert not children(os.getpid())
+
+
+def children(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def test_killing_the_coordinator_ends_its_processes() -> None:
+    command = [sys.executable, "-m", "aio_transfer", "bench", "latency", "--json", "--repeat", "500"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        while len(pids := children(process.pid)) < 2:
+            assert process.poll() is None
+        fds = [os.pidfd_open(int(pid)) for pid in pids]
+        process.kill()
+    for fd in fds:
+        assert select.select([fd], [], [], 10)[0], "a measured process stayed"
+        os.close(fd)

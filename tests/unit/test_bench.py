@@ -1,0 +1,246 @@
+"""The benchmark without its processes: sizes, statistics, what a line says, how it is drawn."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+from typer.testing import CliRunner
+
+from aio_transfer.bench import FAMILIES, Options, Result
+from aio_transfer.bench import run as run_module
+from aio_transfer.bench.figures import MAX_ROUNDS, Pair, Sample, microseconds, percentile, ratios, rounds_for, spread
+from aio_transfer.bench.moving import chunks
+from aio_transfer.bench.place import cpu_ns, fill
+from aio_transfer.bench.plotting import plot, require_plotting
+from aio_transfer.bench.reporting import BAR_CELLS, bar, cells, report_to
+from aio_transfer.bench.result import bandwidth, times
+from aio_transfer.bench.sizes import parse_size, sweep
+from aio_transfer.cli import app
+from aio_transfer.errors import UnsupportedError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+    from pathlib import Path
+
+RUNNER = CliRunner()
+KEYS = ["test", "backend", "provider", "nbytes", "count"]
+KEYS += ["gb_per_s", "floor_gb_per_s", "ratio", "p50_us", "p99_us", "cpu_s_per_gib"]
+SLOW = Sample(elapsed_ns=4000, rounds_ns=[1000, 3000], cpu_ns=8000)
+FAST = Sample(elapsed_ns=2000, rounds_ns=[500, 1500])
+
+
+@pytest.mark.parametrize(
+    ("text", "nbytes"),
+    [("1", 1), ("8B", 8), ("4KiB", 4096), ("4k", 4096), (" 16 MiB ", 16 << 20), ("2G", 2 << 30), ("3MIB", 3 << 20)],
+)
+def test_sizes(text: str, nbytes: int) -> None:
+    assert parse_size(text) == nbytes
+
+
+@pytest.mark.parametrize("text", ["", "0", "0KiB", "-1", "4.5KiB", "4KB", "KiB", "4 TiB", "4KiB4", "0x10", "1e3"])
+def test_no_sizes(text: str) -> None:
+    with pytest.raises(UsageError, match="is no size"):
+        parse_size(text)
+
+
+def test_sweep() -> None:
+    assert sweep(4096, 4096) == (4096,)
+    assert sweep(1, 64) == (1, 4, 16, 64)
+    assert sweep(1, 65) == (1, 4, 16, 64)
+
+
+def test_median_and_spread() -> None:
+    assert spread([3, 1, 2]) == (2, 1, 3)
+    assert spread([4, 1]) == (2.5, 1, 4)
+
+
+@pytest.mark.parametrize(("percent", "value"), [(0, 10), (50, 30), (99, 40), (100, 40)])
+def test_percentiles_are_values_that_occurred(percent: float, value: float) -> None:
+    assert percentile([10, 20, 30, 40], percent) == value
+
+
+def test_times_of_all_samples_together() -> None:
+    assert microseconds([SLOW, FAST]) == [0.5, 1.0, 1.5, 3.0]
+
+
+def test_ratio_is_taken_pair_by_pair() -> None:
+    """A machine that slows down between pairs changes neither ratio."""
+    slower = Pair(Sample(elapsed_ns=40, rounds_ns=[40]), Sample(elapsed_ns=20, rounds_ns=[20]))
+    assert ratios([Pair(SLOW, FAST), slower]) == (0.5, 0.5, 0.5)
+    assert ratios([Pair(SLOW, None)]) is None
+
+
+def test_rounds_fill_a_sample_within_bounds() -> None:
+    assert rounds_for(0.001, 1000) == 1000
+    assert rounds_for(0.001, 1e9) == 1
+    assert rounds_for(60, 0) == MAX_ROUNDS
+
+
+def test_bandwidth_line() -> None:
+    result = bandwidth("pages", Options(), "memfd", [Pair(SLOW, FAST)] * 3, nbytes=4096, count=10, rounds=2)
+    line = result.as_dict()
+    assert list(line)[: len(KEYS)] == KEYS
+    assert (line["gb_per_s"], line["floor_gb_per_s"], line["ratio"]) == (20.48, 40.96, 0.5)
+    assert (line["p50_us"], line["p99_us"]) == (3.0, 3.0)
+    assert line["cpu_s_per_gib"] == pytest.approx(8000e-9 / (2 * 40960) * 2**30, rel=1e-3)
+    assert (line["rounds"], line["samples"], line["loop"], line["foreign"]) == (2, 3, "asyncio", False)
+    assert line["chunks_per_s"] == 5e6
+    assert "floor_reason" not in line
+    assert "rounds_us" not in line
+    json.dumps(line, allow_nan=False)
+
+
+def test_no_floor_is_null_with_a_reason_and_never_a_number() -> None:
+    line = bandwidth("write", Options(), "tcp", [Pair(SLOW, None)], nbytes=1, count=1).as_dict()
+    assert line["floor_gb_per_s"] is None
+    assert line["ratio"] is None
+    assert line["floor_reason"]
+
+
+def test_times_line() -> None:
+    line = times("latency", Options(loop="trio"), "memfd", [Pair(SLOW, FAST)], nbytes=8, count=1, half=1).as_dict()
+    assert list(line)[: len(KEYS)] == KEYS
+    assert (line["gb_per_s"], line["floor_gb_per_s"], line["cpu_s_per_gib"]) == (None, None, None)
+    assert (line["ratio"], line["times_floor"], line["floor_p50_us"], line["p50_us"]) == (0.5, 2.0, 1.5, 3.0)
+    assert (line["half"], line["loop"], line["cpu_us_per_round"]) == (1, "trio", 4.0)
+
+
+@pytest.mark.parametrize("wrong", [{"loop": "curio"}, {"progress": "hope"}, {"backend": "auto"}])
+def test_options_that_cannot_run(wrong: dict[str, str]) -> None:
+    with pytest.raises(UsageError):
+        Options(**wrong)  # type: ignore[arg-type]
+
+
+def test_options_for_the_backend() -> None:
+    assert Options().backend_options == {"shm": {"progress": "adaptive"}}
+    asked = Options(backend="libfabric", provider="tcp", progress="spin")
+    assert asked.backend_options == {"libfabric": {"progress": "spin", "provider": "tcp"}}
+
+
+def test_both_processes_know_the_order_and_the_content() -> None:
+    assert sorted(chunks(100, "source")) == list(range(100))
+    assert list(chunks(100, "source")) == list(chunks(100, "source"))
+    assert list(chunks(100, "source")) != list(chunks(100, "target"))
+    assert fill(13, 1).nbytes == 13
+    assert (fill(4096, 1) == fill(4096, 1)).all()
+    assert (fill(4096, 1) != fill(4096, 2)).any()
+
+
+def test_cpu_clock_of_a_process_that_is_gone_is_an_error() -> None:
+    assert cpu_ns([]) > 0
+    with pytest.raises(OSError, match="Invalid argument"):
+        cpu_ns([2**22 + 1])
+
+
+def test_bars() -> None:
+    assert bar(1, 1) == "█" * BAR_CELLS
+    assert bar(0, 1) == bar(0, 0) == ""
+    assert bar(1 / 2, 1) == "█" * (BAR_CELLS // 2)
+    assert len(bar(0.99, 1)) <= BAR_CELLS
+
+
+@pytest.fixture
+def results() -> list[Result]:
+    moved = bandwidth("write", Options(), "memfd", [Pair(SLOW, FAST)], nbytes=4096, count=1)
+    timed = times("latency", Options(), "memfd", [Pair(SLOW, FAST)], nbytes=8, count=1)
+    return [moved, timed, Result(test="idle", backend="shm", provider="memfd", nbytes=0, count=0, more={"peers": 3})]
+
+
+def test_rows_have_the_same_cells(results: list[Result]) -> None:
+    assert len({tuple(cells(result)) for result in results}) == 1
+    assert cells(results[2])["also"] == "3 peers"
+    assert not cells(results[2])["GB/s"]
+
+
+@pytest.fixture
+def measured(results: list[Result], monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Options]]:
+    """The commands, with made up results; returns what they asked for."""
+    asked: list[tuple[str, Options]] = []
+
+    async def run(family: str, options: Options) -> AsyncGenerator[Result]:
+        asked.append((family, options))
+        for result in results:
+            yield result
+
+    monkeypatch.setattr("aio_transfer.bench.run", run)
+    return asked
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "all"])
+def test_every_family_is_a_command(family: str, measured: list[tuple[str, Options]]) -> None:
+    result = RUNNER.invoke(app, ["bench", family, "--json", "--loop", "trio"])
+    assert result.exit_code == 0, result.output
+    assert [json.loads(line)["test"] for line in result.output.splitlines()] == ["write", "latency", "idle"]
+    assert [(name, options.loop) for name, options in measured] == [(family, "trio")]
+
+
+def test_options_arrive(measured: list[tuple[str, Options]]) -> None:
+    command = "bench pages --page 4KiB --page 64KiB --count 7 --depth 3 --backend libfabric --provider tcp --foreign"
+    assert RUNNER.invoke(app, [*command.split(), "--repeat=9", "--sample=2", "--progress=spin"]).exit_code == 0
+    expected = Options(
+        backend="libfabric", provider="tcp", sizes=(4096, 65536), count=7, depth=3, foreign=True, repeat=9,
+        sample_s=2, progress="spin",
+    )  # fmt: skip
+    assert measured == [("pages", expected)]
+    assert RUNNER.invoke(app, ["bench", "barrier", "--engines", "5"]).exit_code == 0
+    assert measured[1][1].peers == 5
+
+
+def test_plain_lines_without_a_terminal(measured: list[tuple[str, Options]]) -> None:
+    first, second, third = RUNNER.invoke(app, ["bench", "all"]).output.splitlines()
+    assert first.startswith("write shm/memfd  4 KiB  2.05 GB/s")
+    assert "2.00 x floor" in second
+    assert third.split() == ["idle", "shm/memfd", "3", "peers"]
+
+
+def test_table_on_a_terminal(results: list[Result], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+                             ) -> None:  # fmt: skip
+    monkeypatch.setattr("aio_transfer.bench.reporting.on_terminal", lambda: True)
+    monkeypatch.setenv("COLUMNS", "200")
+    with report_to(as_json=False) as report:
+        for result in results:
+            report.show(result)
+    shown = capsys.readouterr().out
+    assert "GB/s" in shown
+    assert "█" in shown
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["latency", "--size", "8"], ["write", "--size", "big"], ["pages", "--count", "0"], ["pages", "--loop", "curio"],
+     ["write", "--backend", "auto"], ["dance"], ["write", "--repeat", "0"], ["write", "--plot", "x.pdf"]],
+)  # fmt: skip
+def test_asking_wrongly_is_2(arguments: list[str], measured: list[tuple[str, Options]]) -> None:
+    assert RUNNER.invoke(app, ["bench", *arguments]).exit_code == 2
+    assert not measured
+
+
+@pytest.mark.anyio
+async def test_no_such_family() -> None:
+    with pytest.raises(UsageError, match="none of write, pages"):
+        await anext(run_module("dance", Options()))
+
+
+def test_plot_needs_matplotlib_before_anything_is_measured(
+    measured: list[tuple[str, Options]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aio_transfer.bench.plotting.find_spec", lambda _: None)
+    result = RUNNER.invoke(app, ["bench", "write", "--plot", str(tmp_path / "x.svg")])
+    assert result.exit_code == 1
+    assert "pip install 'aio-transfer[plot]'" in result.stderr
+    assert not measured
+    with pytest.raises(UnsupportedError):
+        require_plotting(tmp_path / "x.png")
+    with pytest.raises(UsageError, match="no folder"):
+        require_plotting(tmp_path / "nowhere" / "x.png")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg"])
+def test_plot(results: list[Result], tmp_path: Path, suffix: str) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / f"x{suffix}"
+    require_plotting(path)
+    plot(results, path)
+    assert path.stat().st_size > 1000
