@@ -20,7 +20,7 @@ nox.options.error_on_missing_interpreters = False
 
 PYTHONS = ["3.11", "3.12", "3.13"]
 PYPROJECT = nox.project.load_toml("pyproject.toml")
-STUB = pathlib.Path("backends/core/_native.pyi")
+STUBS = [pathlib.Path("backends/core/_native.pyi"), pathlib.Path("backends/core/_floor.pyi")]
 
 
 def group(name: str) -> list[str]:
@@ -50,12 +50,14 @@ def types(session: nox.Session) -> None:
     """Strict types: the package, the native stub, and the API as a user meets it."""
     install(session, "types", strict=True)
     session.run("mypy")
-    made = pathlib.Path(session.create_tmp()) / "_native.pyi"
-    session.run("python", "-P", "-m", "nanobind.stubgen", "-q", "-m", "aio_transfer.backends.core._native", "-o", str(made))
-    if made.read_text() != STUB.read_text():
-        session.error(f"{STUB} is not what the built module says: copy {made} over it")
-    with session.chdir(session.create_tmp()):
-        session.run("python", "-m", "mypy.stubtest", "aio_transfer.backends.core._native")
+    for stub in STUBS:
+        module = f"aio_transfer.backends.core.{stub.stem}"
+        made = pathlib.Path(session.create_tmp()) / stub.name
+        session.run("python", "-P", "-m", "nanobind.stubgen", "-q", "-m", module, "-o", str(made))
+        if made.read_text() != stub.read_text():
+            session.error(f"{stub} is not what the built module says: copy {made} over it")
+        with session.chdir(session.create_tmp()):
+            session.run("python", "-m", "mypy.stubtest", module)
     session.run("mypy", "--strict", "--no-namespace-packages", "tests/typing")
 
 

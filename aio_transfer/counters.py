@@ -81,6 +81,13 @@ class ImmCounter:
         return self._state.missing
 
     @property
+    def mark(self) -> tuple[int, int]:
+        """Something that changes when counts arrive, and when another waiter is the first."""
+        self._owner.refresh(self)
+        queue = self._state.queue
+        return self._state.units, id(queue[0]) if queue else 0
+
+    @property
     def waiting(self) -> int:
         """How many tasks wait."""
         return len(self._state.queue)

@@ -6,7 +6,6 @@ import logging
 import os
 import socket
 import warnings
-import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -48,7 +47,6 @@ __all__ = ("Statistics", "TransferEngine")
 _LOGGER: Final = logging.getLogger(__name__)
 _MAX_LABEL: Final = 128
 _REMOTE: Final = Access.REMOTE_READ | Access.REMOTE_WRITE
-_ENGINES: Final[weakref.WeakSet[TransferEngine]] = weakref.WeakSet()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +154,6 @@ class TransferEngine:
             with anyio.CancelScope(shield=True):
                 await self._stop()
             raise
-        _ENGINES.add(self)
         return self
 
     async def _start(self) -> None:
@@ -256,7 +253,6 @@ class TransferEngine:
             return
         self.check_place()
         self._state = "closing"
-        _ENGINES.discard(self)
         with anyio.CancelScope(shield=True):
             await self.poster.settle(self._grace_s)
             self._groups.close()
@@ -295,14 +291,12 @@ class TransferEngine:
 
         :raises UsageError: saying which
         """
-        if self._state == "forked":
-            raise UsageError("this engine was opened before the fork: open another one in the child")
         if self._listener is not None:  # entered
             self._loop.check("the engine")
 
     def __del__(self) -> None:
         """Warn if it was left open; the native side stops with its last reference."""
-        if getattr(self, "_state", "") == "open":
+        if getattr(self, "_state", "") == "open" and not self._loop.is_forked:
             warnings.warn(f"{self!r} was not closed: use 'async with'", ResourceWarning, stacklevel=1)
 
     def __repr__(self) -> str:
@@ -676,12 +670,3 @@ def _counter_of(remote: RemoteRegion, counter: CounterRef | None) -> int | None:
         return remote.descriptor.counter
     check_counter(counter.peer, remote.peer)
     return counter.id
-
-
-def _forget_in_child() -> None:
-    # The worker threads stayed with the parent, and the devices are its own: whoever uses them here gets an error.
-    for engine in tuple(_ENGINES):
-        engine._state = "forked"  # noqa: SLF001
-
-
-os.register_at_fork(after_in_child=_forget_in_child)

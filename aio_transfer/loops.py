@@ -9,6 +9,7 @@ task per fd waits for it and drains for everybody.
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import TYPE_CHECKING, Protocol
 
@@ -44,6 +45,11 @@ class Waiter(Protocol):
 
 class Loop(Protocol):
     """What the engine needs of the event loop it runs on."""
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether this is a child of the process the loop ran in."""
+        ...
 
     def check(self, what: str) -> None:
         """Refuse use from another thread or another event loop.
@@ -87,7 +93,31 @@ def current_loop() -> Loop:
     return _AsyncioLoop()
 
 
-def _wrong_place(what: str) -> UsageError:
+_forks = 0
+
+
+def _count_fork() -> None:
+    global _forks  # noqa: PLW0603 - the process's
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_count_fork)
+
+
+class _OfThisProcess:
+    """Knows whether it is used in a forked child, where the engine's threads and devices are the parent's."""
+
+    def __init__(self) -> None:
+        self._born = _forks
+
+    @property
+    def is_forked(self) -> bool:
+        return self._born != _forks
+
+
+def _wrong_place(what: str, loop: _OfThisProcess) -> UsageError:
+    if loop.is_forked:
+        return UsageError(f"{what} was made before the fork: open another engine in the child")
     return UsageError(f"{what} belongs to the event loop and thread that opened its engine; it was used from another")
 
 
@@ -105,8 +135,9 @@ class _AsyncioWaiter:
         await self._future
 
 
-class _AsyncioLoop:
+class _AsyncioLoop(_OfThisProcess):
     def __init__(self) -> None:
+        super().__init__()
         import asyncio  # noqa: PLC0415 - only where it runs
 
         self._loop = asyncio.get_running_loop()
@@ -114,8 +145,8 @@ class _AsyncioLoop:
         self._running = asyncio._get_running_loop  # noqa: SLF001 - does not raise without a loop; 40 ns
 
     def check(self, what: str) -> None:
-        if self._running() is not self._loop:
-            raise _wrong_place(what)
+        if self._running() is not self._loop or self._born != _forks:
+            raise _wrong_place(what, self)
 
     def watch(self, fd: int, on_ready: Callable[[], None]) -> None:
         self._loop.add_reader(fd, on_ready)
@@ -167,8 +198,9 @@ class _TrioWaiter:
         await trio.lowlevel.wait_task_rescheduled(abort)
 
 
-class _TrioLoop:
+class _TrioLoop(_OfThisProcess):
     def __init__(self) -> None:
+        super().__init__()
         import trio  # noqa: PLC0415 - only where it runs
 
         self._trio = trio
@@ -178,17 +210,18 @@ class _TrioLoop:
 
     def check(self, what: str) -> None:
         # Asking for the current token raises outside a run; comparing threads first keeps that to the odd case.
-        if threading.get_ident() != self._thread or not self._trio.lowlevel.in_trio_run():
-            raise _wrong_place(what)
-        if self._trio.lowlevel.current_trio_token() is not self._token:
-            raise _wrong_place(what)
+        wrong = self._born != _forks or threading.get_ident() != self._thread or not self._trio.lowlevel.in_trio_run()
+        if wrong or self._trio.lowlevel.current_trio_token() is not self._token:
+            raise _wrong_place(what, self)
 
     def watch(self, fd: int, on_ready: Callable[[], None]) -> None:
         scope = self._watches[fd] = self._trio.CancelScope()
 
         async def pump() -> None:
             with scope:
-                while True:
+                # Not `while True`: an fd that was unwatched before this task first ran may be closed already, and trio
+                # registers before it looks at the scope.
+                while not scope.cancel_called:
                     await self._trio.lowlevel.wait_readable(fd)
                     on_ready()
 

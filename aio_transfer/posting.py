@@ -14,7 +14,7 @@ import anyio
 from .control import Abort, GrantReply, GrantRequest, Promise, clip
 from .cutting import Route
 from .drivers import ANY_REGION, PeerNumber, RegionNumber, RemoteMemory, TransferId
-from .errors import AioTransferError, StaleRegionError, TransferAbortedError, UsageError
+from .errors import AioTransferError, ClosedError, StaleRegionError, TransferAbortedError, UsageError
 from .failures import failure_of, fresh
 from .planner import plan_notify
 from .transfers import Path, Transfer
@@ -177,16 +177,15 @@ class Poster:
             try:
                 bounds = [await self.bind(peer, remote) for remote in remotes]
                 batch = plan([bound.route for bound in bounds], self._cursor)
+            except ClosedError:
+                self._give_up(transfer, peer.label)
             except AioTransferError as error:
                 connection = self._peering.peers.get(peer.incarnation)
                 if connection is not None:
                     self._abort(connection, promises, transfer.operation, str(error))
                 transfer.finish_part(fresh(error))
             except BaseException:
-                reason = "the engine was closed before it was posted"
-                transfer.finish_part(
-                    lambda: TransferAbortedError(transfer.operation, reason, peer=peer.label, nbytes=transfer.nbytes)
-                )
+                self._give_up(transfer, peer.label)
                 raise
             else:
                 self._post(transfer, bounds[0], batch, promises)
@@ -195,6 +194,13 @@ class Poster:
 
         self._deferred.add(transfer)
         self._tasks.start_soon(later, name=f"aio_transfer.{transfer.operation}({peer.label})")
+
+    @staticmethod
+    def _give_up(transfer: Transfer, peer: str) -> None:
+        reason = "the engine was closed before it was posted"
+        transfer.finish_part(
+            lambda: TransferAbortedError(transfer.operation, reason, peer=peer, nbytes=transfer.nbytes)
+        )
 
     def _post(self, transfer: Transfer, bound: Bound, batch: Plan, promises: Promises) -> None:
         peer = bound.peer
@@ -282,7 +288,9 @@ class Poster:
                 await self._ask(peer, one, remote, number)
             else:
                 one.driver.register(number, RemoteMemory(peer=peer.number, nbytes=remote.nbytes, keys=keys[0]))
-            peer.imports[key] = number
+                peer.imports[key] = number
+            if key not in peer.imports:  # taken back while we were told that we may have it
+                raise StaleRegionError(f"{remote.descriptor.region:#x}", peer.label)
         has = one.capabilities
         route = Route(
             peer=peer.number, remote_region=number, rails=len(has.rails), max_piece_nbytes=has.max_piece_nbytes
@@ -308,6 +316,8 @@ class Poster:
                 one.driver.register(number, memory)
             except AioTransferError as error:
                 failure.append(error)
+            else:
+                peer.imports[remote.key] = number  # at once: the next frame may take it back
 
         request = next(self._requests) & 0xFFFF_FFFF
         peer.grants[request] = take

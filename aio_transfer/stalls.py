@@ -47,7 +47,7 @@ class StallWatch:
         self._event = anyio.Event()
         self._asleep = False
         self._told: set[tuple[str, int]] = set()
-        self._waits: dict[int, tuple[int, float]] = {}
+        self._waits: dict[int, tuple[tuple[int, int], float]] = {}
         self.count = 0
         """Stalls reported so far."""
 
@@ -81,16 +81,16 @@ class StallWatch:
             await anyio.sleep(self._stall_s / _LOOKS)
 
     def _look_at(self, waits: list[ImmCounter], now: float) -> None:
-        seen: dict[int, tuple[int, float]] = {}
+        seen: dict[int, tuple[tuple[int, int], float]] = {}
         for counter in waits:
-            missing, since = self._waits.get(counter.id, (-1, now))
-            lacking = counter.missing  # looks at what has arrived
-            if lacking != missing:
-                seen[counter.id] = (lacking, now)
+            mark, since = self._waits.get(counter.id, (None, now))
+            current = counter.mark  # looks at what has arrived
+            if current != mark:
+                seen[counter.id] = (current, now)
                 self._told.discard(("counter", counter.id))
                 continue
-            seen[counter.id] = (missing, since)
-            if lacking and now - since >= self._stall_s:
+            seen[counter.id] = (current, since)
+            if now - since >= self._stall_s:
                 self._tell_counter(counter)
         self._waits = seen
 

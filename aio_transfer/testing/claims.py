@@ -10,7 +10,7 @@ from aio_transfer.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ("RULES", "MISTYPED", "ConformanceError", "Refusal", "claim", "refused")
+__all__ = ("MISTYPED", "RULES", "ConformanceError", "Refusal", "claim", "refused")
 
 MISTYPED: Final = (UsageError, TypeError)
 """What an argument of a type that annotations forbid may raise; still before anything is started."""

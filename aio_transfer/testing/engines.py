@@ -71,7 +71,11 @@ async def level(engines: list[TransferEngine]) -> None:
         # Some work, since a driver may put tidying up off until there is some; a check of its own is against that.
         await (await engine.register(engine.allocate(1))).aclose()
     for engine in still_open:
-        await until(lambda engine=engine: not leftovers(engine), lambda engine=engine: leftovers(engine), _LEVEL_S)
+        await _until_level(engine)
+
+
+async def _until_level(engine: TransferEngine) -> None:
+    await until(lambda: not leftovers(engine), lambda: leftovers(engine), _LEVEL_S)
 
 
 def leftovers(engine: TransferEngine) -> str:
@@ -138,7 +142,7 @@ async def exactly(
     """
     due = count if total is None else total
     try:
-        with anyio.fail_after(5):
+        with anyio.fail_after(3):
             await counter.wait(count)
     except TimeoutError:
         raise ConformanceError(f"the counter stays at {counter.value}, and {due} counts were due") from None

@@ -89,10 +89,10 @@ class Memory:
             return
         wrong = np.flatnonzero(self._whole != self._model)
         first, last = int(wrong[0]) - GUARD_NBYTES, int(wrong[-1]) - GUARD_NBYTES
-        where = "inside" if 0 <= first and last < self.nbytes else "OUTSIDE, in the guard bytes,"
+        where = "inside" if first >= 0 and last < self.nbytes else "OUTSIDE, in the guard bytes,"
         raise ConformanceError(
-            f"{wrong.size} bytes {where} of {self.region.name} ({self.nbytes} B) are wrong{when and ' '}{when}: offsets "
-            f"{first} … {last}; at the first is {self._whole[wrong[0]]:#04x}, due {self._model[wrong[0]]:#04x}"
+            f"{wrong.size} bytes {where} of {self.region.name} ({self.nbytes} B) are wrong{when and ' '}{when}: "
+            f"offsets {first} … {last}; at the first is {self._whole[wrong[0]]:#04x}, due {self._model[wrong[0]]:#04x}"
         )
 
 

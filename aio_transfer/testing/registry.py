@@ -53,7 +53,7 @@ def check(rule: str, *needs: Needs) -> Callable[[Body], Body]:
     """
 
     def add(body: Body) -> Body:
-        name = body.__name__.removeprefix("check_")  # type: ignore[attr-defined]
+        name = body.__name__.removeprefix("check_")
         if rule not in RULES or name in CHECKS:
             raise ValueError(f"{name}: {rule!r} is no rule, or the name is taken")
         promise = (body.__doc__ or name).strip().partition("\n")[0]

@@ -8,6 +8,7 @@ from . import (
     counters,
     descriptors,
     failures,
+    leaving,
     messages,
     pages,
     peers,
@@ -16,6 +17,8 @@ from . import (
     regions,
     reports,
     scatter,
+    sources,
+    succession,
     waiting,
     writes,
 )
@@ -28,6 +31,7 @@ __all__ = (
     "counters",
     "descriptors",
     "failures",
+    "leaving",
     "messages",
     "pages",
     "peers",
@@ -36,6 +40,8 @@ __all__ = (
     "regions",
     "reports",
     "scatter",
+    "sources",
+    "succession",
     "waiting",
     "writes",
 )

@@ -1,8 +1,9 @@
+# ruff: noqa: D401, PLR2004 - a docstring is the promise itself; what counts is due, is written out
 """Arguments that cannot be meant: each gives a typed error before anything is started."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -83,7 +84,9 @@ async def check_page_ids_out_of_range(spec: Spec) -> None:
             for page in (-1, 1025, 1.5, 2**63, 2**64, None):
                 with refused(f"a page of {page!r} B", UsageError):
                     side.pages([0], page)  # type: ignore[arg-type]
-            for key in ({"stride_nbytes": -1}, {"offset_nbytes": -1}, {"offset_nbytes": 1000}, {"stride_nbytes": 2**62}):
+            for key in (
+                {"stride_nbytes": -1}, {"offset_nbytes": -1}, {"offset_nbytes": 1000}, {"stride_nbytes": 2**62}
+            ):
                 with refused(f"page 1 with {key}", UsageError):
                     side.pages([1], 64, **key)
 
@@ -129,12 +132,13 @@ async def check_closed_source(spec: Spec) -> None:
         source, target = await Memory.open(a, 64, rng), await Memory.open(b, 64, rng)
         part, pages, remote = source.region[:], source.region.pages([0], 64), target.remote()
         await source.region.aclose()
-        for what, attempt in {
+        attempts: dict[str, Callable[[], object]] = {
             "write": lambda: a.submit_write(part, remote[:]),
             "pages": lambda: a.submit_pages(pages, remote.pages([0], 64)),
             "scatter": lambda: a.submit_scatter([part], [remote[:]]),
             "read": lambda: a.submit_read(part, remote[:]),
-        }.items():
+        }
+        for what, attempt in attempts.items():
             with refused(f"{what} with a slice of a closed region", ClosedError):
                 attempt()
 
@@ -168,7 +172,7 @@ async def check_counter_ids_out_of_range(spec: Spec) -> None:
 @check("bad input")
 async def check_settings(spec: Spec) -> None:
     """Settings that cannot be meant are refused when the engine is made or entered."""
-    bad = {
+    bad: dict[str, dict[str, Any]] = {
         "a liveness timeout of 0": {"liveness_timeout_s": 0},
         "a negative deadline": {"connect_deadline_s": -1},
         "a stall time of 0": {"stall_s": 0.0},

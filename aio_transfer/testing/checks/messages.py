@@ -1,3 +1,4 @@
+# ruff: noqa: D401, PLR2004 - a docstring is the promise itself; what counts is due, is written out
 """Messages: two-sided, once each, bounded by a window of 64."""
 
 from __future__ import annotations
@@ -91,19 +92,18 @@ async def check_messages_window(spec: Spec) -> None:
 @check("messages", "messages")
 async def check_messages_blocked_sender_and_others(spec: Spec) -> None:
     """A peer that takes nothing holds up only what is sent to it."""
-    async with mesh(spec, 3) as (a, b, c):
-        async with anyio.create_task_group() as tasks:
+    async with mesh(spec, 3) as (a, b, c), anyio.create_task_group() as tasks:
 
-            async def flood() -> None:
-                while True:
-                    await a.send(b.address, b"x")
+        async def flood() -> None:
+            while True:
+                await a.send(b.address, b"x")
 
-            tasks.start_soon(flood)
-            await a.connect(c.address)
-            for index in range(3 * WINDOW):
-                await a.send(c.address, index.to_bytes(2, "big"))
-                claim(await receive(c, 1) == [index.to_bytes(2, "big")], "a message to the third peer is lost")
-            tasks.cancel_scope.cancel()
+        tasks.start_soon(flood)
+        await a.connect(c.address)
+        for index in range(3 * WINDOW):
+            await a.send(c.address, index.to_bytes(2, "big"))
+            claim(await receive(c, 1) == [index.to_bytes(2, "big")], "a message to the third peer is lost")
+        tasks.cancel_scope.cancel()
 
 
 @check("rule 8", "messages")
@@ -204,7 +204,7 @@ async def check_messages_end_with_engine(spec: Spec) -> None:
             for _ in range(5):
                 await anyio.lowlevel.checkpoint()
             await b.aclose()
-            await until(lambda: ended == 3, lambda: f"{ended} of 3 iterations ended with the engine")  # noqa: PLR2004
+            await until(lambda: ended == 3, lambda: f"{ended} of 3 iterations ended with the engine")
         with refused("messages of a closed engine", ClosedError):
             await receive(b, 1)
 

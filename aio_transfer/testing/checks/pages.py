@@ -1,3 +1,4 @@
+# ruff: noqa: D401, PLR2004 - a docstring is the promise itself; what counts is due, is written out
 """Paged writes: page i to page i, one count each, gaps untouched."""
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from aio_transfer.testing.registry import check
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from numpy.typing import ArrayLike
 
     from aio_transfer.testing.spec import Spec
 
@@ -58,7 +61,8 @@ async def check_pages_empty_list(spec: Spec) -> None:
     async with pair(spec) as (a, b):
         source, target = await Memory.open(a, 64, rng), await Memory.open(b, 64, rng)
         counter = b.counter()
-        for none in ([], (), np.empty(0, np.int64), range(0)):
+        forms: tuple[ArrayLike, ...] = ([], (), np.empty(0, np.int64), range(0))
+        for none in forms:
             transfer = a.submit_pages(source.region.pages(none, 16), target.remote(counter).pages(none, 16))
             claim(transfer.done and transfer.count == 0, f"{transfer!r} of no pages is not complete at once")
             await transfer
@@ -123,7 +127,7 @@ async def check_pages_large(spec: Spec) -> None:
             await counter.wait(3)
             expect_pages(target, source, [0, 1, 2], [2, 0, 1], size)
             target.verify(f"after three pages of {size} B")
-            claim(counter.value == 3 * index + 3, f"three pages of {size} B: {counter.value} counts, not {3 * index + 3}")
+            claim(counter.value == 3 * index + 3, f"{counter.value} counts, {3 * index + 3} due: pages of {size} B")
         await exactly(counter, 0, b, a, total=3 * len(sizes))
 
 
@@ -175,7 +179,7 @@ async def check_pages_never_ahead(spec: Spec) -> None:
             await counter.wait(min(100, count - counted))
             counted = counter.value
             # The count is read before the memory: what it shows must be there, more may be.
-            there = int((target.array.reshape(count, size) == 0xA5).all(axis=1).sum())  # noqa: PLR2004
+            there = int((target.array.reshape(count, size) == 0xA5).all(axis=1).sum())
             claim(there >= counted, f"{counted} pages were counted when {there} were there")
         await transfer
         target.expect(0, source.array)

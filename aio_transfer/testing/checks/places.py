@@ -1,3 +1,4 @@
+# ruff: noqa: D401 - a docstring is the promise itself; what counts is due, is written out
 """Use from another thread, another event loop, or after a fork: refused, and nothing is harmed."""
 
 from __future__ import annotations
@@ -5,6 +6,7 @@ from __future__ import annotations
 import os
 import pickle
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
@@ -206,7 +208,7 @@ async def check_after_fork(spec: Spec) -> None:
                 seen = {name: outcome(call) for name, call in scene.calls().items()}
                 late = ("counter.wait", "region.aclose", "messages")
                 awaits = {name: make for name, make in scene.awaits().items() if name not in late}
-                seen |= {name: outcome(lambda make=make: step(make)) for name, make in awaits.items()}
+                seen |= {name: outcome(partial(step, make)) for name, make in awaits.items()}
                 wrong = {name: what for name, what in seen.items() if what}
             finally:
                 os.write(theirs, pickle.dumps(wrong))
@@ -214,7 +216,7 @@ async def check_after_fork(spec: Spec) -> None:
         os.close(theirs)
         with os.fdopen(ours, "rb") as pipe:
             wrong = pickle.loads(pipe.read())  # noqa: S301 - of our own child
-        os.waitpid(child, 0)
+        os.waitpid(child, 0)  # noqa: ASYNC222 - it has closed its pipe, so it ends now
         claim(not wrong, f"after a fork: {described(wrong)}")
         await scene.unharmed()
 

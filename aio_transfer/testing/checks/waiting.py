@@ -1,3 +1,4 @@
+# ruff: noqa: D401, PLR2004 - a docstring is the promise itself; what counts is due, is written out
 """Waiting on a counter: a FIFO semaphore, whatever is cancelled in the middle of it."""
 
 from __future__ import annotations
@@ -37,9 +38,19 @@ class Queue:
     async def enter(self, tasks: anyio.abc.TaskGroup, **counts: int) -> None:
         """Let tasks join, one after the other."""
         for name, count in counts.items():
-            waiting = self._counter.waiting
+            due = self._counter.waiting + 1
             tasks.start_soon(self.join, name, count)
-            await until(lambda waiting=waiting: self._counter.waiting > waiting, f"{name} does not begin to wait")
+            await self.reaches(due)
+
+    async def reaches(self, waiting: int) -> None:
+        """Wait until so many wait."""
+        counter = self._counter
+        await until(lambda: counter.waiting == waiting, lambda: f"{counter.waiting} tasks wait, and {waiting} are to")
+
+    async def served_are(self, due: set[str]) -> None:
+        """Wait until these have been served; those of one batch may run in any order."""
+        await until(lambda: len(self.served) >= len(due), lambda: f"served are {self.served}")
+        claim(set(self.served) == due, f"{self.served} were served, and {due} were due")
 
 
 async def raise_by(sender: TransferEngine, owner: TransferEngine, counter: ImmCounter, count: int) -> None:
@@ -205,9 +216,7 @@ async def check_wait_hundred_tasks(spec: Spec) -> None:
             await queue.enter(tasks, **{f"t{index}": 1 for index in range(100)})
             for half in (50, 100):
                 await raise_by(a, b, counter, 50)
-                await until(lambda half=half: len(queue.served) == half, lambda: f"served are {queue.served}")
-                due = {f"t{index}" for index in range(half)}  # those of one batch may run in any order
-                claim(set(queue.served) == due, f"{half} counts served {queue.served}")
+                await queue.served_are({f"t{index}" for index in range(half)})
         claim(counter.value == 100, f"the total is {counter.value}")
 
 
