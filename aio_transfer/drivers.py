@@ -130,7 +130,8 @@ class RemoteMemory:
     """A peer's memory, about to be named in runs.
 
     :param keys: the bytes its owner's :meth:`Driver.register` returned
-    :param fds: what came with the grant, where :attr:`Capabilities.grants` says there is one; the driver dups them
+    :param fds: what its owner sent along, where :attr:`Capabilities.grants` says that there is something; the driver
+        dups them
     """
 
     peer: PeerNumber
@@ -160,7 +161,7 @@ class Capabilities:
     :param max_piece_nbytes: the largest single piece; the planner splits above it
     :param max_message_nbytes: 0 where :meth:`Driver.send` is not offered
     :param same_host: reaches only peers on this host
-    :param grants: a remote region must first be granted over the control connection, since fds travel with it
+    :param grants: a peer's region comes with fds, which its owner sends over the control connection
     :param protocol: how a write is done, in words, for ``transfer.path``
     """
 

@@ -118,8 +118,8 @@ class Poster:
         transfer = Transfer(
             self._loop, operation, peer.label, nbytes=batch.nbytes, count=batch.chunks, leases=leases
         )
-        if not batch.chunks:
-            transfer.finish_part()
+        if not batch.chunks or (not batch.nbytes and counter is None):
+            transfer.finish_part()  # nothing moves and nobody counts
             return transfer
         promises = () if counter is None else ((counter, batch.chunks),)
         if bound is not None:
@@ -283,12 +283,7 @@ class Poster:
         number = ANY_REGION
         if remote is not None:
             number = RegionNumber(next(self._regions))
-            keys = remote.descriptor.keys.get(one.name)
-            if one.capabilities.grants or keys is None:
-                await self._ask(peer, one, remote, number)
-            else:
-                one.driver.register(number, RemoteMemory(peer=peer.number, nbytes=remote.nbytes, keys=keys[0]))
-                peer.imports[key] = number
+            await self._ask(peer, one, remote, number)
             if key not in peer.imports:  # taken back while we were told that we may have it
                 raise StaleRegionError(f"{remote.descriptor.region:#x}", peer.label)
         has = one.capabilities
@@ -308,7 +303,8 @@ class Poster:
             if not reply.ok:
                 failure.append(StaleRegionError(f"{remote.descriptor.region:#x}", peer.label, reply.reason))
                 return
-            if remote.descriptor.access & ~reply.access or remote.nbytes != reply.nbytes:
+            known = remote.descriptor.keys.get(one.name, (reply.keys,))
+            if remote.descriptor.access & ~reply.access or remote.nbytes != reply.nbytes or known != (reply.keys,):
                 failure.append(UsageError(f"the descriptor of {remote.name} claims more than its owner grants"))
                 return
             memory = RemoteMemory(peer=peer.number, nbytes=remote.nbytes, keys=reply.keys, fds=fds)

@@ -27,8 +27,8 @@ __all__ = ("Region", "RegionOwner", "RemoteRegion", "RemoteSlice", "Slice")
 class RegionOwner(Protocol):
     """What a region asks of the engine that registered it."""
 
-    def describe_region(self, region: Region, counter: int | None) -> RegionDescriptor:
-        """Add our address and the drivers' keys."""
+    def describe_region(self, region: Region, counter: object) -> RegionDescriptor:
+        """Add our address and the drivers' keys, and check the counter's id."""
         ...
 
     async def close_region(self, region: Region) -> None:
@@ -86,7 +86,8 @@ class Region(Leased):
         :raises ClosedError: closing has begun
         """
         self.require_open()
-        return self._owner.describe_region(self, getattr(counter, "id", counter))
+        number: object = getattr(counter, "id", counter)
+        return self._owner.describe_region(self, number)
 
     def pages(
         self, ids: ArrayLike, page_nbytes: int, *, stride_nbytes: int | None = None, offset_nbytes: int = 0

@@ -94,7 +94,7 @@ class Registry:
         self._regions[number] = (region, keys)
         return region
 
-    def describe_region(self, region: Region, counter: int | None) -> RegionDescriptor:
+    def describe_region(self, region: Region, counter: object) -> RegionDescriptor:
         """Build a descriptor; use ``region.descriptor()``."""
         self._check()
         if counter is not None and (not isinstance(counter, int) or not 0 <= counter <= MAX_COUNTER_ID):

@@ -106,8 +106,9 @@ ShmDomain::ShmDomain(Sink& sink, std::shared_ptr<OwnSegment> segment)
   attributes_.protocol = "memcpy into the peer's mapped memory; process_vm_writev into other memory";
   attributes_.same_host = true;
   attributes_.grants = true;
-  attributes_.inline_nbytes = 16 << 10;
-  attributes_.inline_pieces = 16;
+  // Measured: handing over costs 18 us more per submit and a wake of the loop; streams gain by it from 128-256 KiB on.
+  attributes_.inline_nbytes = 128 << 10;
+  attributes_.inline_pieces = 256;
   attributes_.quantum = 256;
   free_regions_.reserve(kRegionSlots);
   for (std::uint32_t slot = kRegionSlots; slot-- > 0;) free_regions_.push_back(slot);
