@@ -334,6 +334,10 @@ class Peering:
         self.end(peer, PeerState.LOST, f"it showed no pulse within {self._deadline_s:g} s")
 
     def _hear(self, peer: Connection, frame: Frame, fds: tuple[int, ...]) -> None:
+        if peer.state in _ENDED:  # read in the tick in which it ended
+            for fd in fds:
+                os.close(fd)
+            return
         match frame:
             case Goodbye(reason=reason):
                 with _owned(fds):

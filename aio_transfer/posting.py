@@ -258,11 +258,11 @@ class Poster:
         """
         key = remote.key if remote is not None else (address.incarnation, 0, 0)
         while True:
-            bound = self._bound.get(key)
-            if bound is not None:
-                return bound
             peer = self._peering.ensure(address)
             await peer.wait_ready()
+            bound = self._bound.get(key)  # after the wait: another task may have been first
+            if bound is not None:
+                return bound
             under_way = peer.importing.get(key)
             if under_way is not None:
                 await under_way.wait()

@@ -37,7 +37,7 @@ async def check_cancel_before_post(spec: Spec) -> None:
             with anyio.CancelScope() as scope:
                 scope.cancel()
                 await a.write(source.region[:], remote[:])
-            claim(scope.cancelled_caught, f"a write in a cancelled scope was not cancelled ({connected=})")
+            claim(scope.cancelled_caught or connected, "a write that waits for a connection was not cancelled")
             await source_settles(source)
             await ping(a, b)
             if counter.value:
@@ -69,7 +69,7 @@ async def check_cancel_in_flight(spec: Spec) -> None:
             with anyio.CancelScope() as scope:
                 scope.cancel()
                 await transfer
-            claim(scope.cancelled_caught, "the await was not cancelled")
+            claim(scope.cancelled_caught or transfer.done, "the await was not cancelled, and the write goes on")
             claim(transfer.done or source.region.leases == 1, "the source is not leased, and the write goes on")
             await transfer
         target.expect(0, source.array)

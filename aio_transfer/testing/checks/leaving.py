@@ -105,7 +105,7 @@ async def check_barrier_member_closes_while_joining(spec: Spec) -> None:
 @check("rule 10")
 async def check_barrier_leave_after_the_last(spec: Spec) -> None:
     """A member that leaves right after its last barrier fails nobody who is still in that one."""
-    for _ in range(20):
+    for _ in range(6):
         async with mesh(spec, 3) as engines:
             members = await groups(engines)
 
@@ -123,7 +123,7 @@ async def check_barrier_leave_after_the_last(spec: Spec) -> None:
 @check("rule 10")
 async def check_barrier_close_after_the_last(spec: Spec) -> None:
     """An engine that closes right after its last barrier fails nobody who is still in that one."""
-    for _ in range(10):
+    for _ in range(5):
         async with mesh(spec, 3) as engines:
             members = await groups(engines)
 
