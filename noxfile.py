@@ -41,7 +41,9 @@ def lint(session: nox.Session) -> None:
     session.install(*group("lint"))
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
-    sources = [str(path) for path in sorted(pathlib.Path("backends").glob("*/*.[ch]*")) if path.suffix in {".h", ".cpp"}]
+    sources = [
+        str(path) for path in sorted(pathlib.Path("backends").glob("*/*.[ch]*")) if path.suffix in {".h", ".cpp"}
+    ]
     session.run("clang-format", "--dry-run", "--Werror", *sources)
 
 
@@ -65,7 +67,7 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Everything that CI tests: unit, conformance on every backend that can run here, two processes, examples."""
     install(session, "test")
-    session.run("python", "-P", "-m", "pytest", *(session.posargs or ["-q"]), env={"PYTHONDEVMODE": "0"})
+    session.run("python", "-P", "-m", "pytest", *(session.posargs or ["-q"]))
 
 
 @nox.session(python=PYTHONS, default=False)
@@ -101,7 +103,14 @@ def abi(session: nox.Session) -> None:
         session.run("apt-get", "install", "-y", "-q", "libfabric-dev", external=True)
     program = pathlib.Path(session.create_tmp()) / "libfabric_check"
     session.run(
-        "g++", "-std=c++20", "-Wall", "-Wextra", "-Werror", "tests/abi/libfabric_check.cpp", "-o", str(program),
+        "g++",
+        "-std=c++20",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "tests/abi/libfabric_check.cpp",
+        "-o",
+        str(program),
         external=True,
     )
     session.run(str(program), external=True)
@@ -116,7 +125,16 @@ def sanitizers(session: nox.Session, kind: str) -> None:
     runtime = "libtsan.so" if kind == "thread" else "libasan.so"
     library = session.run("g++", f"-print-file-name={runtime}", external=True, silent=True)
     session.run(
-        "python", "-P", "-m", "pytest", "-q", "--timeout", "120", "tests/conformance", "-k", "asyncio",
+        "python",
+        "-P",
+        "-m",
+        "pytest",
+        "-q",
+        "--timeout",
+        "120",
+        "tests/conformance",
+        "-k",
+        "asyncio",
         env={
             "LD_PRELOAD": str(library).strip(),
             "ASAN_OPTIONS": "detect_leaks=0",

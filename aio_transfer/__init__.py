@@ -4,7 +4,7 @@ from aio_transfer.control import PeerInfo
 from aio_transfer.counters import ImmCounter
 from aio_transfer.descriptors import CounterRef, RegionDescriptor
 from aio_transfer.drivers import Access
-from aio_transfer.engine import Statistics, TransferEngine
+from aio_transfer.engine import TransferEngine
 from aio_transfer.errors import (
     AioTransferError,
     AuthenticationError,
@@ -25,6 +25,7 @@ from aio_transfer.messages import ReceivedMessage
 from aio_transfer.pages import Pages, RemotePages
 from aio_transfer.peers import Peer, PeerState
 from aio_transfer.regions import Region, RemoteRegion, RemoteSlice, Slice
+from aio_transfer.statistics import Statistics
 from aio_transfer.transfers import Path, Transfer
 
 __version__ = "0.1.0"

@@ -238,14 +238,11 @@ class CounterTable:
         drivers = self._drivers
         while True:
             need = state.awaited_units
-            if len(drivers) == 1:
-                total = drivers[0].expect(counter.id, need)
-            else:
-                total = self._arm_each(counter.id, need)
-            state.deliver(total)
+            single = len(drivers) == 1
+            state.deliver(drivers[0].expect(counter.id, need) if single else self._arm_each(counter.id, need))
             if need:
                 self.on_wait()
-            if need == 0 or state.awaited_units == need:
+            if not need or state.awaited_units == need:
                 return
 
     def _arm_each(self, number: CounterId, need: int) -> int:

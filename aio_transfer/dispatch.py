@@ -103,7 +103,7 @@ class Dispatcher:
             case EventKind.SENT:
                 self._messenger.on_sent(number)
 
-    def on_frame(self, peer: Connection, frame: Frame, fds: tuple[int, ...]) -> None:
+    def on_frame(self, peer: Connection, frame: Frame, fds: tuple[int, ...]) -> None:  # noqa: C901 - a table
         """Handle a frame of a connected peer."""
         match frame:
             case GrantReply():

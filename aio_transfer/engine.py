@@ -6,13 +6,13 @@ import logging
 import os
 import socket
 import warnings
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import anyio
 import anyio.lowlevel
 import numpy as np
 
+from .arguments import address_of, counter_of, kind_of, require_kinds, scatter_job
 from .control import Credentials, Listener, PeerInfo, host_identity, new_incarnation
 from .counters import CounterTable, ImmCounter
 from .descriptors import CounterRef
@@ -23,15 +23,16 @@ from .groups import GroupBoard, PeerGroup
 from .loops import Loop, current_loop
 from .memory import allocate
 from .messages import Messenger
+from .pages import Pages, RemotePages
 from .peering import Peering
 from .peers import Peer
-from .planner import plan_pages, plan_read, plan_scatter, plan_write
-from .posting import Job, Poster, check_counter
-from .pages import Pages, RemotePages
+from .planner import plan_pages, plan_read, plan_write
+from .posting import Poster
 from .regions import Region, RemoteRegion, RemoteSlice, Slice
 from .registry import Registry
 from .selection import OpenDriver, open_drivers
 from .stalls import StallWatch
+from .statistics import Statistics, paths_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -42,31 +43,11 @@ if TYPE_CHECKING:
     from .messages import ReceivedMessage
     from .transfers import Transfer
 
-__all__ = ("Statistics", "TransferEngine")
+__all__ = ("TransferEngine",)
 
 _LOGGER: Final = logging.getLogger(__name__)
 _MAX_LABEL: Final = 128
 _REMOTE: Final = Access.REMOTE_READ | Access.REMOTE_WRITE
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Statistics:
-    """A snapshot of one engine.
-
-    :param peers: label → the path its bytes take, for every connected peer; where two have one label, its incarnation
-        follows
-    :param regions: registered now
-    :param transfers_under_way: submitted and not stopped
-    :param stalls: how many were reported so far
-    :param drivers: per backend, its own running totals: ``writes``, ``reads``, ``nbytes``, ``counts``, ``handles`` …
-    """
-
-    peers: Mapping[str, str]
-    regions: int
-    counters: int
-    transfers_under_way: int
-    stalls: int
-    drivers: Mapping[str, Mapping[str, int]]
 
 
 class TransferEngine:
@@ -182,9 +163,13 @@ class TransferEngine:
             liveness_timeout_s=self._liveness_timeout_s,
             deadline_s=self._connect_deadline_s,
         )
-        self.counters = CounterTable(self._loop, self.check, self.check_place, [one.driver for one in self._drivers.values()])
+        self.counters = CounterTable(
+            self._loop, self.check, self.check_place, [one.driver for one in self._drivers.values()]
+        )
         self.poster = Poster(self._loop, self.peering, self._tasks)
-        self._registry = Registry(self.check, self.check_place, self.address, self._drivers, self.peering, stall_s=self._stall_s)
+        self._registry = Registry(
+            self.check, self.check_place, self.address, self._drivers, self.peering, stall_s=self._stall_s
+        )
         self._messenger = Messenger(self.peering, self.poster.ids.__next__)
         self._groups = GroupBoard(self)
         self._watch = StallWatch(
@@ -338,7 +323,9 @@ class TransferEngine:
 
     # ------------------------------------------------------------------------------------------------------ counters
 
-    def counter(self, number: int | None = None, *, sources: Iterable[PeerInfo | RemoteRegion | Peer] = ()) -> ImmCounter:
+    def counter(
+        self, number: int | None = None, *, sources: Iterable[PeerInfo | RemoteRegion | Peer] = ()
+    ) -> ImmCounter:
         """Make a completion counter; hand it to peers with ``region.descriptor(counter=counter)``.
 
         :param number: a well-known id below 2**23, agreed on beforehand: counts for it are kept from first sight,
@@ -349,7 +336,7 @@ class TransferEngine:
         :raises BusyError: a counter of this id is open
         """
         self.check()
-        peers = [_address(source) for source in sources]
+        peers = [address_of(source) for source in sources]
         for peer in peers:
             self._check_other(peer)
         counter = self.counters.create(number, [peer.incarnation for peer in peers])
@@ -365,7 +352,7 @@ class TransferEngine:
         """
         if not isinstance(number, int) or not 0 <= number < 1 << 24:
             raise UsageError(f"a counter id has 24 bits, not {number!r}")
-        return CounterRef(_address(peer), number)
+        return CounterRef(address_of(peer), number)
 
     # ------------------------------------------------------------------------------------------------------- writing
 
@@ -395,7 +382,7 @@ class TransferEngine:
     ) -> Transfer:
         """Start what :meth:`write` does, and return at once."""
         region, remote = self._pair(source, target, Slice, RemoteSlice)
-        number = _counter_of(remote, counter) if counted else None
+        number = counter_of(remote, counter) if counted else None
         return self.poster.submit(
             "write",
             remote.peer,
@@ -422,7 +409,7 @@ class TransferEngine:
     ) -> Transfer:
         """Start what :meth:`write_pages` does, and return at once."""
         region, remote = self._pair(source, target, Pages, RemotePages)
-        number = _counter_of(remote, counter) if counted else None
+        number = counter_of(remote, counter) if counted else None
         return self.poster.submit(
             "write_pages",
             remote.peer,
@@ -462,12 +449,14 @@ class TransferEngine:
         numbers: list[int | None] = []
         for index, (source, target) in enumerate(zip(sources, targets, strict=True)):
             self._pair(source, target, Slice, RemoteSlice)
-            numbers.append(_counter_of(target.region, counters[index] if counters is not None else None))
+            numbers.append(counter_of(target.region, counters[index] if counters is not None else None))
             by_peer.setdefault(target.region.peer.incarnation, []).append(index)
         return self.poster.submit_each(
             "scatter",
-            [_scatter_job([sources[i] for i in at], [targets[i] for i in at], [numbers[i] for i in at])
-             for at in by_peer.values()],
+            [
+                scatter_job([sources[i] for i in at], [targets[i] for i in at], [numbers[i] for i in at])
+                for at in by_peer.values()
+            ],
             leases=tuple({source.region for source in sources}),
             nbytes=sum(source.nbytes for source in sources),
             count=len(targets),
@@ -523,15 +512,11 @@ class TransferEngine:
         )
 
     def _pair(
-        self, local: Slice | Pages, remote: RemoteSlice | RemotePages, ours: type, theirs: type
+        self, local: Slice | Pages, remote: RemoteSlice | RemotePages, ours: type[Slice | Pages], theirs: type
     ) -> tuple[Region, RemoteRegion]:
         """Check both ends of an operation as far as no peer is needed for it."""
         self.check()
-        if not isinstance(local, ours) or not isinstance(remote, theirs):
-            raise UsageError(
-                f"from {_kind(local)} to or from {_kind(remote)}: it takes {ours.__name__} and {theirs.__name__}, as "
-                f"region{_CUTS[ours]} and remote{_CUTS[ours]} give them"
-            )
+        require_kinds(local, remote, ours, theirs)
         region = local.region
         if region not in self._registry:
             region.require_open()
@@ -554,7 +539,7 @@ class TransferEngine:
         :cancellation: the attempt goes on for others that wait for it
         """
         self.check()
-        address = _address(peer)
+        address = address_of(peer)
         self._check_other(address)
         connection = self.peering.ensure(address)
         await connection.wait_ready()
@@ -563,7 +548,7 @@ class TransferEngine:
     async def disconnect(self, peer: PeerInfo | Peer | RemoteRegion) -> None:
         """Say goodbye to one peer. Its waiters that depend on us, and ours on it, get :class:`PeerLostError`."""
         self.check()
-        connection = self.peering.peers.get(_address(peer).incarnation)
+        connection = self.peering.peers.get(address_of(peer).incarnation)
         if connection is not None:
             await self.peering.leave(connection, self._grace_s)
 
@@ -577,7 +562,7 @@ class TransferEngine:
         :raises PeerLostError: a member cannot be reached
         """
         self.check()
-        addresses = [_address(peer) for peer in peers]
+        addresses = [address_of(peer) for peer in peers]
         group = PeerGroup(self, self._groups, addresses, name)
         try:
             connections = [self.peering.ensure(address) for address in addresses]
@@ -597,10 +582,10 @@ class TransferEngine:
         :cancellation: a message that waited for room is not sent
         """
         self.check()
-        address = _address(peer)
+        address = address_of(peer)
         self._check_other(address)
         if not isinstance(payload, bytes | bytearray | memoryview):
-            raise UsageError(f"a message is bytes, not {_kind(payload)}")
+            raise UsageError(f"a message is bytes, not {kind_of(payload)}")
         await self._messenger.send(self.peering.ensure(address), bytes(payload))
 
     def messages(self) -> AsyncIterator[ReceivedMessage]:
@@ -614,59 +599,11 @@ class TransferEngine:
     def statistics(self) -> Statistics:
         """Return a snapshot of what there is and what has moved."""
         self.check()
-        connected = [peer for peer in self.peering.peers.values() if peer.is_up]
         return Statistics(
-            peers=_named({peer.incarnation: (peer.label, str(peer.path)) for peer in connected}),
+            peers=paths_of(self.peering.peers.values()),
             regions=len(self._registry),
             counters=sum(1 for _ in self.counters),
             transfers_under_way=sum(1 for _ in self.poster.under_way),
             stalls=self._watch.count,
             drivers={name: dict(one.driver.statistics()) for name, one in self._drivers.items()},
         )
-
-
-_CUTS: Final = {Slice: "[a:b]", Pages: ".pages(ids, page_nbytes)"}
-
-
-def _named(peers: Mapping[bytes, tuple[str, str]]) -> dict[str, str]:
-    labels = [label for label, _ in peers.values()]
-    return {
-        label if labels.count(label) == 1 else f"{label} ({incarnation.hex()[:8]})": path
-        for incarnation, (label, path) in peers.items()
-    }
-
-
-def _kind(given: object) -> str:
-    return f"{type(given).__name__}"
-
-
-def _scatter_job(sources: list[Slice], targets: list[RemoteSlice], counters: list[int | None]) -> Job:
-    """What a scatter does with one peer."""
-    promises: dict[int, int] = {}
-    for counter in counters:
-        if counter is not None:
-            promises[counter] = promises.get(counter, 0) + 1
-    return Job(
-        targets[0].region.peer,
-        [target.region for target in targets],
-        lambda routes, cursor: plan_scatter(sources, targets, routes, counters=counters, cursor=cursor),
-        tuple(promises.items()),
-    )
-
-
-def _address(peer: PeerInfo | Peer | RemoteRegion) -> PeerInfo:
-    if isinstance(peer, PeerInfo):
-        return peer
-    if isinstance(peer, RemoteRegion):
-        return peer.peer
-    if isinstance(peer, Peer):
-        return peer.info
-    raise UsageError(f"{peer!r} is no peer: give remote.peer, engine.address of the other side, or what connect() returned")
-
-
-def _counter_of(remote: RemoteRegion, counter: CounterRef | None) -> int | None:
-    """Return the id to raise: the one given, else the descriptor's."""
-    if counter is None:
-        return remote.descriptor.counter
-    check_counter(counter.peer, remote.peer)
-    return counter.id

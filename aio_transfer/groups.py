@@ -179,7 +179,8 @@ class GroupBoard:
             for peer in missing:
                 gone = peer.incarnation in self._left.get(group.key, ())
                 if gone or self._engine.peering.peers.get(peer.incarnation) is None:
-                    raise self._gone(group, peer.incarnation, peer.label)()
+                    error = self._gone(group, peer.incarnation, peer.label)
+                    raise error()
             await self._changed.wait()
 
     async def _tell(self, group: PeerGroup, peer: PeerAddress) -> None:
@@ -199,7 +200,8 @@ class GroupBoard:
         joined = self._joins.get(group.key, {})
         for peer in group.peers:
             if peer.incarnation not in joined:
-                raise self._gone(group, peer.incarnation, peer.label)()
+                error = self._gone(group, peer.incarnation, peer.label)
+                raise error()
 
     def _gone(self, group: PeerGroup, incarnation: bytes, label: str) -> Callable[[], AioTransferError]:
         if incarnation in self._left.get(group.key, ()):

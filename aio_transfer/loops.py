@@ -138,7 +138,7 @@ class _AsyncioWaiter:
 class _AsyncioLoop(_OfThisProcess):
     def __init__(self) -> None:
         super().__init__()
-        import asyncio  # noqa: PLC0415 - only where it runs
+        import asyncio
 
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -176,7 +176,7 @@ class _TrioWaiter:
         self._woken = False
 
     def wake(self) -> None:
-        import trio  # noqa: PLC0415
+        import trio
 
         self._woken = True
         task, self._task = self._task, None
@@ -184,7 +184,7 @@ class _TrioWaiter:
             trio.lowlevel.reschedule(task)
 
     async def wait(self) -> None:
-        import trio  # noqa: PLC0415
+        import trio
 
         if self._woken:
             await trio.lowlevel.checkpoint()
@@ -201,7 +201,7 @@ class _TrioWaiter:
 class _TrioLoop(_OfThisProcess):
     def __init__(self) -> None:
         super().__init__()
-        import trio  # noqa: PLC0415 - only where it runs
+        import trio
 
         self._trio = trio
         self._token = trio.lowlevel.current_trio_token()

@@ -268,9 +268,7 @@ class Peering:
             one.driver.connect(peer.number, Endpoint(blob=answer.blob, fds=fds))
         await control.send(Joined(connection=peer.number))
         connection = await dial(peer.info, host=self._me.host, deadline_s=self._deadline_s)
-        pulse = await call(
-            connection, self._credentials, session=peer.token, role="pulse", expected=peer.incarnation
-        )
+        pulse = await call(connection, self._credentials, session=peer.token, role="pulse", expected=peer.incarnation)
         peer.pulse_fd, peer.pulsed = pulse.connection.detach(), True
         self._up(peer)
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     Planner = Callable[[Sequence[Route], int], Plan]
 
-__all__ = ("Bound", "Job", "Part", "Poster", "check_counter")
+__all__ = ("Bound", "Job", "Part", "Poster")
 
 _PROBE: Final = Route(peer=PeerNumber(0), remote_region=ANY_REGION, rails=1, max_piece_nbytes=2**62)
 """Plans against it only find out whether the arguments are good."""
@@ -115,9 +115,7 @@ class Poster:
         bound = self._bound.get(remote.key if remote is not None else (peer.incarnation, 0, 0))
         self._cursor += 1
         batch = plan((_PROBE if bound is None else bound.route,), self._cursor)
-        transfer = Transfer(
-            self._loop, operation, peer.label, nbytes=batch.nbytes, count=batch.chunks, leases=leases
-        )
+        transfer = Transfer(self._loop, operation, peer.label, nbytes=batch.nbytes, count=batch.chunks, leases=leases)
         if not batch.chunks or (not batch.nbytes and counter is None):
             transfer.finish_part()  # nothing moves and nobody counts
             return transfer
@@ -236,9 +234,7 @@ class Poster:
         if peer.is_over:
             text = peer.reason
         transfer.finish_part(
-            failure_of(
-                status, code, text, operation=transfer.operation, peer=peer.label, nbytes=transfer.nbytes
-            )
+            failure_of(status, code, text, operation=transfer.operation, peer=peer.label, nbytes=transfer.nbytes)
         )
         return True
 
@@ -320,9 +316,7 @@ class Poster:
         descriptor = remote.descriptor
         self._peering.tell(
             peer,
-            GrantRequest(
-                request=request, region=descriptor.region, generation=descriptor.generation, backend=one.name
-            ),
+            GrantRequest(request=request, region=descriptor.region, generation=descriptor.generation, backend=one.name),
         )
         try:
             await answered.wait()
@@ -379,14 +373,3 @@ class Poster:
                     transfer.operation, reason, peer=transfer.peer, nbytes=transfer.nbytes
                 )
             )
-
-
-def check_counter(counter_peer: PeerAddress, target: PeerAddress) -> None:
-    """Refuse a counter of another engine's than the target's.
-
-    :raises UsageError: it is
-    """
-    if counter_peer.incarnation != target.incarnation:
-        raise UsageError(f"the counter is {counter_peer.label}'s, and the target {target.label}'s")
-
-

@@ -40,7 +40,7 @@ class _Release:
 class Registry:
     """Registers, describes, grants and takes back."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one caller
         self,
         check: Callable[[], None],
         check_place: Callable[[], None],

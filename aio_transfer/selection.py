@@ -124,7 +124,7 @@ def open_drivers(backend: str | Iterable[str], options: Mapping[str, Mapping[str
                     raise
                 reasons.append(str(error))
         if not opened:
-            raise BackendUnavailableError("auto", "; ".join(reasons))
+            raise BackendUnavailableError("auto", "; ".join(reasons))  # noqa: TRY301 - nothing is open then
     except BaseException:
         for one in opened.values():
             one.driver.close()
@@ -167,9 +167,7 @@ def available() -> list[BackendReport]:
             has = one.capabilities
             one.driver.close()
             reports.append(
-                BackendReport(
-                    backend=name, provider=has.provider, usable=True, rails=has.rails, detail=has.protocol
-                )
+                BackendReport(backend=name, provider=has.provider, usable=True, rails=has.rails, detail=has.protocol)
             )
     return reports
 

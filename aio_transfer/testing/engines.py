@@ -100,9 +100,7 @@ def _is_open(engine: TransferEngine) -> bool:
     return True
 
 
-async def until(
-    condition: Callable[[], object], seen: str | Callable[[], str], deadline_s: float = 2.0
-) -> None:
+async def until(condition: Callable[[], object], seen: str | Callable[[], str], deadline_s: float = 2.0) -> None:
     """Let other tasks run until a condition holds.
 
     :param seen: what to say when it never does

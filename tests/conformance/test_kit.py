@@ -43,8 +43,9 @@ def wrong(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-@pytest.mark.parametrize(("wrong", "rule", "checks"), [(name, *found) for name, found in MUTANTS.items()],
-                         ids=MUTANTS, indirect=["wrong"])
+@pytest.mark.parametrize(
+    ("wrong", "rule", "checks"), [(name, *found) for name, found in MUTANTS.items()], ids=MUTANTS, indirect=["wrong"]
+)
 async def test_mutant_is_caught(wrong: Spec, rule: str, checks: tuple[str, ...]) -> None:
     report = await check_backend(wrong, only=checks)
     assert report.failures, f"{wrong} passed {checks}"

@@ -62,7 +62,7 @@ async def sender(engine: TransferEngine, nbytes: int) -> None:
 def metronome() -> None:
     """Say how long this machine let a process wait that only sleeps: what no program here could have done better."""
     longest, last = 0.0, time.perf_counter()
-    os.set_blocking(0, False)  # noqa: FBT003
+    os.set_blocking(0, False)
     while True:
         time.sleep(0.001)
         now = time.perf_counter()

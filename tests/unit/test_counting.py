@@ -91,11 +91,16 @@ def test_the_threshold_is_the_first_waiters(consumed: int, count: int, units: in
     assert state.missing == count
 
 
-@given(st.lists(st.one_of(
-    st.tuples(st.just("deliver"), st.integers(0, 5)),
-    st.tuples(st.just("wait"), st.integers(1, 4)),
-    st.tuples(st.just("withdraw"), st.integers(0, 10)),
-), max_size=60))
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("deliver"), st.integers(0, 5)),
+            st.tuples(st.just("wait"), st.integers(1, 4)),
+            st.tuples(st.just("withdraw"), st.integers(0, 10)),
+        ),
+        max_size=60,
+    )
+)
 def test_it_behaves_as_a_fifo_semaphore(steps: list[tuple[str, int]]) -> None:
     """Against a model that recomputes everything from the history."""
     state, total = CounterState(), 0

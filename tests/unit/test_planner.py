@@ -132,7 +132,7 @@ def test_contiguous_plans(  # noqa: PLR0913, PLR0917
     largest: int,
     stripe: int,
     cursor: int,
-    counted: bool,  # noqa: FBT001
+    counted: bool,
     data: st.DataObject,
 ) -> None:
     region, remote = big_region(make_region), make_remote(9 * MIB)
@@ -204,7 +204,7 @@ def test_256_pieces_are_the_limit_of_a_counted_chunk(
     make_remote: Callable[..., RemoteRegion],
     rails: int,
     count: int,
-    fits: bool,  # noqa: FBT001
+    fits: bool,
 ) -> None:
     region, remote = big_region(make_region), make_remote(9 * MIB)
     nbytes = count * 4096
@@ -283,8 +283,8 @@ def test_paged_plans(  # noqa: PLR0913, PLR0917
     largest: int,
     stripe: int,
     cursor: int,
-    counted: bool,  # noqa: FBT001
-    write: bool,  # noqa: FBT001
+    counted: bool,
+    write: bool,
     seed: int,
 ) -> None:
     assume(write or not counted)
@@ -386,7 +386,7 @@ def test_scatters(  # noqa: PLR0913, PLR0917
     rails: int,
     largest: int,
     cursor: int,
-    prepared: bool,  # noqa: FBT001
+    prepared: bool,
     seed: int,
 ) -> None:
     rng = np.random.default_rng(seed)

@@ -58,8 +58,20 @@ async def check_slices_out_of_range(spec: Spec) -> None:
     async with pair(spec) as (a, b):
         source, target = await Memory.open(a, 64, rng), await Memory.open(b, 64, rng)
         bad = [
-            slice(0, 65), slice(65, 65), slice(-65, None), slice(10, 9), slice(0, 1 << 70), slice(None, None, 2),
-            slice(None, None, -1), slice(0.5, 8), slice("a", None), slice(-1, 0), 5, None, "all", (0, 8),
+            slice(0, 65),
+            slice(65, 65),
+            slice(-65, None),
+            slice(10, 9),
+            slice(0, 1 << 70),
+            slice(None, None, 2),
+            slice(None, None, -1),
+            slice(0.5, 8),
+            slice("a", None),
+            slice(-1, 0),
+            5,
+            None,
+            "all",
+            (0, 8),
         ]
         for side in (source.region, target.remote(), source.region[8:40], target.remote()[8:40]):
             for key in bad:
@@ -85,7 +97,10 @@ async def check_page_ids_out_of_range(spec: Spec) -> None:
                 with refused(f"a page of {page!r} B", UsageError):
                     side.pages([0], page)  # type: ignore[arg-type]
             for key in (
-                {"stride_nbytes": -1}, {"offset_nbytes": -1}, {"offset_nbytes": 1000}, {"stride_nbytes": 2**62}
+                {"stride_nbytes": -1},
+                {"offset_nbytes": -1},
+                {"offset_nbytes": 1000},
+                {"stride_nbytes": 2**62},
             ):
                 with refused(f"page 1 with {key}", UsageError):
                     side.pages([1], 64, **key)

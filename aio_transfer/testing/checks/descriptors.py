@@ -94,8 +94,13 @@ async def check_descriptor_of_another_version(spec: Spec) -> None:
                 RemoteRegion.from_bytes(framed(payload, version=version))
             claim(str(version) in str(refusal) and "1" in str(refusal), f"the versions are not named: {refusal}")
         for blob in (
-            framed(payload, magic=b"pick"), framed(payload, length=1 << 30), framed(b""), framed(b"\xc1"),
-            framed(payload[:-1]), framed(b"\x91" * 40000), bytes(1 << 20),
+            framed(payload, magic=b"pick"),
+            framed(payload, length=1 << 30),
+            framed(b""),
+            framed(b"\xc1"),
+            framed(payload[:-1]),
+            framed(b"\x91" * 40000),
+            bytes(1 << 20),
         ):
             with refused(f"a descriptor that begins with {blob[:12]!r}", UsageError):
                 RemoteRegion.from_bytes(blob)
@@ -162,7 +167,10 @@ async def check_descriptor_that_says_it_is_readable(spec: Spec) -> None:
         secret = await Memory.open(b, 64, rng, access=Access.REMOTE_WRITE)
         with refused(
             "a read of a write-only region by a descriptor that claims more",
-            UsageError, StaleRegionError, ProviderError, UnsupportedError,
+            UsageError,
+            StaleRegionError,
+            ProviderError,
+            UnsupportedError,
         ):
             await a.read(local.region[:], forged(secret, access=3)[:])
         local.verify("after a read that was not granted")

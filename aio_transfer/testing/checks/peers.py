@@ -139,8 +139,13 @@ async def check_strangers(spec: Spec) -> None:
     async with pair(spec) as (a, b):
         await ping(a, b)
         junk = [
-            b"GET / HTTP/1.1\r\n\r\n", b"\0", b"\xff" * 64, (1 << 30).to_bytes(4, "little"),
-            (1 << 30).to_bytes(4, "big") + bytes(64), rng.bytes(4096), b"",
+            b"GET / HTTP/1.1\r\n\r\n",
+            b"\0",
+            b"\xff" * 64,
+            (1 << 30).to_bytes(4, "little"),
+            (1 << 30).to_bytes(4, "big") + bytes(64),
+            rng.bytes(4096),
+            b"",
         ]
         sockets = [socket.create_connection((b.address.tcp_host, b.address.tcp_port)) for _ in junk]
         for sock, payload in zip(sockets, junk, strict=True):

@@ -120,8 +120,10 @@ async def check_region_closed_while_it_is_asked_for(spec: Spec) -> None:
         await ping(a, b)
         await until(
             lambda: a.statistics().drivers[spec.backend].get("handles", 0) <= level,
-            lambda: f"handles rose from {level} to {a.statistics().drivers[spec.backend]['handles']} "
-            "though every region of the peer's is closed",
+            lambda: (
+                f"handles rose from {level} to {a.statistics().drivers[spec.backend]['handles']} "
+                "though every region of the peer's is closed"
+            ),
         )
 
 
@@ -134,8 +136,10 @@ async def check_region_close_waits_for_transfers(spec: Spec) -> None:
         counter = b.counter()
         remote = target.remote(counter)
         await a.connect(b.address)
-        transfers = [a.submit_write(source.region[at : at + (4 << 20)], remote[at : at + (4 << 20)])
-                     for at in range(0, 16 << 20, 4 << 20)]
+        transfers = [
+            a.submit_write(source.region[at : at + (4 << 20)], remote[at : at + (4 << 20)])
+            for at in range(0, 16 << 20, 4 << 20)
+        ]
         claim(source.region.leases == 4, f"4 transfers are under way, and {source.region.leases} leases are out")
         await source.region.aclose()
         unfinished = [repr(one) for one in transfers if not one.done]
@@ -262,8 +266,10 @@ async def check_regions_many(spec: Spec) -> None:
     rng = spec.rng()
     async with pair(spec) as (a, b):
         source = await Memory.open(a, 200 * 32, rng)
-        targets = [await b.register(random_bytes(rng, 32).copy() if spec.foreign_memory else b.allocate(32))
-                   for _ in range(200)]
+        targets = [
+            await b.register(random_bytes(rng, 32).copy() if spec.foreign_memory else b.allocate(32))
+            for _ in range(200)
+        ]
         remotes = [RemoteRegion(target.descriptor()) for target in targets]
         transfers = [a.submit_write(source.region[at * 32 : at * 32 + 32], remotes[at][:]) for at in range(200)]
         for transfer in transfers:

@@ -80,7 +80,6 @@ async def check_handles_of_peers_that_left(spec: Spec) -> None:
         await a.connect(b.address)
         await a.disconnect(b.address)
 
-
         def kept() -> list[int]:
             return [engine.statistics().drivers[spec.backend].get("handles", 0) for engine in (a, b)]
 

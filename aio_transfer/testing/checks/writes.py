@@ -124,9 +124,7 @@ async def check_write_many_at_once(spec: Spec) -> None:
         source, target = await Memory.open(a, 400 * 96, rng), await Memory.open(b, 400 * 96, rng)
         counter = b.counter()
         remote = target.remote(counter)
-        transfers = [
-            a.submit_write(source.region[at : at + 96], remote[at : at + 96]) for at in range(0, 400 * 96, 96)
-        ]
+        transfers = [a.submit_write(source.region[at : at + 96], remote[at : at + 96]) for at in range(0, 400 * 96, 96)]
         target.expect(0, source.array)
         await counter.wait(400)
         target.verify("when all counts had come")
