@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -22,7 +23,7 @@ from .errors import ClosedError, UsageError
 from .groups import GroupBoard, PeerGroup
 from .loops import Loop, current_loop
 from .memory import allocate
-from .messages import Messenger
+from .messages import Messages, Messenger
 from .pages import Pages, RemotePages
 from .peering import Peering
 from .peers import Peer
@@ -35,12 +36,11 @@ from .stalls import StallWatch
 from .statistics import Statistics, paths_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from types import TracebackType
 
     from numpy.typing import DTypeLike, NDArray
 
-    from .messages import ReceivedMessage
     from .transfers import Transfer
 
 __all__ = ("TransferEngine",)
@@ -114,6 +114,7 @@ class TransferEngine:
         self._drivers: dict[str, OpenDriver] = {}
         self._listener: Listener | None = None
         self._stopping: anyio.Event | None = None
+        self._closed = anyio.Event()
 
     # ------------------------------------------------------------------------------------------------------ lifetime
 
@@ -229,27 +230,51 @@ class TransferEngine:
         It always closes, at the latest after three times ``grace_s``. Transfers that are still under way then fail
         with :class:`TransferAbortedError`, once nothing of them moves any more.
 
-        :cancellation: closing goes on in spite of it, within the same bound
+        :raises UsageError: called from another thread, event loop or process
+        :cancellation: comes into effect once it is closed, within the same bound
         """
-        if self._state != "open":
-            if self._state == "new":
-                self._state = "closed"
-            self.check_place()
+        if self._state == "new":
+            self._state = "closed"
             return
         self.check_place()
-        self._state = "closing"
-        with anyio.CancelScope(shield=True):
-            await self.poster.settle(self._grace_s)
-            self._groups.close()
-            await self.peering.aclose(self._grace_s)
-            self.counters.close()
-            for one in self._drivers.values():
-                self._dispatcher.unwatch(one)
-            await self._stop()
+        if self._state == "open":
+            self._state = "closing"
+            # In a task of its own: a native Task.cancel passes through anyio's shields, and would leave it half closed.
+            self._loop.spawn(self._close, f"aio_transfer.close({self._label})")
+        cancelled: BaseException | None = None
+        while not self._closed.is_set():
+            try:
+                with anyio.CancelScope(shield=True):
+                    await self._closed.wait()
+            except anyio.get_cancelled_exc_class() as error:
+                cancelled = error
+        if cancelled is not None:
+            raise cancelled
+
+    async def _close(self) -> None:
+        try:
+            with anyio.CancelScope(shield=True):
+                await self._say_goodbye()
+        finally:
             self._state = "closed"
             self.poster.abandon("the engine was closed")
             self._registry.close()
             self._messenger.close()
+            self._closed.set()
+
+    async def _say_goodbye(self) -> None:
+        # A loop that is shut down around us cancels each of these once; the next one then still has its turn.
+        cancelled = anyio.get_cancelled_exc_class()
+        with contextlib.suppress(cancelled):
+            await self.poster.settle(self._grace_s)
+        self._groups.close()
+        with contextlib.suppress(cancelled):
+            await self.peering.aclose(self._grace_s)
+        self.counters.close()
+        for one in self._drivers.values():
+            self._dispatcher.unwatch(one)
+        with contextlib.suppress(cancelled):
+            await self._stop()
 
     async def _stop(self) -> None:
         """Undo what was started, however far that came."""
@@ -588,13 +613,13 @@ class TransferEngine:
             raise UsageError(f"a message is bytes, not {kind_of(payload)}")
         await self._messenger.send(self.peering.ensure(address), bytes(payload))
 
-    def messages(self) -> AsyncIterator[ReceivedMessage]:
+    def messages(self) -> Messages:
         """Iterate over the messages of all peers, until the engine closes. Each is given to one iterator.
 
         :cancellation: a message that was not returned stays for the next iterator
         """
         self.check()
-        return self._messenger.receive()
+        return Messages(self._messenger)
 
     def statistics(self) -> Statistics:
         """Return a snapshot of what there is and what has moved."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 import anyio
 import anyio.lowlevel
@@ -13,7 +13,7 @@ from .drivers import TransferId
 from .errors import TransferAbortedError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
 
     from .control import PeerInfo
     from .errors import AioTransferError
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .peers import Connection
     from .selection import OpenDriver
 
-__all__ = ("Messenger", "ReceivedMessage")
+__all__ = ("Messages", "Messenger", "ReceivedMessage")
 
 WINDOW: Final = 64
 """Messages a sender may have on their way to one receiver before that one has consumed any."""
@@ -35,6 +35,31 @@ class ReceivedMessage(NamedTuple):
 
     peer: PeerInfo
     payload: bytes
+
+
+class Messages:
+    """Iterates over the messages of all peers. No generator: one that is left half-way needs closing, this does not."""
+
+    __slots__ = ("_messenger",)
+
+    def __init__(self, messenger: Messenger) -> None:
+        """Begin with the oldest message that nobody has taken."""
+        self._messenger = messenger
+
+    def __aiter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    async def __anext__(self) -> ReceivedMessage:
+        """Wait for a message.
+
+        :raises StopAsyncIteration: the engine is closed
+        :cancellation: nothing is taken
+        """
+        message = await self._messenger.receive()
+        if message is None:
+            raise StopAsyncIteration
+        return message
 
 
 class Messenger:
@@ -107,19 +132,18 @@ class Messenger:
         peer.acked_message.set()
         peer.acked_message = anyio.Event()
 
-    async def receive(self) -> AsyncIterator[ReceivedMessage]:
-        """Iterate until :meth:`close`; a cancelled wait takes nothing."""
-        while True:
-            await anyio.lowlevel.checkpoint()
-            while not self._arrived:
-                if self._closed:
-                    return
-                if self._arrival.is_set():  # by a message another iterator has taken
-                    self._arrival = anyio.Event()
-                await self._arrival.wait()
-            peer, payload = self._arrived.popleft()
-            self._peering.tell(peer, MessageAck(1))
-            yield ReceivedMessage(peer.info, payload)
+    async def receive(self) -> ReceivedMessage | None:
+        """Wait for a message; ``None`` once the engine is closed. A cancelled wait takes nothing."""
+        await anyio.lowlevel.checkpoint()
+        while not self._arrived:
+            if self._closed:
+                return None
+            if self._arrival.is_set():  # by a message another iterator has taken
+                self._arrival = anyio.Event()
+            await self._arrival.wait()
+        peer, payload = self._arrived.popleft()
+        self._peering.tell(peer, MessageAck(1))
+        return ReceivedMessage(peer.info, payload)
 
     def close(self) -> None:
         """End every iteration, and every send that waits for the transport."""

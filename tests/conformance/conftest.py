@@ -27,6 +27,8 @@ LOOP_IDS = ("asyncio", "asyncio+uvloop", "trio")
 SPECS = (
     Spec(backend="shm", same_host=True),
     Spec(backend="libfabric", options={"provider": "tcp"}, name="libfabric-tcp"),
+    # The default: two drivers in every engine, shm carries, and counters are sums over both.
+    Spec(backend="shm", name="auto", settings={"backend": "auto", "options": {"libfabric": {"provider": "tcp"}}}),
 )
 """A backend joins by adding its own here."""
 

@@ -200,7 +200,6 @@ async def check_deadline_on_everything(spec: Spec) -> None:
             with anyio.move_on_after(0.005) as scope:
                 await wait()
             claim(scope.cancelled_caught, f"a wait on {what} ended, though nothing came")
-        await arriving.aclose()  # type: ignore[attr-defined]
         await a.notify(a.counter_ref(b.address, counter.id))
         await exactly(counter, 1, b, a)
 

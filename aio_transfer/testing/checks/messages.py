@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 import anyio
@@ -24,9 +23,8 @@ async def receive(engine: TransferEngine, count: int) -> list[bytes]:
     """Take so many messages."""
     taken: list[bytes] = []
     with anyio.fail_after(4):
-        async with aclosing(engine.messages()) as arriving:  # type: ignore[type-var]
-            while len(taken) < count:
-                taken.append((await anext(arriving)).payload)
+        while len(taken) < count:
+            taken.append((await anext(engine.messages())).payload)
     return taken
 
 
@@ -219,8 +217,7 @@ async def check_messages_cancelled_receive(spec: Spec) -> None:
             async with anyio.create_task_group() as tasks:
 
                 async def take() -> None:
-                    async with aclosing(b.messages()) as arriving:  # type: ignore[type-var]
-                        taken.append((await anext(arriving)).payload)
+                    taken.append((await anext(b.messages())).payload)
 
                 tasks.start_soon(take)
                 await anyio.lowlevel.checkpoint()
@@ -237,8 +234,7 @@ async def check_messages_reply(spec: Spec) -> None:
     """The peer that comes with a message can be answered."""
     async with pair(spec) as (a, b):
         await a.send(b.address, b"question")
-        async with aclosing(b.messages()) as arriving:  # type: ignore[type-var]
-            message = await anext(arriving)
+        message = await anext(b.messages())
         claim(message.peer.label == "a", f"the message says it is from {message.peer.label}")
         await b.send(message.peer, b"answer")
         claim(await receive(a, 1) == [b"answer"], "the answer is lost")
