@@ -66,7 +66,7 @@ def types(session: nox.Session) -> None:
             session.run(
                 "python", "-m", "mypy.stubtest", module, "--allowlist", str(allowed), "--ignore-unused-allowlist"
             )
-    session.run("mypy", "--strict", "--no-namespace-packages", "tests/typing")
+    session.run("mypy", "--strict", "tests/typing")
 
 
 @nox.session
