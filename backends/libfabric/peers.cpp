@@ -14,7 +14,7 @@ namespace {
 
 constexpr auto kAskAgain = std::chrono::milliseconds(100);  // doubled each time, up to 32 times
 // After a goodbye nothing should come: the peer waited for its acknowledgements. This is for what needs none.
-constexpr auto kQuiet = std::chrono::milliseconds(10);
+constexpr auto kQuiet = std::chrono::milliseconds(50);
 constexpr auto kQuietAtMost = std::chrono::seconds(1);
 constexpr std::size_t kMostSerials = (kSlotNbytes - sizeof(FrameHead)) / sizeof(std::uint64_t) / 2;
 constexpr std::size_t kMostDead = 16384;
