@@ -144,7 +144,7 @@ def sanitizers(session: nox.Session, kind: str) -> None:
         env={
             "LD_PRELOAD": str(library).strip(),
             "ASAN_OPTIONS": "detect_leaks=0",
-            "TSAN_OPTIONS": "report_bugs=1 suppressions=tests/native/tsan.supp",
+            "TSAN_OPTIONS": "report_bugs=1",
         },
     )
 

@@ -1,5 +1,5 @@
 // Drives the libfabric domain without the core: a fake sink, flows made by hand, two domains in one process and in two.
-//   libfabric_test [provider] [search]        e.g.  libfabric_test tcp /tmp/dev/lib/mpich/libfabric.so.1
+//   libfabric_test [provider] [search]        e.g.  libfabric_test tcp .venv/lib/mpich/libfabric.so.1
 #include <poll.h>
 #include <signal.h>
 #include <sys/socket.h>
