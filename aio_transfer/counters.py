@@ -51,9 +51,11 @@ class ImmCounter:
 
     :ivar id: 24 bits; goes to peers inside a descriptor
     :ivar sources: incarnations of the peers it depends on: those named when it was made, and those that promised
+    :ivar guarded: its maker knows better than the table when counts cannot come any more, and fails it then. A barrier:
+        a member that has left after its last one owes nothing, though others may still be on their way
     """
 
-    __slots__ = ("__weakref__", "_closed", "_owner", "_state", "id", "sources")
+    __slots__ = ("__weakref__", "_closed", "_owner", "_state", "guarded", "id", "sources")
 
     def __init__(self, owner: CounterOwner, number: CounterId) -> None:
         """Begin at zero; use ``engine.counter()``."""
@@ -62,6 +64,7 @@ class ImmCounter:
         self._closed = False
         self.id = number
         self.sources: set[bytes] = set()
+        self.guarded = False
 
     @property
     def value(self) -> int:
@@ -280,9 +283,9 @@ class CounterTable:
             self._poison[number] = failure  # well-known, and not opened yet: kept, as its counts are
 
     def fail_source(self, source: bytes, failure: Callable[[], AioTransferError]) -> None:
-        """Poison every counter that depends on a peer."""
+        """Poison every counter that depends on a peer, but for guarded ones."""
         for counter in tuple(self._counters.values()):
-            if source in counter.sources:
+            if source in counter.sources and not counter.guarded:
                 self.fail(counter.id, failure)
         for number, sources in tuple(self._early.items()):
             if source in sources:

@@ -53,6 +53,8 @@ class PeerGroup:
         # epoch k + 1 only when everybody has entered it. So a count of epoch k is never taken for one of k + 1.
         board.open(self)
         self._counters: tuple[ImmCounter, ImmCounter] = (engine.counter(), engine.counter())
+        for counter in self._counters:
+            counter.guarded = True
         self._epoch = 0
         self._entered = False
         self._joined = False

@@ -462,6 +462,12 @@ class Peering:
         with anyio.move_on_after(grace_s):
             await peer.ended.wait()
 
+    def abandon(self) -> None:
+        """Hang up on every peer without a word, and answer nobody any more: what the end of a process looks like."""
+        self._tasks = None
+        for peer in tuple(self._by_number.values()):
+            self.end(peer, PeerState.LOST, "this engine was killed")
+
     async def aclose(self, grace_s: float) -> None:
         """Leave every peer, and stop."""
         self._tasks = None

@@ -26,6 +26,7 @@ AUTO: Final = ("shm", "verbs", "libfabric")
 BUILT_IN: Final = {
     "shm": "aio_transfer.backends.shm:create",
     "libfabric": "aio_transfer.backends.libfabric:create",
+    "sim": "aio_transfer.backends.sim:create",
 }
 GROUP: Final = "aio_transfer.backends"
 

@@ -1,8 +1,11 @@
 // The only file that knows Python. Ids and bytes cross here; references to native objects do not.
+#include "../sim/bind.h"
+
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/map.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
@@ -49,7 +52,8 @@ nb::bytes to_bytes(const std::string& bytes) { return nb::bytes(bytes.data(), by
 
 class NativeCore {
  public:
-  NativeCore(const std::string& backend, const Options& options) : backend_(backend) {
+  NativeCore(const std::string& backend, const Options& options, const std::shared_ptr<sim::Fabric>& fabric)
+      : backend_(backend) {
     CoreOptions core;
     const auto option = [&](const char* name) {
       const auto found = options.find(name);
@@ -69,6 +73,14 @@ class NativeCore {
       nb::gil_scoped_release unlocked;  // opening a device may take its time
       core_ = std::make_unique<Core>(Core::private_wiring(), core,
                                      [&](Sink& sink) { return libfabric::open_domains(sink, options); });
+    } else if (backend == "sim") {
+      const auto wire = fabric != nullptr ? fabric : sim::common_fabric(options);
+      core.stepped = wire->stepped();
+      Core::Wiring wiring = Core::private_wiring();
+      const int doorbell = wiring.doorbell_fd;
+      core_ = std::make_unique<Core>(std::move(wiring), core, [&](Sink& sink) {
+        return sim::open_domains(sink, wire, options, doorbell, nodes_);
+      });
     } else {
       throw Failure(Failure::Kind::unavailable, backend, "this build has no such native backend");
     }
@@ -180,6 +192,9 @@ class NativeCore {
     return out;
   }
 
+  // What a simulated fabric calls our NICs.
+  [[nodiscard]] const std::vector<sim::NodeId>& nodes() const noexcept { return nodes_; }
+
   void close() {
     nb::gil_scoped_release unlocked;
     core_.reset();
@@ -189,6 +204,7 @@ class NativeCore {
   std::string backend_;
   std::unique_ptr<Core> core_;
   std::vector<Event> events_;  // kept for its capacity
+  std::vector<sim::NodeId> nodes_;
 };
 
 // Failures become the Python error of the same fault; the class lives in Python, its words come from here.
@@ -227,8 +243,12 @@ NB_MODULE(_native, m) {
   using aio::Pulse;
   nb::register_exception_translator(aio::translate);
 
+  aio::sim::bind(m);
+
   nb::class_<NativeCore>(m, "NativeCore")
-      .def(nb::init<const std::string&, const aio::Options&>(), "backend"_a, "options"_a)
+      .def(nb::init<const std::string&, const aio::Options&, const std::shared_ptr<aio::sim::Fabric>&>(), "backend"_a,
+           "options"_a, "fabric"_a.none() = nb::none())
+      .def("nodes", &NativeCore::nodes)
       .def("attributes", &NativeCore::attributes, nb::sig("def attributes(self) -> dict[str, typing.Any]"))
       .def("register_local", &NativeCore::register_local, "region"_a, "addr"_a, "nbytes"_a, "access"_a, "fd"_a,
            "fd_offset"_a)

@@ -29,6 +29,11 @@ void clear(int eventfd) noexcept {
   [[maybe_unused]] const auto got = ::read(eventfd, &value, sizeof value);
 }
 
+void ring(int eventfd) noexcept {
+  const std::uint64_t one = 1;
+  [[maybe_unused]] const auto written = ::write(eventfd, &one, sizeof one);
+}
+
 }  // namespace
 
 Core::Wiring Core::private_wiring() {
@@ -53,12 +58,12 @@ Core::Core(Wiring wiring, const CoreOptions& options, const Opener& open)
   wiring_.counters->parked.store(1, std::memory_order_seq_cst);
   domains_ = open(*this);
   for (auto& domain : domains_) rails_.push_back(Rail{domain.get(), {}, {}});
-  worker_ = std::thread([this] { run(); });
+  if (!options_.stepped) worker_ = std::thread([this] { run(); });
 }
 
 Core::~Core() {
   if (::getpid() != pid_) {  // a forked child: the worker stayed with the parent, and so did the devices
-    worker_.detach();
+    if (worker_.joinable()) worker_.detach();
     for (auto& domain : domains_) static_cast<void>(domain.release());
     return;
   }
@@ -172,6 +177,10 @@ CoreStatistics Core::statistics() {
 
 void Core::drain(std::vector<Event>& out, std::size_t limit) {
   clear(counters_.doorbell().fd);
+  if (options_.stepped) {
+    pass();
+    if (has_work()) wake_worker();
+  }
   auto& parked = counters_.memory()->parked;
   for (;;) {
     const bool all = events_.pop(out, limit) && counters_.harvest(out, limit);
@@ -414,11 +423,19 @@ void Core::peer_failed(PeerNumber peer, const Outcome& outcome) {
 // ---------------------------------------------------------------------------------------------------- the worker
 
 void Core::wake_worker() noexcept {
+  if (options_.stepped) return ring(wiring_.doorbell_fd);  // the loop is our worker
   // seq_cst pairs with park(): it announces its sleep, then looks at the inbox.
   if (asleep_.load(std::memory_order_seq_cst) && asleep_.exchange(false, std::memory_order_seq_cst)) {
-    const std::uint64_t one = 1;
-    [[maybe_unused]] const auto written = ::write(wake_fd_.get(), &one, sizeof one);
+    ring(wake_fd_.get());
   }
+}
+
+bool Core::has_work() {
+  const std::lock_guard lock(mutex_);
+  bool work = events_waiting_;
+  for (Rail& rail : rails_) work |= !rail.active.empty() || rail.domain->needs_progress() || !rail.domain->arm();
+  const std::lock_guard inbox(inbox_mutex_);
+  return work || !inbox_.empty();
 }
 
 bool Core::pass() {

@@ -37,6 +37,7 @@ struct Transfer {
 struct CoreOptions {
   std::chrono::microseconds spin{0};  // how long the worker looks again before it blocks
   bool always_spin = false;
+  bool stepped = false;  // no worker: every drain() moves things on by one pass, on its caller's thread
 };
 
 struct CoreStatistics {
@@ -110,6 +111,7 @@ class Core final : private Sink {
   void take_inbox();
   void run() noexcept;
   bool pass();
+  [[nodiscard]] bool has_work();
   void park(unsigned idle_rounds);
   void wake_worker() noexcept;
 

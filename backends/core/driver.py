@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from ._native import Fabric
     from aio_transfer.drivers import CounterId, PeerNumber, RegionNumber, RemoteMemory, TransferId
 
 __all__ = ("NativeDriver",)
@@ -30,11 +31,15 @@ class NativeDriver:
     its bytes.
     """
 
-    def __init__(self, backend: str, options: Mapping[str, object] | None = None) -> None:
+    def __init__(
+        self, backend: str, options: Mapping[str, object] | None = None, *, fabric: Fabric | None = None
+    ) -> None:
         """Remember what to open; nothing is acquired yet.
 
         :param options: strings, numbers and booleans, as the transport's own page lists them
+        :param fabric: for ``sim``: the wire to join
         """
+        self._fabric = fabric
         self._backend = backend
         self._options = {name: str(value) for name, value in (options or {}).items()}
         self._native: NativeCore | None = None
@@ -47,7 +52,7 @@ class NativeDriver:
 
     def open(self) -> Capabilities:
         """Open the devices and start the worker."""
-        self._native = NativeCore(self._backend, self._options)
+        self._native = NativeCore(self._backend, self._options, self._fabric)
         return Capabilities(backend=self._backend, **self._native.attributes())
 
     def register(self, region: RegionNumber, memory: LocalMemory | RemoteMemory) -> bytes:

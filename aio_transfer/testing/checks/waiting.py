@@ -135,7 +135,7 @@ async def check_wait_cancelled_in_the_tick_of_its_count(spec: Spec) -> None:
                     await anyio.lowlevel.checkpoint()
                 scope.cancel()
             await transfer
-            await ping(a, b)
+            await until(lambda: counter.value > index, "a count does not come")  # noqa: B023
             with contextlib.suppress(WouldBlock):
                 counter.wait_nowait()
                 left += 1

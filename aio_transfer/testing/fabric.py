@@ -1,0 +1,261 @@
+"""A fabric for tests: engines in one process, with an adversary between them who is driven by a seed.
+
+.. code-block:: python
+
+    fabric = SimFabric(seed=7, nics=4)
+    async with fabric.engine() as a, fabric.engine(nics=1) as b:
+        fabric.cut(a, b)                        # packets wait
+        transfer = a.submit_write(source[:], target[:])
+        ...
+        fabric.heal(a, b)
+
+Packets of 8 KiB leave, arrive and are reported in any order; nothing is doubled, and nothing is lost in silence. The
+same seed and the same program give the same deliveries.
+"""
+
+from __future__ import annotations
+
+import enum
+import secrets
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from weakref import WeakKeyDictionary
+
+from aio_transfer.backends.core._native import Fabric
+from aio_transfer.engine import TransferEngine
+from aio_transfer.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+__all__ = ("Faults", "Packet", "PacketKind", "Route", "SimFabric", "Verdict")
+
+_MAX_NICS: Final = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Faults:
+    """What goes wrong by itself, as probabilities; everything is drawn from the fabric's seed.
+
+    :param eagain: a post finds no slot, and has to be tried again
+    :param failed_posts: a piece fails when it is posted
+    :param failed_completions: a piece fails when half of its bytes have been written
+    :param late_completions: what could be reported now (a completion, a count, a release) is put off
+    """
+
+    eagain: float = 0.0
+    failed_posts: float = 0.0
+    failed_completions: float = 0.0
+    late_completions: float = 0.25
+
+
+class PacketKind(enum.IntEnum):
+    """What a packet does."""
+
+    WRITE = 0
+    READ = 1
+    """Asks for bytes."""
+    DATA = 2
+    """Brings what was asked for."""
+    MESSAGE = 3
+    ACK = 4
+    DROPPED = 5
+    """Stands for a part of a write that fails."""
+
+
+class Packet(NamedTuple):
+    """A packet that is about to leave.
+
+    :param sender_nic: which NIC of the sender it leaves by, from 0
+    """
+
+    kind: PacketKind
+    sender: TransferEngine
+    sender_nic: int
+    receiver: TransferEngine
+    receiver_nic: int
+    nbytes: int
+
+
+class Verdict(enum.IntEnum):
+    """What becomes of a packet."""
+
+    DELIVER = 0
+    """It leaves; when it arrives is the adversary's business."""
+    HOLD = 1
+    """Not now: it will be asked about again."""
+    FAIL = 2
+    """Its write fails, with an error at the sender and without a count; other kinds are delivered."""
+
+
+Route: TypeAlias = "Callable[[Packet], Verdict]"
+"""Decides about a packet. It must not call engines: it runs inside one."""
+
+
+class SimFabric:
+    """Simulated NICs, and all that a test may do to them.
+
+    Its engines have no worker thread: packets move as the event loop turns, so everything stays on one thread and can
+    be repeated. They reach only each other.
+
+    :param seed: of every choice; a random one by default, to be printed by a test that fails
+    :param nics: how many NICs an engine has, 1 … 8, of unequal speed
+    :param reorder: how likely the next packet is any, and not the oldest
+    :param mtu: bytes per packet
+    :param depth: pieces in flight per NIC; further ones wait
+    :param faults: what goes wrong by itself
+    :param route: asked about every packet before it leaves; may be exchanged at any time
+    """
+
+    def __init__(  # noqa: PLR0913 - all optional, all keywords
+        self,
+        *,
+        seed: int | None = None,
+        nics: int = 1,
+        reorder: float = 1.0,
+        mtu: int = 8192,
+        depth: int = 256,
+        faults: Faults | None = None,
+        route: Route | None = None,
+        **switches: str,
+    ) -> None:
+        """Make the wire, with nobody on it.
+
+        :raises UsageError: a number is out of range
+        """
+        if not 1 <= nics <= _MAX_NICS:
+            raise UsageError(f"an engine has 1 … {_MAX_NICS} NICs, not {nics}")
+        self.seed = secrets.randbits(32) if seed is None else seed
+        self._nics = nics
+        options = {"reorder": reorder, "mtu": mtu, "depth": depth, **asdict(faults or Faults()), **switches}
+        self._wire = Fabric(self.seed, {name: str(value) for name, value in options.items()})
+        self._nodes: WeakKeyDictionary[TransferEngine, list[int]] = WeakKeyDictionary()
+        self.route = route
+
+    def engine(self, *, nics: int | None = None, **settings: Any) -> TransferEngine:
+        """Make an engine on this fabric, to be entered by the caller.
+
+        :param nics: where it differs from the fabric's
+        :param settings: other keywords of :class:`TransferEngine`
+        """
+        nodes: list[int] = []
+        options = {"fabric": self._wire, "on_open": nodes.extend, "nics": self._nics if nics is None else nics}
+        engine = TransferEngine(backend="sim", options={"sim": options}, **settings)
+        self._nodes[engine] = nodes
+        return engine
+
+    # ---------------------------------------------------------------------------------------------------- the choices
+
+    @property
+    def route(self) -> Route | None:
+        """The hook that is asked about every packet."""
+        return self._route
+
+    @route.setter
+    def route(self, route: Route | None) -> None:
+        self._route = route
+        if route is None:
+            self._wire.set_route(None)
+            return
+
+        def ask(kind: int, sender: int, receiver: int, nbytes: int) -> int:
+            one, other = self._owner_of(sender), self._owner_of(receiver)
+            return int(route(Packet(PacketKind(kind), *one, *other, nbytes)))
+
+        self._wire.set_route(ask)
+
+    def reseed(self, seed: int) -> None:
+        """Begin the choices anew, and the digest. For use while nothing is in flight."""
+        self.seed = seed
+        self._wire.reseed(seed)
+
+    @property
+    def in_flight(self) -> int:
+        """Packets that have left and have not arrived."""
+        return self._wire.totals()["in_flight"]
+
+    @property
+    def digest(self) -> int:
+        """A hash of what arrived so far, in its order: equal runs have equal ones."""
+        return self._wire.totals()["digest"]
+
+    def totals(self) -> dict[str, int]:
+        """Return how many packets left, were delivered and dropped, and how many posts were refused and pieces failed."""
+        return dict(self._wire.totals())
+
+    # ------------------------------------------------------------------------------------------------------ the faults
+
+    def cut(self, one: TransferEngine, other: TransferEngine) -> None:
+        """Hold every packet between two engines, until :meth:`heal`. Liveness goes another way, and sees nothing."""
+        self._set_paths(one, other, whole=False)
+
+    def heal(self, one: TransferEngine, other: TransferEngine) -> None:
+        """Let packets through again."""
+        self._set_paths(one, other, whole=True)
+
+    def stall(self, engine: TransferEngine, nic: int | None = None) -> None:
+        """Stop one NIC of an engine, or all: it neither sends nor receives, until :meth:`resume`."""
+        self._set(engine, "stalled", 1, nic)
+
+    def resume(self, engine: TransferEngine, nic: int | None = None) -> None:
+        """Let it work again."""
+        self._set(engine, "stalled", 0, nic)
+
+    def fill_queues(self, engine: TransferEngine) -> None:
+        """Let every post find its queue full, until :meth:`drain_queues`."""
+        self._set(engine, "full", 1)
+
+    def drain_queues(self, engine: TransferEngine) -> None:
+        """Let posts find room again."""
+        self._set(engine, "full", 0)
+
+    def hold_completions(self, engine: TransferEngine) -> None:
+        """Report no completion, until :meth:`release_completions` reports them in one flood."""
+        self._set(engine, "holding", 1)
+
+    def release_completions(self, engine: TransferEngine) -> None:
+        """Report what was held."""
+        self._set(engine, "holding", 0)
+
+    def fail_posts(self, engine: TransferEngine, count: int = 1) -> None:
+        """Fail the next ``count`` pieces of its first NIC when they are posted."""
+        self._set(engine, "fail_posts", count, 0)
+
+    def fail_completions(self, engine: TransferEngine, count: int = 1) -> None:
+        """Fail the next ``count`` writes of its first NIC, after half of their bytes."""
+        self._set(engine, "fail_completions", count, 0)
+
+    def kill(self, engine: TransferEngine) -> None:
+        """End an engine as ``kill -9`` ends a process: its packets vanish and its peers lose it, without a goodbye.
+
+        The engine object can still be closed; nothing else works with it.
+        """
+        for node in self._nodes_of(engine):
+            self._wire.kill(node)
+        engine.peering.abandon()
+
+    def _set(self, engine: TransferEngine, what: str, value: int, nic: int | None = None) -> None:
+        nodes = self._nodes_of(engine)
+        for node in nodes if nic is None else (nodes[nic],):
+            self._wire.set(node, what, value)
+
+    def _set_paths(self, one: TransferEngine, other: TransferEngine, *, whole: bool) -> None:
+        for here in self._nodes_of(one):
+            for there in self._nodes_of(other):
+                self._wire.set_path(here, there, whole)
+
+    def _nodes_of(self, engine: TransferEngine) -> Sequence[int]:
+        nodes = self._nodes.get(engine)
+        if not nodes:
+            raise UsageError(f"{engine!r} is not open on this fabric")
+        return nodes
+
+    def _owner_of(self, node: int) -> tuple[TransferEngine, int]:
+        for engine, nodes in self._nodes.items():
+            if node in nodes:
+                return engine, nodes.index(node)
+        raise UsageError(f"NIC {node} belongs to no engine of this fabric")
+
+    def __repr__(self) -> str:
+        """Say how to repeat it."""
+        return f"<SimFabric seed={self.seed}>"
