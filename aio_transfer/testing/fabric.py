@@ -102,9 +102,12 @@ class SimFabric:
     :param nics: how many NICs an engine has, 1 … 8, of unequal speed
     :param reorder: how likely the next packet is any, and not the oldest
     :param mtu: bytes per packet
+    :param max_piece: bytes above which a chunk is cut into pieces, which travel and count on their own; 0: none
     :param depth: pieces in flight per NIC; further ones wait
     :param faults: what goes wrong by itself
     :param route: asked about every packet before it leaves; may be exchanged at any time
+    :param bug: a deliberate one, to prove that a suite sees it: ``count_before_payload``, ``error_before_stop``,
+        ``accept_stale`` or ``skip_fence``
     """
 
     def __init__(  # noqa: PLR0913 - all optional, all keywords
@@ -114,10 +117,11 @@ class SimFabric:
         nics: int = 1,
         reorder: float = 1.0,
         mtu: int = 8192,
+        max_piece: int = 0,
         depth: int = 256,
         faults: Faults | None = None,
         route: Route | None = None,
-        **switches: str,
+        bug: str = "",
     ) -> None:
         """Make the wire, with nobody on it.
 
@@ -127,7 +131,8 @@ class SimFabric:
             raise UsageError(f"an engine has 1 … {_MAX_NICS} NICs, not {nics}")
         self.seed = secrets.randbits(32) if seed is None else seed
         self._nics = nics
-        options = {"reorder": reorder, "mtu": mtu, "depth": depth, **asdict(faults or Faults()), **switches}
+        options = {"reorder": reorder, "mtu": mtu, "max_piece": max_piece, "depth": depth, "bug": bug}
+        options |= asdict(faults or Faults())
         self._wire = Fabric(self.seed, {name: str(value) for name, value in options.items()})
         self._nodes: WeakKeyDictionary[TransferEngine, list[int]] = WeakKeyDictionary()
         self.route = route
@@ -180,7 +185,7 @@ class SimFabric:
         return self._wire.totals()["digest"]
 
     def totals(self) -> dict[str, int]:
-        """Return how many packets left, were delivered and dropped, and how many posts were refused and pieces failed."""
+        """Return how many packets left, arrived and were dropped; how many posts were refused, and pieces failed."""
         return dict(self._wire.totals())
 
     # ------------------------------------------------------------------------------------------------------ the faults

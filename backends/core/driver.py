@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ._native import Fabric
     from aio_transfer.drivers import CounterId, PeerNumber, RegionNumber, RemoteMemory, TransferId
+
+    from ._native import Fabric
 
 __all__ = ("NativeDriver",)
 

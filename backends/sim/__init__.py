@@ -43,7 +43,7 @@ def create(
 
     :param fabric: for :class:`aio_transfer.testing.SimFabric`; without it, the fabric that all engines of this process
         share and that reaches other processes, with a worker thread per engine
-    :param options: ``nics`` (1 … 8), ``seed``, ``reorder``, ``mtu``, ``depth``, ``eagain``, ``failed_posts``,
-        ``failed_completions``, ``late_completions``; of the shared fabric, the first engine's count
+    :param options: ``nics`` (1 … 8), ``seed``, ``reorder``, ``mtu``, ``max_piece``, ``depth``, ``eagain``,
+        ``failed_posts``, ``failed_completions``, ``late_completions``; of the shared fabric, the first engine's count
     """
     return SimDriver(fabric, on_open, **options)

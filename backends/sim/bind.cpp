@@ -54,6 +54,8 @@ Settings settings_of(const Options& options) {
       out.nics = static_cast<unsigned>(whole(name, value, 1, 8));
     } else if (name == "mtu") {
       mischief.mtu = static_cast<std::uint32_t>(whole(name, value, 1, 32 << 10));
+    } else if (name == "max_piece") {
+      mischief.max_piece = whole(name, value, 0, UINT64_MAX);
     } else if (name == "depth") {
       mischief.depth = static_cast<std::uint32_t>(whole(name, value, 1, 1 << 20));
     } else if (name == "reorder") {
@@ -71,8 +73,8 @@ Settings settings_of(const Options& options) {
       mischief.error_before_stop = value == "error_before_stop";
       mischief.accept_stale = value == "accept_stale";
       mischief.skip_fence = value == "skip_fence";
-      if (!(mischief.count_before_payload || mischief.error_before_stop || mischief.accept_stale ||
-            mischief.skip_fence)) {
+      if (!value.empty() && !(mischief.count_before_payload || mischief.error_before_stop || mischief.accept_stale ||
+                              mischief.skip_fence)) {
         refuse(name, value);
       }
     } else if (name != "progress" && name != "spin_us") {

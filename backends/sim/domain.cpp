@@ -64,6 +64,7 @@ SimDomain::SimDomain(Sink& sink, std::shared_ptr<Fabric> fabric, unsigned rail, 
   attributes_.protocol = "packets in any order, applied by the target";
   attributes_.max_message_nbytes = kMaxMessage;
   attributes_.same_host = true;
+  if (fabric_->mischief().max_piece != 0) attributes_.max_piece_nbytes = fabric_->mischief().max_piece;
   attributes_.quantum = 8;
   if (!fabric_->stepped()) {
     wake_fd_ = Fd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));

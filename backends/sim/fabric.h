@@ -86,7 +86,8 @@ struct Mischief {
   double failed_completions = 0.0;
   double late_completions = 0.25;  // how likely what could be reported now is put off
   std::uint32_t mtu = 8192;
-  std::uint32_t depth = 256;  // pieces in flight per NIC
+  std::uint64_t max_piece = 0;  // 0: any
+  std::uint32_t depth = 256;    // pieces in flight per NIC
   // Deliberate bugs, to prove that the suite sees them.
   bool count_before_payload = false, error_before_stop = false, accept_stale = false, skip_fence = false;
 };
