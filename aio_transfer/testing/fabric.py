@@ -170,7 +170,7 @@ class SimFabric:
         self._wire.set_route(ask)
 
     def reseed(self, seed: int) -> None:
-        """Begin the choices anew, and the digest. For use while nothing is in flight."""
+        """Begin anew: the choices, the digest, and no fault that was commanded. For use while nothing is in flight."""
         self.seed = seed
         self._wire.reseed(seed)
 

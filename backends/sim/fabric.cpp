@@ -61,7 +61,7 @@ std::shared_ptr<Fabric> Fabric::common(const std::function<std::shared_ptr<Fabri
   return found;
 }
 
-void Fabric::wake(const Node& node) noexcept {
+void Fabric::ring(const Node& node) noexcept {
   const std::uint64_t one = 1;
   [[maybe_unused]] const auto written = ::write(node.wake_fd, &one, sizeof one);
 }
@@ -112,7 +112,7 @@ bool Fabric::launch(Packet& packet, const std::string& there, bool& gone) {
     gone = to == nodes_.end();
     return true;
   }
-  if (to->second.inbound.empty()) wake(to->second);
+  if (to->second.inbound.empty()) ring(to->second);
   to->second.inbound.push_back(std::move(packet));
   ++totals_.in_flight;
   return true;
@@ -149,7 +149,7 @@ bool Fabric::receive() {
     packet.payload.assign(datagram_.data() + sizeof(Header), size - sizeof(Header));
     to->second.inbound.push_back(std::move(packet));
     ++totals_.in_flight;
-    wake(to->second);
+    ring(to->second);
     any = true;
   }
 }
@@ -227,9 +227,13 @@ void Fabric::reseed(std::uint64_t seed) {
   dice_ = Dice(seed);
   lags_ = dice_.roll();
   totals_.digest = 0;
-  // Speeds belong to the schedule too. In the order of their numbers, which a hash table does not keep.
+  cut_.clear();
+  // In the order of their numbers, which a hash table does not keep.
   for (NodeId id = 1; id <= last_; ++id) {
-    if (const auto found = nodes_.find(id); found != nodes_.end()) found->second.controls.speed = 1u << dice_.below(5);
+    const auto found = nodes_.find(id);
+    if (found == nodes_.end()) continue;
+    found->second.controls = {.speed = 1u << dice_.below(5)};
+    ring(found->second);
   }
 }
 
@@ -238,7 +242,7 @@ void Fabric::set_path(NodeId one, NodeId other, bool open) {
   if (open) {
     cut_.erase(std::minmax(one, other));
     for (const NodeId id : {one, other}) {
-      if (const auto found = nodes_.find(id); found != nodes_.end()) wake(found->second);
+      if (const auto found = nodes_.find(id); found != nodes_.end()) ring(found->second);
     }
   } else {
     cut_.insert(std::minmax(one, other));
@@ -250,7 +254,7 @@ void Fabric::change(NodeId id, const std::function<void(Controls&)>& edit) {
   const auto found = nodes_.find(id);
   if (found == nodes_.end()) return;
   edit(found->second.controls);
-  wake(found->second);
+  ring(found->second);
 }
 
 void Fabric::kill(NodeId id) {

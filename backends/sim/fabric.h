@@ -153,7 +153,7 @@ class Fabric {
 
   // -- for whoever controls it --
 
-  void reseed(std::uint64_t seed);
+  void reseed(std::uint64_t seed);  // whatever was commanded is over, too
   void set_route(Route route) { route_ = std::move(route); }
   void set_path(NodeId one, NodeId other, bool open);
   void change(NodeId node, const std::function<void(Controls&)>& edit);
@@ -168,7 +168,7 @@ class Fabric {
     Controls controls;
   };
 
-  static void wake(const Node& node) noexcept;
+  static void ring(const Node& node) noexcept;
   // How likely a packet of this path is put off when its turn comes: every peer is far in its own way.
   double lag(const Header& header) const noexcept;
   bool launch_abroad(const Packet& packet, const std::string& there, bool& gone);
