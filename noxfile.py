@@ -123,6 +123,22 @@ def abi(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+@nox.parametrize("kind", ["", "address,undefined"], ids=["plain", "address,undefined"])
+def native(session: nox.Session, kind: str) -> None:
+    """libfabric's domain without the core, over TCP; ``LIBFABRIC=path`` tests another library than mpich's."""
+    session.install(PYPROJECT["project"]["optional-dependencies"]["libfabric"][0])
+    library = os.environ.get("LIBFABRIC") or str(pathlib.Path(session.virtualenv.location, "lib/mpich/libfabric.so.1"))
+    program = pathlib.Path(session.create_tmp()) / "libfabric_test"
+    sources = [*map(str, sorted(pathlib.Path("backends/libfabric").glob("*.cpp"))), "tests/native/libfabric_test.cpp"]
+    sanitize = [f"-fsanitize={kind}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"] if kind else []
+    warnings = ["-Wall", "-Wextra", "-Wconversion", "-Werror"]
+    session.run(
+        "g++", "-std=c++20", "-g", "-O1", *warnings, *sanitize, *sources, "-ldl", "-o", str(program), external=True
+    )
+    session.run(str(program), "tcp", library, external=True)
+
+
+@nox.session(default=False)
 @nox.parametrize("kind", ["address,undefined", "thread"])
 def sanitizers(session: nox.Session, kind: str) -> None:
     """The native tests and the conformance suite under ASan+UBSan, and under TSan."""

@@ -395,9 +395,7 @@ class Peering:
             _LOGGER.log(logging.WARNING if state is PeerState.LOST else logging.INFO, "%s: %s", peer.label, reason)
         if peer.driver is not None:
             self._pulse.remove(peer.number, state is PeerState.LOST)
-            # Nothing was written over a connection that was never up, so it needs no fence at once; and libfabric's tcp
-            # (2.5.1) crashes in fi_close while a connection of the endpoint is half made and its other side has gone.
-            peer.driver.driver.disconnect(peer.number, lost=was_up and state is PeerState.LOST)
+            peer.driver.driver.disconnect(peer.number, lost=state is PeerState.LOST)
         else:
             peer.fenced.set()
         if peer.pulse_fd >= 0:

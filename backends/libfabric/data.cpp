@@ -271,7 +271,7 @@ void FabricDomain::complete(const abi::CqEntry& entry) {
     if (found != tokens_.end() && (owner == nullptr || owner == found->second))
       received(*found->second, bytes, entry.nbytes);
   }
-  post_receive(channel, owner, slot);
+  if (owner == nullptr || !owner->closing) post_receive(channel, owner, slot);
 }
 
 // An error names its operation by op_context alone: the other fields are not set by every provider.

@@ -39,7 +39,8 @@ bool flag(const Options& options, const char* name, bool otherwise) {
 
 Policy policy_of(const std::string& provider, const Options& options) {
   const bool efa = provider.starts_with("efa");
-  return {efa, efa, provider == "tcp" && flag(options, "delivery", true), flag(options, "unproven", false)};
+  const bool tcp = provider == "tcp";
+  return {efa, efa, tcp && flag(options, "delivery", true), tcp, flag(options, "unproven", false)};
 }
 
 [[noreturn]] void unavailable(const std::string& provider, const std::string& why, int code) {
@@ -126,7 +127,9 @@ FabricDomain::FabricDomain(Sink& sink, const Library& library, InfoPtr info, con
 FabricDomain::~FabricDomain() {
   // Endpoints first: then nothing can reach the memory whose registrations go next.
   for (auto& [number, peer] : peers_) {
-    if (peer->own) peer->own->endpoint.reset();
+    if (!peer->own) continue;
+    if (policy_.forgets_connections) end_connections(*peer);
+    peer->own->endpoint.reset();
   }
   if (shared_) shared_->endpoint.reset();
   peers_.clear();

@@ -71,6 +71,8 @@ struct Policy {
   // (4 KiB pages: 90,000/s instead of 150,000). The stream is ordered, so only the last of a batch asks for it, and
   // vouches for those before it.
   bool delivery = false;
+  // tcp: closing an endpoint leaves connections behind that crash it later. See end_connections().
+  bool forgets_connections = false;
   bool unproven = false;  // the caller takes what README.md says against it
 };
 
@@ -212,6 +214,7 @@ class FabricDomain final : public Domain {
   void forget(Peer& peer, const std::set<std::uint64_t>& serials);
   void fence(Peer& peer);
   void fence_quietly(Peer& peer);
+  void end_connections(Peer& peer);
   // data.cpp
   ssize_t post_piece(Peer& peer, Op op, const Piece& piece, const LocalRegion* local, const RemoteRegion* remote,
                      Operation& operation);

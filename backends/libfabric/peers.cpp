@@ -7,6 +7,7 @@
 #include <random>
 
 #include "fabric_domain.h"
+#include "sockets.h"
 
 namespace aio::libfabric {
 
@@ -19,6 +20,7 @@ constexpr auto kQuietAtMost = std::chrono::seconds(1);
 constexpr std::size_t kMostSerials = (kSlotNbytes - sizeof(FrameHead)) / sizeof(std::uint64_t) / 2;
 constexpr std::size_t kMostDead = 16384;
 constexpr std::size_t kMostWaiting = 1024;  // frames kept for a peer that cannot take or name them yet
+constexpr int kMostRounds = 1000;           // each serves 128 of the sockets that are ready, in turn
 
 const Outcome kPeerLost{Status::peer_lost, 0, "the connection is closed"};
 
@@ -135,6 +137,7 @@ void FabricDomain::fence_quietly(Peer& peer) {
   if (peer.own) {
     // Over tcp this closes the listener and every connection; what was queued is flushed into the queue as errors, and
     // a peer that thaws later finds nobody at the port.
+    if (policy_.forgets_connections) end_connections(peer);
     peer.own->endpoint.reset();
     harvest();
     for (Operation& operation : operations_) {
@@ -155,6 +158,20 @@ void FabricDomain::fence_quietly(Peer& peer) {
   tokens_.erase(peer.token);
   std::erase_if(unposted_, [&peer](const auto& waiting) { return waiting.first == &peer; });
   peers_.erase(peer.number);
+}
+
+// fi_close() does not know of the connections that the listener has accepted and that have not asked for anything yet.
+// They keep a pointer to what it frees, and libfabric follows it once they ask, hang up or break: a crash. A peer that
+// froze or died while it connected is enough, or a stranger who found the port. So they are ended first, while what
+// they point to lives. libfabric 1.18 to 2.6; ofiwg/libfabric#12709.
+void FabricDomain::end_connections(Peer& peer) {
+  const std::vector<Socket> connections = hang_up(unpack_endpoint(peer.blob).address);
+  const auto is_open = [](const Socket& connection) { return connection.open(); };
+  // One that has not asked is closed as soon as a round comes to it. What may stay open is an endpoint's and cannot be
+  // read to its end; fi_close() knows of those. Reading no completions drives libfabric, and tells nobody yet.
+  for (int round = 0; round < kMostRounds && std::ranges::any_of(connections, is_open); ++round) {
+    cq_->ops->read(cq_.get(), nullptr, 0);
+  }
 }
 
 void FabricDomain::fence(Peer& peer) {

@@ -1,15 +1,20 @@
 // Drives the libfabric domain without the core: a fake sink, flows made by hand, two domains in one process and in two.
-//   libfabric_test [provider] [search]        e.g.  libfabric_test tcp .venv/lib/mpich/libfabric.so.1
+//   g++ -std=c++20 -O2 backends/libfabric/*.cpp tests/native/libfabric_test.cpp -ldl -o libfabric_test
+//   ./libfabric_test [provider] [search]      e.g.  tcp .venv/lib/mpich/libfabric.so.1;  ONLY=storm runs that one
+// With -g -fsanitize=address,undefined it sees into libfabric only where libfabric was built so, too.
+#include <netinet/in.h>
 #include <poll.h>
 #include <signal.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <array>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <functional>
 #include <map>
 #include <random>
@@ -17,6 +22,7 @@
 #include <vector>
 
 #include "../../backends/libfabric/domain.h"
+#include "../../backends/libfabric/wire.h"
 
 // libfabric's tcp (2.5.1) loses 8 bytes whenever two sides connect at once and one of them is turned down.
 extern "C" const char* __lsan_default_suppressions() { return "leak:libfabric.so"; }
@@ -520,6 +526,165 @@ void test_half_connected() {
   CHECK(drive({&a, &b}, [&] { return b.sink.messages.size() == 1; }));
 }
 
+// Whoever connects to the endpoint's port and says nothing yet: a peer on its way, or a stranger.
+struct Caller {
+  int fd;
+
+  explicit Caller(const Endpoint& endpoint, int type = SOCK_STREAM) {
+    const std::string address = libfabric::unpack_endpoint(endpoint.blob).address;
+    sockaddr_storage to{};
+    std::memcpy(&to, address.data(), address.size());
+    fd = ::socket(to.ss_family, type | SOCK_CLOEXEC, 0);
+    const auto* where = reinterpret_cast<const sockaddr*>(&to);
+    const auto nbytes = static_cast<socklen_t>(address.size());
+    CHECK((type == SOCK_DGRAM ? ::bind(fd, where, nbytes) : ::connect(fd, where, nbytes)) == 0);
+  }
+  ~Caller() { ::close(fd); }
+  Caller(const Caller&) = delete;
+
+  // The connection request of libfabric's tcp (ofi_ctrl_hdr, xnet_rdm_cm).
+  void ask() const {
+    struct {
+      std::uint8_t version = 3, type = 0;
+      std::uint16_t nbytes = htons(8);
+      std::uint8_t unused[20] = {};
+      std::uint64_t endian = 1;
+      std::uint8_t protocol = 0, features = 0;
+      std::uint16_t port = htons(7);
+      std::uint32_t pid = htonl(7);
+    } request;
+    static_assert(sizeof request == 40);
+    ::send(fd, &request, sizeof request, MSG_NOSIGNAL);
+  }
+  // Reads what has come, up to the end if there is one.
+  [[nodiscard]] bool hung_up() const {
+    pollfd one{fd, POLLIN, 0};
+    std::array<char, 256> bytes;
+    while (::poll(&one, 1, 0) == 1) {
+      if (::recv(fd, bytes.data(), bytes.size(), MSG_DONTWAIT) <= 0) return true;
+    }
+    return false;
+  }
+};
+
+std::size_t descriptor_count() {
+  const std::filesystem::directory_iterator all("/proc/self/fd");
+  return static_cast<std::size_t>(std::distance(begin(all), end(all)));
+}
+
+// An endpoint goes while connections to it are half made: accepted, and not asked for yet. libfabric forgets them, and
+// comes back to them with what it has freed.
+void test_half_made(const Settings& settings, bool lost) {
+  if (provider != "tcp") return;
+  Node node(settings);
+  Caller elsewhere(node.domain->connect(1000, std::nullopt));
+  drive_for({&node}, 0.01);
+  const std::size_t before = descriptor_count();
+  for (PeerNumber peer = 1; peer <= 20; ++peer) {
+    const Endpoint endpoint = node.domain->connect(peer, std::nullopt);
+    Caller silent(endpoint), gone(endpoint), asking(endpoint), datagrams(endpoint, SOCK_DGRAM);
+    drive_for({&node}, 0.002);  // accepted
+    Caller queued(endpoint);    // not even that
+    asking.ask();
+    ::shutdown(gone.fd, SHUT_RDWR);
+    node.domain->disconnect(peer, lost);
+    CHECK(drive({&node}, [&] { return node.sink.fences.size() == peer; }, 2));
+    CHECK(silent.hung_up() && gone.hung_up() && asking.hung_up() && queued.hung_up());
+    CHECK(!datagrams.hung_up());
+    silent.ask();
+    node.domain->connect(100 + peer, std::nullopt);
+    drive_for({&node}, 0.002);
+    node.domain->disconnect(100 + peer, true);
+    node.sink.fences.pop_back();
+  }
+  CHECK(descriptor_count() == before);
+  CHECK(!elsewhere.hung_up());
+  elsewhere.ask();
+  pollfd answer{elsewhere.fd, POLLIN, 0};
+  CHECK(drive({&node}, [&] { return ::poll(&answer, 1, 0) == 1; }, 2));
+  CHECK(!elsewhere.hung_up());
+  const Endpoint last = node.domain->connect(1001, std::nullopt);
+  Caller silent(last);
+  drive_for({&node}, 0.002);
+  node.domain.reset();
+  CHECK(silent.hung_up() && elsewhere.hung_up());
+}
+
+// Nodes that connect, speak and part at any moment, both ends or one, while they still connect or after.
+void test_partings() {
+  const unsigned seed = std::random_device{}();
+  std::printf("  seed %u\n", seed);
+  std::mt19937 random(seed);
+  Node a, b;
+  Memory from(a, 10, 1 << 16), to(b, 20, 1 << 16);
+  const std::size_t before = descriptor_count();
+  std::size_t fenced = 0;
+  constexpr PeerNumber kPartings = 600;
+  for (PeerNumber peer = 1; peer <= kPartings; ++peer) {
+    const RegionNumber remote = 100 + peer;
+    const auto progress = [&](unsigned most) {
+      for (auto left = random() % most; left > 0; --left) (random() % 2 == 0 ? a : b).domain->progress();
+    };
+    const Endpoint ea = a.domain->connect(peer, std::nullopt);
+    const Endpoint eb = b.domain->connect(peer, std::nullopt);
+    a.domain->connect(peer, eb);
+    progress(4);
+    const bool both = random() % 4 != 0;
+    if (both) b.domain->connect(peer, ea);
+    a.domain->register_remote(remote, {peer, to.bytes.size(), to.key, {}});
+    Batch there(std::vector<Piece>(8, Piece{from.address(), 0, 1 << 12, 1, kPieceImmediate}), peer, 10, remote);
+    Batch back({{0, 0, 0, 1, kPieceImmediate}}, peer, 0, 0);
+    for (auto left = random() % 12; left > 0; --left) {
+      if (!there.flow.exhausted()) a.domain->post(there.flow, 8);
+      if (both && !back.flow.exhausted()) b.domain->post(back.flow, 8);
+      if (random() % 4 == 0) a.domain->send(peer, peer, "hello");
+      progress(6);
+    }
+    std::vector<Node*> leaving{&a, &b};
+    if (random() % 2 == 0) std::swap(leaving[0], leaving[1]);
+    for (Node* node : leaving) {
+      node->domain->disconnect(peer, random() % 8 != 0);
+      progress(6);
+    }
+    there.flow.failed = back.flow.failed = true;
+    const auto ended = [&] { return a.sink.fences.size() == peer && b.sink.fences.size() == peer; };
+    CHECK(drive(leaving, ended, 3));
+    CHECK(there.flow.in_flight == 0 && back.flow.in_flight == 0);
+    fenced += ended();
+    a.domain->deregister(remote);
+  }
+  drive_for({&a, &b}, 0.1);
+  CHECK(descriptor_count() == before);
+  a.domain->deregister(10);
+  b.domain->deregister(20);
+  CHECK(a.domain->handles() == 0 && b.domain->handles() == 0);
+  std::printf("  %zu of %u fenced on both sides\n", fenced, kPartings);
+}
+
+// A message lies in the queue, unread, when its peer is fenced: what it came in through is gone when it is read.
+void test_unread_message() {
+  Pair pair;
+  auto& [a, b] = pair;
+  CHECK(drive(pair.both(), [&] { return b.domain->send(kA, 1, "first") == Posted::more; }));
+  CHECK(drive(pair.both(), [&] { return a.sink.messages.size() == 1 && b.sink.sents.size() == 1; }));
+  Endpoint dead;
+  {
+    Node c;
+    dead = c.domain->connect(1, std::nullopt);
+  }
+  a.domain->connect(2, std::nullopt);
+  a.domain->connect(2, dead);
+  CHECK(b.domain->send(kA, 2, "second") == Posted::more);
+  drive_for({&b}, 0.05);
+  // While it is not connected, posting drives libfabric, and nothing reads its queue.
+  for (int i = 0; i < 20; ++i) a.domain->send(2, 3, "nobody hears this");
+  a.domain->disconnect(kB, true);
+  CHECK(a.sink.fences == std::vector<PeerNumber>{kB});
+  a.domain->disconnect(2, true);
+  drive_for({&a}, 0.01);
+  CHECK(a.domain->handles() == 0);
+}
+
 void test_nobody_there() {
   Node a(Settings{{"post_deadline_s", "1"}});
   Endpoint dead;
@@ -776,6 +941,11 @@ int main(int argc, char** argv) {
         {"disconnect, goodbye", [] { test_disconnect(false); }},
         {"storm", test_storm},
         {"half connected", test_half_connected},
+        {"half made, lost", [] { test_half_made({}, true); }},
+        {"half made, goodbye", [] { test_half_made({}, false); }},
+        {"half made, IPv6", [] { test_half_made({{"address", "::1"}}, true); }},
+        {"partings", test_partings},
+        {"unread message", test_unread_message},
         {"nobody there", test_nobody_there},
         {"arm", test_arm},
         {"frozen writer", [argv] { test_frozen_writer(argv[0], false); }},
