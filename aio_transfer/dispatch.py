@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Final
 
 from .control import (
@@ -20,6 +21,8 @@ from .errors import PeerLostError, TransferAbortedError
 from .peers import PeerState
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .control import Frame
     from .counters import CounterTable
     from .groups import GroupBoard
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
     from .selection import OpenDriver
 
 __all__ = ("Dispatcher",)
+
+_LOGGER: Final = logging.getLogger(__name__)
 
 _DRAIN_LIMIT: Final = 256
 """Events handled per turn of the loop: a flood must not starve other tasks."""
@@ -54,8 +59,13 @@ class Dispatcher:
         registry: Registry,
         messenger: Messenger,
         groups: GroupBoard,
+        close: Callable[[], None],
     ) -> None:
-        """Say who listens."""
+        """Say who listens.
+
+        :param close: begins to close the engine
+        """
+        self._close = close
         self._peering = peering
         self._poster = poster
         self._counters = counters
@@ -77,7 +87,14 @@ class Dispatcher:
     def _on_ready(self, one: OpenDriver) -> None:
         if one.name not in self._watched:
             return
-        events = one.driver.drain(_DRAIN_LIMIT)
+        try:
+            events = one.driver.drain(_DRAIN_LIMIT)
+        except Exception:
+            # Nobody knows what it still moves, and its fd may stay readable for ever: only closing it is safe.
+            _LOGGER.exception("the %s driver failed, and its engine closes", one.name)
+            self.unwatch(one)
+            self._close()
+            return
         for kind, number, status, code, payload in events:
             self._on_event(kind, number, status, code, payload)
         if len(events) == _DRAIN_LIMIT:

@@ -188,6 +188,7 @@ class TransferEngine:
             registry=self._registry,
             messenger=self._messenger,
             groups=self._groups,
+            close=self._begin_close,
         )
         self._dispatcher = dispatcher
         for one in self._drivers.values():
@@ -237,10 +238,7 @@ class TransferEngine:
             self._state = "closed"
             return
         self.check_place()
-        if self._state == "open":
-            self._state = "closing"
-            # In a task of its own: a native Task.cancel passes through anyio's shields, and would leave it half closed.
-            self._loop.spawn(self._close, f"aio_transfer.close({self._label})")
+        self._begin_close()
         cancelled: BaseException | None = None
         while not self._closed.is_set():
             try:
@@ -250,6 +248,12 @@ class TransferEngine:
                 cancelled = error
         if cancelled is not None:
             raise cancelled
+
+    def _begin_close(self) -> None:
+        if self._state == "open":
+            self._state = "closing"
+            # In a task of its own: a native Task.cancel passes through anyio's shields, and would leave it half closed.
+            self._loop.spawn(self._close, f"aio_transfer.close({self._label})")
 
     async def _close(self) -> None:
         try:

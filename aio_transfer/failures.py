@@ -10,7 +10,7 @@ from .errors import AioTransferError, PeerLostError, ProviderError, StaleRegionE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ("failure_of", "fresh")
+__all__ = ("failure_of", "fresh", "typed")
 
 
 def fresh(error: AioTransferError) -> Callable[[], AioTransferError]:
@@ -24,6 +24,15 @@ def fresh(error: AioTransferError) -> Callable[[], AioTransferError]:
         return again
 
     return make
+
+
+def typed(error: Exception, operation: str, peer: str = "") -> AioTransferError:
+    """Return it, or what stands for it: a driver may raise anything, and every wait ends with an error of ours."""
+    if isinstance(error, AioTransferError):
+        return error
+    stands_for = ProviderError(operation, peer=peer, code_name=repr(error))
+    stands_for.__cause__ = error
+    return stands_for
 
 
 def failure_of(  # noqa: PLR0913 - what an event and its transfer know

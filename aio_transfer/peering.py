@@ -35,7 +35,7 @@ from .control import (
 )
 from .drivers import Endpoint, PeerNumber
 from .errors import AioTransferError, ClosedError, PeerLostError, ProtocolError, UnsupportedError
-from .failures import fresh
+from .failures import fresh, typed
 from .peers import Connection, PeerState
 from .selection import choose
 
@@ -241,8 +241,8 @@ class Peering:
                 self.end(peer, PeerState.LOST, f"no path was joined within {self._deadline_s:g} s")
             except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
                 self.end(peer, PeerState.LOST, "it hung up while a path was being joined")
-            except AioTransferError as error:
-                self._fail(peer, error)
+            except Exception as error:  # noqa: BLE001 - a driver may raise anything
+                self._fail(peer, typed(error, "connect", peer.label))
             else:
                 await self._listen(peer)
         if peer.state not in _ENDED:  # cancelled from outside: the engine's task group
@@ -395,7 +395,11 @@ class Peering:
             _LOGGER.log(logging.WARNING if state is PeerState.LOST else logging.INFO, "%s: %s", peer.label, reason)
         if peer.driver is not None:
             self._pulse.remove(peer.number, state is PeerState.LOST)
-            peer.driver.driver.disconnect(peer.number, lost=state is PeerState.LOST)
+            try:
+                peer.driver.driver.disconnect(peer.number, lost=state is PeerState.LOST)
+            except Exception:  # what else is to end here must end all the same
+                _LOGGER.exception("the %s driver failed to disconnect %s", peer.driver.name, peer.label)
+                peer.fenced.set()
         else:
             peer.fenced.set()
         if peer.pulse_fd >= 0:

@@ -6,6 +6,7 @@ background task waits for it and posts then.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -15,7 +16,7 @@ from .control import Abort, GrantReply, GrantRequest, Promise, clip
 from .cutting import Route
 from .drivers import ANY_REGION, PeerNumber, RegionNumber, RemoteMemory, TransferId
 from .errors import AioTransferError, ClosedError, StaleRegionError, TransferAbortedError, UsageError
-from .failures import failure_of, fresh
+from .failures import failure_of, fresh, typed
 from .planner import plan_notify
 from .transfers import Path, Transfer
 
@@ -210,7 +211,8 @@ class Poster:
         transfer.path = bound.path
         try:
             done = bound.one.driver.post(number, batch.runs, batch.pieces)
-        except AioTransferError as error:
+        except Exception as raised:  # noqa: BLE001 - whatever a driver raises, the transfer ends with it
+            error = typed(raised, transfer.operation, peer.label)
             self._abort(peer, promises, transfer.operation, str(error))
             transfer.finish_part(fresh(error))
             return
@@ -306,8 +308,8 @@ class Poster:
             memory = RemoteMemory(peer=peer.number, nbytes=remote.nbytes, keys=reply.keys, fds=fds)
             try:
                 one.driver.register(number, memory)
-            except AioTransferError as error:
-                failure.append(error)
+            except Exception as error:  # noqa: BLE001 - as above
+                failure.append(typed(error, "register", peer.label))
             else:
                 peer.imports[remote.key] = number  # at once: the next frame may take it back
 
@@ -341,7 +343,8 @@ class Poster:
             del self._bound[key]
         for number in peer.imports.values():
             if peer.driver is not None:
-                peer.driver.driver.deregister(number)
+                with contextlib.suppress(Exception):  # it has failed as a whole; the others still have to know
+                    peer.driver.driver.deregister(number)
         peer.imports.clear()
         for answer in tuple(peer.grants.values()):
             answer(GrantReply(request=0, ok=False, reason=peer.reason), ())

@@ -18,13 +18,16 @@ if TYPE_CHECKING:
 
 
 class Listener(logging.Handler):
-    """Keeps what is logged about stalls."""
+    """Keeps what is logged about stalls, also where logging is turned down or off."""
 
     def __init__(self) -> None:
         """Listen from now on."""
         super().__init__()
         self.heard: list[logging.LogRecord] = []
         self._logger = logging.getLogger("aio_transfer.stalls")
+        self._before = self._logger.level, logging.root.manager.disable
+        self._logger.setLevel(logging.WARNING)
+        logging.disable(logging.NOTSET)
         self._logger.addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -34,6 +37,8 @@ class Listener(logging.Handler):
     def close(self) -> None:
         """Stop listening."""
         self._logger.removeHandler(self)
+        self._logger.setLevel(self._before[0])
+        logging.disable(self._before[1])
         super().close()
 
 

@@ -1,0 +1,89 @@
+"""A driver that raises what it must not: every wait ends all the same, with an error of ours."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pytest
+
+from aio_transfer import ClosedError, ProviderError, RemoteRegion, TransferAbortedError, TransferEngine, selection
+from aio_transfer.backends.core import NativeDriver
+from aio_transfer.errors import PeerLostError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.anyio
+CARELESS: set[str] = set()
+
+
+class Careless(NativeDriver):
+    def __init__(self, **_: object) -> None:
+        super().__init__("shm")
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in CARELESS:
+            raise OSError(f"from a careless driver's {name}")
+        return super().__getattribute__(name)
+
+
+@pytest.fixture(autouse=True)
+def _careless(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setitem(selection.BUILT_IN, "careless", f"{__name__}:Careless")
+    monkeypatch.setattr(selection, "load", lambda _: Careless)
+    yield
+    CARELESS.clear()
+
+
+@pytest.mark.parametrize(
+    ("method", "error"), [("post", ProviderError), ("register", ProviderError), ("connect", ProviderError)]
+)
+async def test_write_ends(method: str, error: type[Exception]) -> None:
+    async with TransferEngine(backend="careless") as a, TransferEngine(backend="careless") as b:
+        source = await a.register(a.allocate(64))
+        target = await b.register(b.allocate(64))
+        remote = RemoteRegion.from_bytes(bytes(target.descriptor()))
+        CARELESS.add(method)
+        with anyio.fail_after(5), pytest.raises(error, match=f"careless driver's {method}"):
+            await a.write(source[:], remote[:])
+        assert source.leases == 0
+        CARELESS.clear()
+        with anyio.fail_after(5):
+            await a.write(source[:], remote[:])  # it was but once
+
+
+@pytest.mark.parametrize("method", ["disconnect", "deregister"])
+async def test_peer_ends(method: str) -> None:
+    with anyio.fail_after(10):
+        async with TransferEngine(backend="careless") as a, TransferEngine(backend="careless") as b:
+            source = await a.register(a.allocate(64))
+            target = await b.register(b.allocate(64))
+            await a.write(source[:], RemoteRegion.from_bytes(bytes(target.descriptor()))[:])
+            CARELESS.add(method)
+            await a.disconnect(b.address)
+            CARELESS.clear()
+
+
+async def test_drain_closes_the_engine() -> None:
+    async with TransferEngine(backend="careless", grace_s=0.1) as a, TransferEngine(backend="shm") as b:
+        counter = a.counter()
+        waits: list[BaseException] = []
+
+        async def wait() -> None:
+            try:
+                await counter.wait()
+            except (ClosedError, PeerLostError, TransferAbortedError) as error:
+                waits.append(error)
+
+        with anyio.fail_after(5):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(wait)
+                await anyio.sleep(0.01)
+                CARELESS.add("drain")
+                (region,) = [await a.register(a.allocate(64))]
+                tasks.start_soon(region.aclose)
+                await b.__aexit__(None, None, None)
+        assert len(waits) == 1
+        with pytest.raises(ClosedError):
+            a.counter()
