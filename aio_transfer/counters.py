@@ -282,13 +282,17 @@ class CounterTable:
         elif number < PRIVATE_COUNTER_BIT and len(self._poison) < _MAX_EARLY:
             self._poison[number] = failure  # well-known, and not opened yet: kept, as its counts are
 
-    def fail_source(self, source: bytes, failure: Callable[[], AioTransferError]) -> None:
-        """Poison every counter that depends on a peer, but for guarded ones."""
-        for counter in tuple(self._counters.values()):
-            if source in counter.sources and not counter.guarded:
-                self.fail(counter.id, failure)
-        for number, sources in tuple(self._early.items()):
-            if source in sources:
+    def fail_source(self, source: bytes, failure: Callable[[], AioTransferError], owed: set[int] | None = None) -> None:
+        """Poison every counter that depends on a peer, but for guarded ones.
+
+        :param owed: only these of them
+        """
+        depending: list[int] = [
+            counter.id for counter in self._counters.values() if source in counter.sources and not counter.guarded
+        ]
+        depending += [number for number, sources in self._early.items() if source in sources]
+        for number in depending:
+            if owed is None or number in owed:
                 self.fail(number, failure)
 
     def forget(self, counter: ImmCounter) -> None:

@@ -130,6 +130,7 @@ class Dispatcher:
             case GrantRequest():
                 self._registry.grant(peer, frame)
             case Promise():
+                peer.owed.update(frame.counters)
                 for number in frame.counters:
                     self._counters.promise(number, peer.incarnation)
             case Abort():
@@ -160,8 +161,9 @@ class Dispatcher:
     def on_fenced(self, peer: Connection) -> None:
         """Poison what depended on a peer that is gone."""
         label, reason = peer.label, peer.reason
-        if peer.incarnation not in self._peering.peers:
-            self._counters.fail_source(
-                peer.incarnation, lambda: PeerLostError(label, reason, operation="a counter wait")
-            )
+        # Where it has connected again, only what it owed by this connection is lost.
+        owed = peer.owed if peer.incarnation in self._peering.peers else None
+        self._counters.fail_source(
+            peer.incarnation, lambda: PeerLostError(label, reason, operation="a counter wait"), owed
+        )
         self._groups.on_fenced(peer)

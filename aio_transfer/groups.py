@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from .control import GroupJoin, GroupLeave
-from .errors import BusyError, ClosedError, PeerLostError, TransferAbortedError, UsageError
+from .errors import AioTransferError, BusyError, ClosedError, PeerLostError, TransferAbortedError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from .counters import ImmCounter
     from .descriptors import CounterRef, PeerAddress
     from .engine import TransferEngine
-    from .errors import AioTransferError
     from .peers import Connection
     from .regions import RemoteSlice, Slice
     from .transfers import Transfer
@@ -58,6 +57,8 @@ class PeerGroup:
         self._epoch = 0
         self._entered = False
         self._joined = False
+        self.told = False
+        """Whether members may know that we are there."""
         self._waiting = False
         self._closed = False
 
@@ -157,6 +158,8 @@ class GroupBoard:
         self._joins: dict[bytes, dict[bytes, tuple[int, int]]] = {}
         self._left: dict[bytes, set[bytes]] = {}
         self._passed: dict[bytes, dict[bytes, int]] = {}  # how many barriers a member had passed when it left
+        # Members whose connection ended after one side had told the other: that is forgotten, also if they meet again.
+        self._parted: dict[bytes, set[bytes]] = {}
         self._changed = anyio.Event()
 
     def open(self, group: PeerGroup) -> None:
@@ -170,16 +173,28 @@ class GroupBoard:
 
     async def join(self, group: PeerGroup) -> None:
         """Tell every member our counters, and wait for theirs."""
+        failures: list[AioTransferError] = []
+        group.told = True
+
+        async def tell(peer: PeerAddress) -> None:
+            try:
+                await self._tell(group, peer)
+            except AioTransferError as error:  # not out of the task group, which would wrap it
+                failures.append(error)
+                tasks.cancel_scope.cancel()
+
         async with anyio.create_task_group() as tasks:
             for peer in group.peers:
-                tasks.start_soon(self._tell, group, peer)
+                tasks.start_soon(tell, peer)
+        if failures:
+            raise failures[0]
         while True:
             joined = self._joins.get(group.key, {})
             missing = [peer for peer in group.peers if peer.incarnation not in joined]
             if not missing:
                 return
             for peer in missing:
-                gone = peer.incarnation in self._left.get(group.key, ())
+                gone = peer.incarnation in self._left.get(group.key, set()) | self._parted.get(group.key, set())
                 if gone or self._engine.peering.peers.get(peer.incarnation) is None:
                     error = self._gone(group, peer.incarnation, peer.label)
                     raise error()
@@ -200,8 +215,9 @@ class GroupBoard:
         :raises PeerLostError: a member is gone
         """
         joined = self._joins.get(group.key, {})
+        parted = self._parted.get(group.key, ())
         for peer in group.peers:
-            if peer.incarnation not in joined:
+            if peer.incarnation not in joined or peer.incarnation in parted:
                 error = self._gone(group, peer.incarnation, peer.label)
                 raise error()
 
@@ -231,6 +247,10 @@ class GroupBoard:
 
     def on_fenced(self, peer: Connection) -> None:
         """Break the groups of a peer that is gone, except for barriers that it had passed when it took its leave."""
+        for key, group in self._open.items():
+            heard = peer.incarnation in self._joins.get(key, ())
+            if heard or (group.told and any(member.incarnation == peer.incarnation for member in group.peers)):
+                self._parted.setdefault(key, set()).add(peer.incarnation)
         for key in tuple(self._joins):
             if peer.incarnation in self._joins[key]:
                 self._remove(key, peer)
@@ -253,6 +273,7 @@ class GroupBoard:
         self._open.pop(group.key, None)
         self._left.pop(group.key, None)
         self._passed.pop(group.key, None)
+        self._parted.pop(group.key, None)
         for peer in group.peers:
             connection = self._engine.peering.peers.get(peer.incarnation)
             if connection is not None and connection.is_up:

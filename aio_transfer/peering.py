@@ -261,6 +261,7 @@ class Peering:
         await control.send(offer, mine.fds)
         answer, fds = await control.receive()
         with _owned(fds):
+            _require_joining(peer)
             if not isinstance(answer, Answer):
                 raise _unexpected(peer, answer)
             if answer.error:
@@ -269,6 +270,9 @@ class Peering:
         await control.send(Joined(connection=peer.number))
         connection = await dial(peer.info, host=self._me.host, deadline_s=self._deadline_s)
         pulse = await call(connection, self._credentials, session=peer.token, role="pulse", expected=peer.incarnation)
+        if peer.state is not PeerState.CONNECTING:
+            pulse.connection.close()
+        _require_joining(peer)
         peer.pulse_fd, peer.pulsed = pulse.connection.detach(), True
         self._up(peer)
 
@@ -277,6 +281,7 @@ class Peering:
         control = _control(peer)
         offer, fds = await control.receive()
         with _owned(fds):
+            _require_joining(peer)
             if not isinstance(offer, Offer):
                 raise _unexpected(peer, offer)
             one = self._drivers.get(offer.backend)
@@ -295,6 +300,7 @@ class Peering:
         await control.send(answer, mine.fds)
         joined, fds = await control.receive()
         with _owned(fds):
+            _require_joining(peer)
             if not isinstance(joined, Joined):
                 raise _unexpected(peer, joined)
         # The caller's pulse may have come before, or comes while we listen: an end of the connection must be heard.
@@ -485,6 +491,15 @@ def _control(peer: Connection) -> FrameConnection:
     if peer.control is None:
         raise PeerLostError(peer.label, "there is no control connection")
     return peer.control
+
+
+def _require_joining(peer: Connection) -> None:
+    """Refuse to go on with what has ended: a frame that came in that very tick wakes its task before the cancellation.
+
+    :raises PeerLostError: it has ended
+    """
+    if peer.state is not PeerState.CONNECTING:
+        raise peer.lost_error()
 
 
 def _unexpected(peer: Connection, frame: object) -> AioTransferError:

@@ -74,6 +74,7 @@ class Connection:
     :param number: the drivers' name for it
     :param token: the session, by which the pulse connection finds it
     :param promised: counters of the peer's that we told it we will raise
+    :param owed: counters of ours that the peer told us it will raise
     :param imports: the peer's regions that our driver knows
     :param grants: questions for the peer's regions, by request
     :param granted: our regions that the peer has asked for, and may have mapped
@@ -99,6 +100,7 @@ class Connection:
     acked_message: anyio.Event = field(default_factory=anyio.Event)
     failure: Callable[[], AioTransferError] | None = None
     promised: set[int] = field(default_factory=set)
+    owed: set[int] = field(default_factory=set)
     imports: dict[tuple[bytes, int, int], RegionNumber] = field(default_factory=dict)
     importing: dict[tuple[bytes, int, int], anyio.Event] = field(default_factory=dict)
     grants: dict[int, Callable[[GrantReply, tuple[int, ...]], None]] = field(default_factory=dict)

@@ -10,6 +10,7 @@
 
 from .claims import RULES, ConformanceError, claim, refused
 from .engines import exactly, mesh, pair, until
+from .fabric import Faults, Packet, PacketKind, Route, SimFabric, Verdict
 from .memory import Memory
 from .registry import CHECKS, Check, check, select
 from .runner import Report, Result, check_backend, run_check
@@ -21,11 +22,17 @@ __all__ = (
     "RULES",
     "Check",
     "ConformanceError",
+    "Faults",
     "Memory",
     "Needs",
+    "Packet",
+    "PacketKind",
     "Report",
     "Result",
+    "Route",
+    "SimFabric",
     "Spec",
+    "Verdict",
     "check",
     "check_backend",
     "claim",

@@ -75,6 +75,9 @@ Core::~Core() {
 }
 
 std::unique_lock<std::mutex> Core::enter() {
+  // A hook that waited for the lock would wait for itself: one thread does everything.
+  if (stepping_)
+    throw Failure(Failure::Kind::usage, "engine", "a route hook cannot use the engine that it runs inside");
   callers_.fetch_add(1, std::memory_order_relaxed);
   std::unique_lock lock(mutex_);
   callers_.fetch_sub(1, std::memory_order_relaxed);
@@ -178,7 +181,15 @@ CoreStatistics Core::statistics() {
 void Core::drain(std::vector<Event>& out, std::size_t limit) {
   clear(counters_.doorbell().fd);
   if (options_.stepped) {
-    pass();
+    struct Step {
+      explicit Step(bool& on) : on(on) { on = true; }
+      ~Step() { on = false; }
+      bool& on;
+    };
+    {
+      const Step step(stepping_);
+      pass();
+    }
     if (has_work()) wake_worker();
   }
   auto& parked = counters_.memory()->parked;

@@ -133,6 +133,7 @@ class Core final : private Sink {
   std::unordered_map<PeerNumber, unsigned> fences_;      // rails still to fence
   std::unordered_map<RegionNumber, unsigned> releases_;  // rails still to release
   bool events_waiting_ = false;                          // the ring was full: its overflow must be moved on
+  bool stepping_ = false;  // without a worker: drain() moves things on, and a hook of the domain's may be running
   CoreStatistics stats_{};
 
   std::mutex inbox_mutex_;

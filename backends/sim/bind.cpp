@@ -6,7 +6,6 @@
 #include <nanobind/stl/string.h>
 
 #include <charconv>
-#include <cstdlib>
 #include <random>
 
 #include "domain.h"
@@ -23,9 +22,11 @@ namespace {
 }
 
 double fraction(const std::string& name, const std::string& value) {
-  char* end = nullptr;
-  const double number = std::strtod(value.c_str(), &end);
-  if (value.empty() || *end != '\0' || !(number >= 0 && number <= 1)) refuse(name, value);
+  double number = 0;
+  // Not strtod: the program may have set a locale with another decimal point.
+  const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), number);
+  const bool whole = error == std::errc() && end == value.data() + value.size();
+  if (!whole || !(number >= 0 && number <= 1)) refuse(name, value);
   return number;
 }
 

@@ -7,13 +7,16 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <iterator>
+#include <set>
+#include <string_view>
 
 namespace aio::sim {
 
 namespace {
 
 constexpr std::uint64_t kMagic = 0x316d69732d6f6961;  // "aio-sim1"
-constexpr std::uint64_t kMaxMessage = 32 << 10;
+constexpr std::uint64_t kMaxMessage = 32 << 10;       // and the largest MTU
 
 struct Blob {
   std::uint64_t magic, fabric, link;
@@ -77,13 +80,13 @@ SimDomain::~SimDomain() { fabric_->leave(node_); }
 
 std::uint64_t SimDomain::handles() const noexcept {
   return links_.size() + locals_.size() + remotes_.size() + works_.size() + releasing_.size() + parting_.size() +
-         finished_.size();
+         finished_.size() + arrivals_.size() + outbound_.size();
 }
 
 // ----------------------------------------------------------------------------------------------------- regions
 
 std::string SimDomain::register_local(RegionNumber region, const LocalMemory& memory) {
-  const Key key = fabric_->roll() | 1;  // 0 names no memory
+  const Key key = fabric_->name();
   locals_.insert_or_assign(region, Local{memory.addr, memory.nbytes, memory.access, key});
   by_key_.emplace(key, region);
   return {reinterpret_cast<const char*>(&key), sizeof key};
@@ -113,7 +116,7 @@ void SimDomain::deregister(RegionNumber region) {
 Endpoint SimDomain::connect(PeerNumber peer, const std::optional<Endpoint>& remote) {
   Link& link = links_[peer];
   if (link.mine == 0) {
-    link.mine = fabric_->roll() | 1;
+    link.mine = fabric_->name();
     by_link_.emplace(link.mine, peer);
   }
   if (remote) {
@@ -122,14 +125,17 @@ Endpoint SimDomain::connect(PeerNumber peer, const std::optional<Endpoint>& remo
       throw Failure(Failure::Kind::usage, "endpoint", "not what a sim engine of this version sends");
     }
     std::memcpy(&blob, remote->blob.data(), sizeof blob);
-    if (blob.magic != kMagic || blob.length > sizeof blob.address) {
+    const bool fits = blob.magic == kMagic && blob.length <= sizeof blob.address;
+    const auto address = std::string_view(blob.address, fits ? blob.length : 0);
+    // Nobody gets us to send to a socket that is no fabric's.
+    if (!fits || !(address.empty() || address.starts_with(kAddressPrefix))) {
       throw Failure(Failure::Kind::usage, "endpoint", "not what a sim engine of this version sends");
     }
     const bool near = blob.fabric == fabric_->id();
     if (!near && (fabric_->stepped() || blob.length == 0)) {
       throw Failure(Failure::Kind::unavailable, "sim", "a SimFabric reaches only engines of its own");
     }
-    link.there = near ? std::string() : std::string(blob.address, blob.length);
+    link.there = near ? std::string() : std::string(address);
     link.node = blob.node;
     link.theirs = blob.link;
   }
@@ -147,12 +153,11 @@ void SimDomain::disconnect(PeerNumber peer, bool lost) {
   if (!fabric_->mischief().skip_fence) by_link_.erase(link.mine);
   arrivals_.erase(arrivals_.lower_bound({link.mine, 0, 0}), arrivals_.lower_bound({link.mine + 1, 0, 0}));
   std::erase_if(remotes_, [&](const auto& entry) { return entry.second.peer == peer; });
-  for (auto at = outbound_.begin(); at != outbound_.end();) {
-    const bool to_peer = at->peer == peer;
+  for (Packet& packet : outbound_) {
     bool gone = false;
-    if (to_peer && !lost && at->header.kind == Kind::ack) fabric_->launch(*at, link.there, gone);
-    at = to_peer ? outbound_.erase(at) : std::next(at);
+    if (packet.peer == peer && !lost && packet.header.kind == Kind::ack) fabric_->launch(packet, link.there, gone);
   }
+  std::erase_if(outbound_, [&](const Packet& packet) { return packet.peer == peer; });
   std::vector<Work> over;
   for (auto at = works_.begin(); at != works_.end();) {
     if (at->second.peer == peer) {
@@ -198,7 +203,7 @@ Posted SimDomain::post(Flow& flow, std::uint32_t budget) {
     fail(flow, {Status::peer_lost, 0, "the peer is not connected"});
     return Posted::more;
   }
-  const Link& link = found->second;
+  Link& link = found->second;
   const Remote* remote = nullptr;
   if (flow.run.remote_region != 0) {
     const auto region = remotes_.find(flow.run.remote_region);
@@ -209,7 +214,7 @@ Posted SimDomain::post(Flow& flow, std::uint32_t budget) {
     remote = &region->second;
   }
   for (; budget != 0 && !flow.exhausted(); --budget) {
-    if (works_.size() >= fabric_->mischief().depth || fabric_->refuses(node_)) return Posted::full;
+    if (link.in_flight >= fabric_->mischief().depth || fabric_->refuses(node_)) return Posted::full;
     const Piece& piece = flow.pieces[flow.next];
     if (fabric_->fails_post(node_)) {
       fail(flow, {Status::provider, EIO, "the simulated fabric failed the post"});
@@ -221,6 +226,7 @@ Posted SimDomain::post(Flow& flow, std::uint32_t budget) {
     }
     ++flow.next;
     ++flow.in_flight;
+    ++link.in_flight;
     const std::uint64_t id = ++last_work_;
     Work& work = works_[id];
     work = {flow.run.peer, &flow, 0, reinterpret_cast<std::byte*>(piece.local_addr), piece.nbytes, 0, {}};
@@ -276,7 +282,8 @@ Posted SimDomain::send(PeerNumber peer, TransferId message, const std::string& p
     sink_.sent(message, kPeerLost);
     return Posted::more;
   }
-  if (works_.size() >= fabric_->mischief().depth || fabric_->refuses(node_)) return Posted::full;
+  if (found->second.in_flight >= fabric_->mischief().depth || fabric_->refuses(node_)) return Posted::full;
+  ++found->second.in_flight;
   const std::uint64_t id = ++last_work_;
   works_[id] = {peer, nullptr, message, nullptr, 0, 1, {}};
   Packet& packet = queue(Kind::message, peer, found->second, id);
@@ -286,24 +293,30 @@ Posted SimDomain::send(PeerNumber peer, TransferId message, const std::string& p
 
 // ---------------------------------------------------------------------------------------------- what goes out
 
-// A few packets leave, from any place in the queue: only now is their source read.
+// A few packets leave, from any place in the queue: only now is their source read. One that may not leave now (its path
+// is cut, the hook holds it, the other process has no room) is passed over: one peer never waits for another.
 bool SimDomain::launch_some(std::uint32_t budget) {
   bool moved = false;
-  for (; budget != 0 && !outbound_.empty(); --budget) {
-    std::size_t at = fabric_->happens(fabric_->mischief().reorder) ? fabric_->below(outbound_.size()) : 0;
-    std::size_t tries = outbound_.size();
-    while (tries != 0 && !fabric_->open(node_, outbound_[at].header.to)) {
-      at = (at + 1) % outbound_.size();
-      --tries;
+  bool asks_again = false;  // nobody wakes us when the hook, or the other process, changes its mind
+  std::vector<Packet> passed;
+  std::set<std::string> full;
+  while (budget != 0 && !outbound_.empty()) {
+    if (fabric_->happens(fabric_->mischief().reorder)) {
+      std::swap(outbound_.front(), outbound_[fabric_->below(outbound_.size())]);
     }
-    blocked_ = tries == 0;  // until somebody heals a path, which wakes us
-    if (blocked_) return moved;
-    std::swap(outbound_[at], outbound_.front());
-    Packet& packet = outbound_.front();
-    const auto link = links_.find(packet.peer);  // it is there: disconnect() drops what is outbound
+    Packet packet = std::move(outbound_.front());
+    outbound_.pop_front();
+    Link& link = links_.at(packet.peer);  // it is there: disconnect() drops what is outbound
+    if (!fabric_->open(node_, packet.header.to) || full.contains(link.there)) {
+      passed.push_back(std::move(packet));
+      continue;
+    }
     const Verdict verdict = fabric_->route(packet.header);
-    if (verdict == Verdict::hold) return moved;
-    moved = true;
+    if (verdict == Verdict::hold) {
+      asks_again = true;
+      passed.push_back(std::move(packet));
+      continue;
+    }
     if (packet.source != nullptr) {
       packet.payload.resize(packet.header.nbytes);
       if (!copy(packet.source, packet.payload.data(), packet.payload.size())) {
@@ -317,13 +330,22 @@ bool SimDomain::launch_some(std::uint32_t budget) {
       packet.payload.clear();
     }
     bool gone = false;
-    if (!fabric_->launch(packet, link->second.there, gone)) return moved;  // the other process has no room for it
-    outbound_.pop_front();
-    if (gone && !link->second.there.empty() && !link->second.failed) {
-      link->second.failed = true;
-      sink_.peer_failed(link->first, {Status::peer_lost, ECONNREFUSED, "its process is gone"});
+    if (!fabric_->launch(packet, link.there, gone)) {
+      asks_again = true;
+      full.insert(link.there);
+      passed.push_back(std::move(packet));
+      continue;
+    }
+    --budget;
+    moved = true;
+    if (gone && !link.there.empty() && !link.failed) {
+      link.failed = true;
+      sink_.peer_failed(packet.peer, {Status::peer_lost, ECONNREFUSED, "its process is gone"});
     }
   }
+  blocked_ = outbound_.empty() && !asks_again;  // until somebody heals a path, which wakes us
+  // Back to where they were.
+  outbound_.insert(outbound_.begin(), std::make_move_iterator(passed.begin()), std::make_move_iterator(passed.end()));
   return moved;
 }
 
@@ -342,16 +364,17 @@ void SimDomain::take(Packet packet) {
       return take_read(packet, peer);
     case Kind::data: {
       const auto work = works_.find(header.work);
-      if (work == works_.end() || work->second.flow == nullptr || work->second.flow->run.op != Op::read) return;
+      if (work == works_.end() || work->second.peer != peer) return;
+      if (work->second.flow == nullptr || work->second.flow->run.op != Op::read) return;
       const bool fits = header.at <= work->second.nbytes && packet.payload.size() <= work->second.nbytes - header.at;
       const bool copied = fits && copy(packet.payload.data(), work->second.target + header.at, packet.payload.size());
-      return answered(header.work, copied ? Status::ok : Status::provider);
+      return answered(header.work, peer, copied ? Status::ok : Status::provider);
     }
     case Kind::message:
       sink_.message(peer, std::move(packet.payload));
       return answer(header, peer, Status::ok);
     case Kind::ack:
-      return answered(header.work, header.status);
+      return answered(header.work, peer, header.status);
   }
 }
 
@@ -396,7 +419,8 @@ void SimDomain::take_write(const Packet& packet, PeerNumber peer) {
 void SimDomain::take_read(const Packet& packet, PeerNumber peer) {
   const Header& header = packet.header;
   std::byte* at = nullptr;
-  const Status status = reach(header, access_remote_read, at);
+  // Nobody asks for more than an answer can carry, but for somebody who means ill.
+  const Status status = header.nbytes > kMaxMessage ? Status::provider : reach(header, access_remote_read, at);
   if (status != Status::ok) return answer(header, peer, status);
   std::string bytes(header.nbytes, '\0');
   if (!copy(at, bytes.data(), bytes.size())) return answer(header, peer, Status::provider);
@@ -421,14 +445,15 @@ Packet* SimDomain::queue_answer(Kind kind, PeerNumber peer, const Header& header
   return &packet;
 }
 
-void SimDomain::answered(std::uint64_t id, Status status) {
+void SimDomain::answered(std::uint64_t id, PeerNumber peer, Status status) {
   const auto found = works_.find(id);
-  if (found == works_.end()) return;
+  if (found == works_.end() || found->second.peer != peer) return;  // nobody answers for another
   Work& work = found->second;
   if (work.outcome.ok()) work.outcome = outcome_of(status);
   --work.unanswered;
   const bool hasty = fabric_->mischief().error_before_stop && !work.outcome.ok();
   if (work.unanswered != 0 && !hasty) return;
+  if (const auto link = links_.find(peer); link != links_.end()) --link->second.in_flight;
   finished_.push_back(std::move(work));
   works_.erase(found);
 }

@@ -40,6 +40,7 @@ class SimDomain final : public Domain {
     std::uint64_t mine = 0, theirs = 0;
     NodeId node = 0;    // theirs; 0: not joined
     std::string there;  // empty: on the same fabric object
+    std::uint32_t in_flight = 0;
     bool failed = false;
   };
   struct Local {
@@ -89,7 +90,7 @@ class SimDomain final : public Domain {
   void take_read(const Packet& packet, PeerNumber peer);
   void answer(const Header& header, PeerNumber peer, Status status);
   Packet* queue_answer(Kind kind, PeerNumber peer, const Header& header);
-  void answered(std::uint64_t work, Status status);
+  void answered(std::uint64_t work, PeerNumber peer, Status status);
   // Bounds, access and being there at all are checked at the owner, for every packet.
   Status reach(const Header& header, unsigned access, std::byte*& at) const;
   void report(const Work& work);

@@ -31,13 +31,14 @@ sockaddr_un to_sockaddr(const std::string& name, socklen_t& length) {
 }
 
 constexpr std::size_t kMaxDatagram = sizeof(Header) + (64 << 10);
+constexpr int kReceiveBatch = 256;  // a flood must not keep a worker from its own work
 
 }  // namespace
 
 Fabric::Fabric(std::uint64_t seed, const Mischief& mischief, bool stepped)
     : stepped_(stepped), id_(random_word()), mischief_(mischief), dice_(seed), lags_(dice_.roll()) {
   if (stepped_) return;  // one thread moves everything: nobody outside could take part
-  address_ = "aio-transfer-sim-" + std::to_string(::getpid()) + "-" + std::to_string(id_);
+  address_ = std::string(kAddressPrefix) + std::to_string(::getpid()) + "-" + std::to_string(id_);
   socket_ = Fd(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   socklen_t length = 0;
   const sockaddr_un name = to_sockaddr(address_, length);
@@ -80,14 +81,16 @@ void Fabric::leave(NodeId node) {
   const auto found = nodes_.find(node);
   if (found == nodes_.end()) return;
   totals_.in_flight -= found->second.inbound.size();
+  totals_.dropped += found->second.inbound.size();
   nodes_.erase(found);
   dead_.erase(node);
   std::erase_if(cut_, [&](const auto& path) { return path.first == node || path.second == node; });
 }
 
-std::uint64_t Fabric::roll() {
+std::uint64_t Fabric::name() {
+  if (!stepped_) return random_word() | 1;  // 0 names nothing
   const std::lock_guard lock(mutex_);
-  return dice_.roll();
+  return dice_.roll() | 1;
 }
 
 std::uint64_t Fabric::below(std::uint64_t n) {
@@ -129,7 +132,8 @@ bool Fabric::launch_abroad(const Packet& packet, const std::string& there, bool&
   message.msg_iov = parts;
   message.msg_iovlen = 2;
   if (::sendmsg(socket_.get(), &message, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0) return true;
-  gone = errno == ECONNREFUSED || errno == ENOENT;
+  // No room there is a matter of time; nothing else is.
+  gone = errno != EAGAIN && errno != ENOBUFS && errno != ENOMEM && errno != EINTR;
   return gone;
 }
 
@@ -137,9 +141,9 @@ bool Fabric::receive() {
   if (!socket_) return false;
   bool any = false;
   const std::lock_guard lock(mutex_);
-  for (;;) {
+  for (int left = kReceiveBatch; left != 0; --left) {
     const ssize_t got = ::recv(socket_.get(), datagram_.data(), datagram_.size(), MSG_DONTWAIT);
-    if (got < 0) return any;
+    if (got < 0) break;
     const auto size = static_cast<std::size_t>(got);
     Packet packet;
     if (size < sizeof(Header)) continue;
@@ -152,6 +156,7 @@ bool Fabric::receive() {
     ring(to->second);
     any = true;
   }
+  return any;
 }
 
 bool Fabric::next(NodeId id, Packet& out) {
@@ -228,22 +233,19 @@ void Fabric::reseed(std::uint64_t seed) {
   lags_ = dice_.roll();
   totals_.digest = 0;
   cut_.clear();
-  // In the order of their numbers, which a hash table does not keep.
-  for (NodeId id = 1; id <= last_; ++id) {
-    const auto found = nodes_.find(id);
-    if (found == nodes_.end()) continue;
-    found->second.controls = {.speed = 1u << dice_.below(5)};
-    ring(found->second);
+  for (auto& [id, node] : nodes_) {
+    node.controls = {.speed = 1u << dice_.below(5)};
+    ring(node);
   }
 }
 
 void Fabric::set_path(NodeId one, NodeId other, bool open) {
   const std::lock_guard lock(mutex_);
+  if (!nodes_.contains(one) || !nodes_.contains(other)) return;  // closed
   if (open) {
     cut_.erase(std::minmax(one, other));
-    for (const NodeId id : {one, other}) {
-      if (const auto found = nodes_.find(id); found != nodes_.end()) ring(found->second);
-    }
+    ring(nodes_.at(one));
+    ring(nodes_.at(other));
   } else {
     cut_.insert(std::minmax(one, other));
   }

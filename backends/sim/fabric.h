@@ -11,11 +11,12 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <set>
 #include <string>
-#include <unordered_map>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -23,6 +24,9 @@
 #include "../core/types.h"
 
 namespace aio::sim {
+
+// What every fabric's socket is called, followed by whose it is.
+inline constexpr std::string_view kAddressPrefix = "aio-transfer-sim-";
 
 using NodeId = std::uint32_t;
 using Key = std::uint64_t;
@@ -87,7 +91,7 @@ struct Mischief {
   double late_completions = 0.25;  // how likely what could be reported now is put off
   std::uint32_t mtu = 8192;
   std::uint64_t max_piece = 0;  // 0: any
-  std::uint32_t depth = 256;    // pieces in flight per NIC
+  std::uint32_t depth = 256;    // pieces in flight per NIC and peer
   // Deliberate bugs, to prove that the suite sees them.
   bool count_before_payload = false, error_before_stop = false, accept_stale = false, skip_fence = false;
 };
@@ -129,14 +133,18 @@ class Fabric {
   NodeId join(int wake_fd);
   void leave(NodeId node);
 
-  std::uint64_t roll();
+  // What a link or a region is called. Across processes none can be guessed from another, as it could be from the dice.
+  std::uint64_t name();
   std::uint64_t below(std::uint64_t n);
   bool happens(double probability);
 
   // -- for a domain's worker --
 
-  // Called with the fabric unlocked: the hook may be Python.
-  [[nodiscard]] Verdict route(const Header& header) const { return route_ ? route_(header) : Verdict::deliver; }
+  // Called with the fabric unlocked: the hook may be Python. A copy of it, since it may put another in its place.
+  [[nodiscard]] Verdict route(const Header& header) const {
+    const Route route = route_;
+    return route ? route(header) : Verdict::deliver;
+  }
   // `there`: the fabric's own id, or the address of another process's. False: not now; the packet is as it was.
   bool launch(Packet& packet, const std::string& there, bool& gone);
   // The adversary's choice of what `node` gets next; false: nothing, or not now.
@@ -184,7 +192,7 @@ class Fabric {
   Dice dice_;
   std::uint64_t lags_;
   NodeId last_ = 0;
-  std::unordered_map<NodeId, Node> nodes_;
+  std::map<NodeId, Node> nodes_;  // in the order of their numbers, which reseed() needs
   std::set<NodeId> dead_;
   std::set<std::pair<NodeId, NodeId>> cut_;
   Totals totals_{};
