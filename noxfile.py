@@ -92,6 +92,14 @@ def conformance(session: nox.Session) -> None:
         session.run("python", "-m", "pytest", "-q", "-x", "tests/conformance", "tests/asyncio_only", env=INSTALLED)
 
 
+@nox.session(default=False)
+def chaos(session: nox.Session) -> None:
+    """Random schedules on the simulated fabric, 100,000 or for 15 minutes: ``nox -s chaos -- --seconds 60 --seed 7``."""
+    install(session, "test")
+    options = session.posargs or ["--count", "100000", "--seconds", "900"]
+    session.run("python", "tests/chaos/chaos.py", *options, env=INSTALLED)
+
+
 @nox.session
 def demo(session: nox.Session) -> None:
     """The main job, on every backend and with two prefill processes."""

@@ -1,23 +1,17 @@
-"""The kit's checks, one test each."""
+"""Every check of the kit, and random schedules, on every backend that runs here, on every event loop."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from aio_transfer.testing import Spec
+from aio_transfer.testing.plugin import contract
 
-import pytest
+SPECS = (
+    Spec(backend="shm", same_host=True),
+    Spec(backend="libfabric", options={"provider": "tcp"}, name="libfabric-tcp"),
+    Spec(backend="sim", options={"nics": 3, "mtu": 1500, "depth": 64}, same_host=True, rails=3),
+    # The default: two drivers in every engine, shm carries, and counters are sums over both.
+    Spec(backend="shm", name="auto", settings={"backend": "auto", "options": {"libfabric": {"provider": "tcp"}}}),
+)
+"""A backend joins by adding its own here."""
 
-from aio_transfer.testing import Check, run_check, select
-
-if TYPE_CHECKING:
-    from aio_transfer.testing import Spec
-
-pytestmark = pytest.mark.anyio
-
-
-@pytest.mark.parametrize("check", select(), ids=lambda check: f"{check.topic}-{check.name}")
-async def test_contract(check: Check, spec: Spec) -> None:
-    """The backend keeps the promise that the check makes."""
-    missing = check.missing(spec)
-    if missing:
-        pytest.skip(f"{spec} has no {missing}")
-    await run_check(check, spec)
+test_contract = contract(*SPECS, schedules=20, seeds=(1, 2, 3))

@@ -47,7 +47,10 @@ def wrong(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     ("wrong", "rule", "checks"), [(name, *found) for name, found in MUTANTS.items()], ids=MUTANTS, indirect=["wrong"]
 )
 async def test_mutant_is_caught(wrong: Spec, rule: str, checks: tuple[str, ...]) -> None:
-    report = await check_backend(wrong, only=checks)
+    for _ in range(10):  # some show only where a thread is slow enough
+        report = await check_backend(wrong, only=checks)
+        if report.failures:
+            break
     assert report.failures, f"{wrong} passed {checks}"
     with pytest.raises(ConformanceError) as caught:
         report.raise_for_failures()
