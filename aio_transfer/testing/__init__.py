@@ -14,7 +14,8 @@ from .fabric import Faults, Packet, PacketKind, Route, SimFabric, Verdict
 from .memory import Memory
 from .registry import CHECKS, Check, check, select
 from .runner import Report, Result, check_backend, run_check
-from .schedules import run_schedule, run_schedules
+from .schedules import ScheduleError, run_moves, run_schedule, run_schedules
+from .shrink import shrink
 from .spec import Needs, Spec
 
 __all__ = (
@@ -30,6 +31,7 @@ __all__ = (
     "Report",
     "Result",
     "Route",
+    "ScheduleError",
     "SimFabric",
     "Spec",
     "Verdict",
@@ -41,8 +43,10 @@ __all__ = (
     "pair",
     "refused",
     "run_check",
+    "run_moves",
     "run_schedule",
     "run_schedules",
     "select",
+    "shrink",
     "until",
 )

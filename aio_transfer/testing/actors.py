@@ -1,73 +1,153 @@
-"""What the model of a random schedule knows: engines, what was submitted to them, and what is to appear."""
+"""What the model of a random schedule knows: engines, what was submitted to them, and what may go wrong."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-from .claims import claim
+from aio_transfer.errors import AioTransferError, PeerLostError, ProviderError, StaleRegionError, TransferAbortedError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    from collections.abc import Sequence
 
-    from aio_transfer.counters import ImmCounter
     from aio_transfer.engine import TransferEngine
-    from aio_transfer.regions import RemoteRegion
+    from aio_transfer.groups import PeerGroup
     from aio_transfer.transfers import Transfer
 
-    from .memory import Memory
+    from .arena import Arena, Chunk, Opened
+    from .awaits import Await
+    from .tally import Tally
 
-__all__ = ("Actor", "Chunk", "Submitted")
+__all__ = ("Actor", "Part", "Trouble", "around", "blamed")
 
-
-@dataclass(slots=True)
-class Chunk:
-    """Bytes that are to appear in a target, and count once."""
-
-    offset: int
-    data: NDArray[np.uint8]
-
-
-@dataclass(slots=True)
-class Submitted:
-    """A transfer and what it promised to one receiver."""
-
-    transfer: Transfer
-    sender: Actor
-    receiver: Actor
-    chunks: list[Chunk] = field(default_factory=list)
+_Errors: TypeAlias = tuple[type[AioTransferError], ...]
+_LINK: Final[_Errors] = (PeerLostError,)
+_CLOSE: Final[_Errors] = (PeerLostError, TransferAbortedError)
+_FAULT: Final[_Errors] = (ProviderError,)
 
 
 @dataclass(slots=True, eq=False)
 class Actor:
-    """One engine of a schedule, and what the model knows of it."""
+    """One engine of a schedule, and what the model knows of it.
+
+    :ivar state: ``"open"``, ``"closing"`` (or closed), or ``"killed"``
+    :ivar tally: its counter
+    :ivar group: its member of the group of all engines
+    :ivar entered: barriers it has entered
+    :ivar passed: barriers it has left
+    """
 
     engine: TransferEngine
-    source: Memory
-    target: Memory
-    counter: ImmCounter
-    remote: RemoteRegion
-    used: int = 0
-    consumed: int = 0
-    promised: int = 0
-    open: bool = True
-    chunks: list[Chunk] = field(default_factory=list)
+    index: int
+    nics: int
+    source: Arena
+    targets: tuple[Arena, ...]
+    tally: Tally = field(init=False)
+    state: Literal["open", "closing", "killed"] = "open"
+    group: PeerGroup | None = None
+    entered: int = 0
+    passed: int = 0
+    barrier: Await | None = None
 
-    def take(self, nbytes: int) -> int:
-        """Return where the next bytes go: no two writes overlap, so the end is known whatever the order."""
-        at = self.used
-        self.used += nbytes
-        return at
+    @property
+    def name(self) -> str:
+        """Its label."""
+        return self.engine.address.label
 
-    def promise(self, chunks: list[Chunk]) -> None:
-        """Note what is to come."""
-        self.chunks += chunks
-        self.promised += len(chunks)
+    @property
+    def names_sources(self) -> bool:
+        """Whether its counter says who raises it: every other engine has both kinds of peers."""
+        return self.index % 2 == 1
 
-    def check(self, when: str) -> None:
-        """Demand that the counter is at no more than was promised, and at no more than is visible."""
-        value = self.counter.value
-        claim(value <= self.promised, f"{when}: {value} counts, and {self.promised} chunks were submitted (rule 3)")
-        visible = sum(self.target.holds(chunk.offset, chunk.data) for chunk in self.chunks)
-        claim(visible >= value, f"{when}: {value} counts, and {visible} chunks are visible (rule 2)")
+    @property
+    def arenas(self) -> tuple[Arena, ...]:
+        """All of its memory."""
+        return self.source, *self.targets
+
+
+@dataclass(slots=True, eq=False)
+class Part:
+    """What a transfer does with one peer.
+
+    :ivar opened: the region at the peer's; ``None`` without a payload
+    :ivar tally: the peer's counter that it is to raise, if any
+    :ivar counts: by how much
+    :ivar since: the step at which it was submitted
+    :ivar is_stale: its descriptor was void by then
+    :ivar until: the step at which it was first seen to have stopped
+    """
+
+    transfer: Transfer
+    by: Actor
+    to: Actor
+    opened: Opened | None
+    chunks: list[Chunk]
+    tally: Tally | None
+    counts: int
+    since: int
+    is_stale: bool
+    until: int | None = None
+
+    @property
+    def moves(self) -> bool:
+        """Whether there is anything to do: bytes, or a count."""
+        return bool(self.transfer.nbytes or self.tally)
+
+    def __str__(self) -> str:
+        """Return what reports call it."""
+        return f"{self.transfer.operation} {self.by.name}→{self.to.name} of step {self.since}"
+
+
+@dataclass(slots=True, eq=False)
+class Trouble:
+    """Something that was done to engines, for which transfers and waits may fail.
+
+    :ivar one: to which; ``other`` is ``None`` where all of its peers are concerned
+    :ivar until: the step at which it was over; ``None`` while it goes on
+    """
+
+    kind: Literal["disconnect", "close", "kill", "fault"]
+    one: Actor
+    other: Actor | None
+    since: int
+    until: int | None = None
+
+    def concerns(self, by: Actor, to: Actor) -> bool:
+        """Whether it is between these two; a fault is of what ``by`` starts."""
+        if self.other is not None:
+            return {self.one, self.other} == {by, to}
+        return self.one is by or (self.one is to and self.kind != "fault")
+
+    @property
+    def breaks_links(self) -> bool:
+        """Whether connections end by it."""
+        return self.kind != "fault"
+
+    def excuses(self, by: Actor) -> _Errors:
+        """Say which errors a transfer that ``by`` submitted may end with."""
+        if self.kind == "fault":
+            return _FAULT
+        return _CLOSE if self.one is by and self.kind != "disconnect" else _LINK
+
+
+def around(part: Part, troubles: Sequence[Trouble]) -> list[Trouble]:
+    """Return what concerned a part while it was under way."""
+    return [
+        trouble
+        for trouble in troubles
+        if trouble.concerns(part.by, part.to)
+        and (part.until is None or trouble.since <= part.until)
+        # Who says goodbye knows when it is over; the other may have begun to connect again over what is ending.
+        and (trouble.until is None or trouble.until >= part.since or trouble.other is part.by)
+    ]
+
+
+def blamed(part: Part, troubles: Sequence[Trouble]) -> set[type[AioTransferError]]:
+    """Say which errors a part may have failed with; none if nothing happened that concerns it."""
+    found: set[type[AioTransferError]] = set()
+    for trouble in around(part, troubles):
+        found.update(trouble.excuses(part.by))
+    closing = None if part.opened is None else part.opened.closing
+    if closing is not None and (part.until is None or closing <= part.until):
+        found.add(StaleRegionError)
+    return found

@@ -1,0 +1,164 @@
+"""The same moves, chosen by hypothesis: it looks for the shortest list that fails, and prints it as Python."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RULE_MARKER,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
+
+from aio_transfer.testing.drawing import MOVES
+from aio_transfer.testing.ending import settle
+from aio_transfer.testing.meshes import SHAPES, Mesh
+from aio_transfer.testing.model import Model
+from aio_transfer.testing.moves import Enter, Move
+from aio_transfer.testing.spec import Spec
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+NUMBERS = st.integers(0, 63)
+SPEC = Spec(backend="sim")
+EXAMPLES, STEPS = 60, 25
+
+
+class Stage:
+    """A mesh and a model in an event loop that turns only while it is asked something.
+
+    Their tasks belong to one task that lives as long as they do; what is asked is done there.
+    """
+
+    def __init__(self, spec: Spec, shape: tuple[int, ...], seed: int) -> None:
+        self._runner = asyncio.Runner()
+        self._ready: asyncio.Event
+        self._host = self._runner.run(self._begin(spec, shape, seed))
+
+    async def _begin(self, spec: Spec, shape: tuple[int, ...], seed: int) -> asyncio.Task[None]:
+        self._calls: asyncio.Queue[tuple[Callable[[], Awaitable[None]] | None, asyncio.Future[None]]] = asyncio.Queue()
+        host = asyncio.get_running_loop().create_task(self._serve(spec, shape, seed))
+        await self._ask(host, asyncio.sleep, 0)
+        return host
+
+    async def _serve(self, spec: Spec, shape: tuple[int, ...], seed: int) -> None:
+        async with Mesh(spec, shape, seed) as mesh:
+            await mesh.restart(seed)
+            await mesh.regroup()
+            try:
+                async with anyio.create_task_group() as tasks:
+                    self.model = Model(mesh, tasks)
+                    while await self._next():
+                        pass
+                    await settle(self.model)
+            except BaseException:
+                mesh.ruin()
+                raise
+            finally:
+                del self.model  # whoever holds a closed engine holds its threads
+            await mesh.restore()
+
+    async def _next(self) -> bool:
+        call, done = await self._calls.get()
+        if call is None:
+            return False
+        await call()
+        done.set_result(None)
+        return True
+
+    async def _ask(self, host: asyncio.Task[None], call: Callable[..., Awaitable[None]], *arguments: Any) -> None:
+        done = asyncio.get_running_loop().create_future()
+        self._calls.put_nowait((lambda: call(*arguments), done))
+        await asyncio.wait([host, done], return_when=asyncio.FIRST_COMPLETED)
+        if host.done():
+            host.result()
+
+    def apply(self, move: Move) -> None:
+        """Make a move."""
+        self._runner.run(self._ask(self._host, lambda: self.model.apply(move)))
+
+    def check(self) -> None:
+        """Demand what holds at every moment."""
+
+        async def check() -> None:
+            self.model.check("between two moves")
+
+        if not self._host.done():
+            self._runner.run(self._ask(self._host, check))
+
+    def close(self) -> None:
+        """Let everything end, and see that it ends as it has to."""
+        with contextlib.closing(self._runner):
+            if not self._host.done():
+                self._calls.put_nowait((None, self._runner.get_loop().create_future()))
+                self._runner.run(_finish(self._host))
+
+
+async def _finish(host: asyncio.Task[None]) -> None:
+    await host
+
+
+class Machine(RuleBasedStateMachine):
+    """Engines, and what may happen to them."""
+
+    stage: Stage | None = None
+
+    @initialize(shape=st.sampled_from(SHAPES), seed=st.integers(0, 2**32 - 1))
+    def open(self, shape: tuple[int, ...], seed: int) -> None:
+        self.stage = Stage(SPEC, shape, seed)
+
+    @invariant()
+    def holds(self) -> None:
+        if self.stage is not None:
+            self.stage.check()
+
+    def teardown(self) -> None:
+        if self.stage is not None:
+            self.stage.close()
+
+
+def _rule_of(kind: type[Move]) -> Callable[..., None]:
+    def make(self: Machine, **numbers: int) -> None:
+        assert self.stage is not None
+        self.stage.apply(kind(**numbers))
+
+    make.__name__ = kind.__name__.lower()
+    return rule(**{field.name: NUMBERS for field in fields(kind)})(make)
+
+
+for _kind in MOVES:
+    setattr(Machine, _kind.__name__.lower(), _rule_of(_kind))
+
+
+@pytest.mark.timeout(180)
+def test_stateful(base: int) -> None:
+    """No list of moves that hypothesis finds breaks the contract; to repeat a run, give its AIO_TRANSFER_SEED."""
+    settings = hypothesis.settings(
+        max_examples=EXAMPLES,
+        stateful_step_count=STEPS,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    try:
+        run_state_machine_as_test(hypothesis.seed(base)(Machine), settings=settings)
+    except BaseException as error:
+        error.add_note(f"to repeat: AIO_TRANSFER_SEED={base} pytest tests/chaos/test_stateful.py")
+        raise
+
+
+def test_every_move_is_a_rule() -> None:
+    rules = {name for name, one in vars(Machine).items() if hasattr(one, RULE_MARKER)}
+    assert rules == {kind.__name__.lower() for kind in MOVES}
+    assert Enter in MOVES

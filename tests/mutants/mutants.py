@@ -1,0 +1,183 @@
+"""Deliberate bugs, each with one rule of the contract broken: the random schedules must see every one.
+
+Those of the data plane are switches of the simulated fabric; the others replace a method of the engine or the driver.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any, Final
+from unittest import mock
+
+import numpy as np
+
+from aio_transfer import cutting, planner
+from aio_transfer.backends.sim import SimDriver
+from aio_transfer.counters import CounterTable
+from aio_transfer.drivers import PIECE, PRIVATE_COUNTER_BIT, EventKind
+from aio_transfer.groups import PeerGroup
+from aio_transfer.posting import Poster
+from aio_transfer.transfers import Transfer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
+
+__all__ = ("MUTANTS", "applied")
+
+
+_POST: Final = SimDriver.post
+_DRAIN: Final = SimDriver.drain
+_EXPECT: Final = SimDriver.expect
+
+
+def weight_off_by_one() -> AbstractContextManager[Any]:
+    """Every chunk in one piece carries 255 units and not 256."""
+    whole = cutting.whole_immediate
+
+    def short(counter: int) -> int:
+        return whole(counter) - (1 << 24)
+
+    return mock.patch.multiple(planner, whole_immediate=short)
+
+
+def stripe_weights_short() -> AbstractContextManager[Any]:
+    """The weights of a chunk in several pieces add up to less than 256."""
+    right = cutting.tags
+
+    def short(count: int, counter: int | None) -> Any:
+        words = right(count, counter)
+        if counter is not None and count > 1:
+            words[0] -= np.uint64(1 << 24)
+        return words
+
+    return mock.patch.object(cutting, "tags", short)
+
+
+def stripe_tail_dropped() -> AbstractContextManager[Any]:
+    """The last byte of a chunk in several pieces stays behind."""
+    right = cutting.bounds
+
+    def short(nbytes: int, count: int, grain: int) -> Any:
+        places = right(nbytes, count, grain)
+        places[-1] -= np.uint64(1)
+        return places
+
+    return mock.patch.object(cutting, "bounds", short)
+
+
+def empty_page_not_counted() -> AbstractContextManager[Any]:
+    """A page without bytes raises no counter."""
+
+    def post(self: SimDriver, transfer: Any, runs: Any, pieces: Any) -> bool:
+        changed = np.frombuffer(bytes(pieces), PIECE).copy()
+        changed["flags"][(changed["nbytes"] == 0) & (changed["local_addr"] != 0)] = 0
+        return _POST(self, transfer, runs, changed)
+
+    return mock.patch.object(SimDriver, "post", post)
+
+
+def barrier_without_epoch() -> AbstractContextManager[Any]:
+    """A member that comes back after a cancelled barrier raises the others again: they take it for its next epoch."""
+    right = PeerGroup.barrier
+
+    async def barrier(self: PeerGroup) -> None:
+        self._entered = False
+        await right(self)
+
+    return mock.patch.object(PeerGroup, "barrier", barrier)
+
+
+def early_count_dropped() -> AbstractContextManager[Any]:
+    """What came for a counter before anybody asked for it is forgotten."""
+
+    def expect(self: SimDriver, counter: Any, units: int) -> int:
+        seen = self.__dict__.setdefault("seen", set())
+        if units > 0 and counter not in seen:
+            seen.add(counter)
+            before = _EXPECT(self, counter, 0)
+            if before:
+                _EXPECT(self, counter, -1)
+        return _EXPECT(self, counter, units)
+
+    return mock.patch.object(SimDriver, "expect", expect)
+
+
+def lease_released_on_cancel() -> AbstractContextManager[Any]:
+    """A cancelled await gives the memory back while the transfer goes on."""
+    right = Transfer.wait
+
+    async def wait(self: Transfer) -> None:
+        try:
+            await right(self)
+        except BaseException:
+            leases, self._leases = self._leases, ()
+            for leased in leases:
+                leased.release()
+            raise
+
+    return mock.patch.object(Transfer, "wait", wait)
+
+
+def counter_id_reused() -> AbstractContextManager[Any]:
+    """A closed counter's slot is given out again at once, in the same generation."""
+
+    def take_slot(self: CounterTable) -> int:
+        return PRIVATE_COUNTER_BIT | self._slots.pop()
+
+    return mock.patch.object(CounterTable, "_take_slot", take_slot)
+
+
+def poison_not_delivered() -> AbstractContextManager[Any]:
+    """Nobody tells the receiver that a promised count cannot come."""
+    return mock.patch.object(Poster, "_abort", lambda *_: None)
+
+
+def ring_overflow_loses_an_event() -> AbstractContextManager[Any]:
+    """Of more than eight completions at once, one is lost."""
+
+    def drain(self: SimDriver, limit: int) -> Any:
+        events = list(_DRAIN(self, limit))
+        done = [event for event in events if event[0] == EventKind.TRANSFER]
+        if len(done) > 8:
+            events.remove(done[-1])
+        return events
+
+    return mock.patch.object(SimDriver, "drain", drain)
+
+
+def stale_import_kept() -> AbstractContextManager[Any]:
+    """A region that its owner has taken back is still thought to be there."""
+    return mock.patch.object(Poster, "forget", lambda *_: None)
+
+
+def nothing() -> AbstractContextManager[Any]:
+    """For bugs that are switches of the fabric."""
+    return contextlib.nullcontext()
+
+
+MUTANTS: Final[Mapping[str, tuple[str, Callable[[], AbstractContextManager[Any]]]]] = {
+    "count before payload": ("count_before_payload", nothing),
+    "weight off by one": ("", weight_off_by_one),
+    "stripe weights one short": ("", stripe_weights_short),
+    "barrier without epoch": ("", barrier_without_epoch),
+    "counter dropped when early": ("", early_count_dropped),
+    "error before siblings stop": ("error_before_stop", nothing),
+    "lease released on cancel": ("", lease_released_on_cancel),
+    "tail bytes of a stripe dropped": ("", stripe_tail_dropped),
+    "zero-length page not counted": ("", empty_page_not_counted),
+    "counter id reused": ("", counter_id_reused),
+    "poison not delivered": ("", poison_not_delivered),
+    "ring overflow loses an event": ("", ring_overflow_loses_an_event),
+    "stale descriptor accepted": ("accept_stale", stale_import_kept),
+    "lost peer not fenced": ("skip_fence", nothing),
+}
+"""By name: the fabric's switch, and what else is patched."""
+
+
+@contextlib.contextmanager
+def applied(name: str) -> Iterator[str]:
+    """Break something; yields the fabric's switch for it."""
+    switch, patch = MUTANTS[name]
+    with patch():
+        yield switch
