@@ -94,7 +94,7 @@ def conformance(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def chaos(session: nox.Session) -> None:
-    """Random schedules on the simulated fabric, 100,000 or for 15 minutes: ``nox -s chaos -- --seconds 60 --seed 7``."""
+    """Random schedules on the simulated fabric: 100,000, in 15 minutes at most; ``-- --seconds 60 --seed 7``."""
     install(session, "test")
     options = session.posargs or ["--count", "100000", "--seconds", "900"]
     session.run("python", "tests/chaos/chaos.py", *options, env=INSTALLED)
