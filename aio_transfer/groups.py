@@ -61,6 +61,7 @@ class PeerGroup:
         """Whether members may know that we are there."""
         self._waiting = False
         self._closed = False
+        self._notes: list[tuple[int, Transfer]] = []
 
     @property
     def epoch(self) -> int:
@@ -120,8 +121,10 @@ class PeerGroup:
             parity = self._epoch % 2
             if not self._entered:
                 self._entered = True
+                self._notes = [note for note in self._notes if not _kept(note[1])]
                 for peer in self.peers:
-                    self._engine.poster.notify(peer, self._board.counters_of(self, peer)[parity])
+                    note = self._engine.poster.notify(peer, self._board.counters_of(self, peer)[parity])
+                    self._notes.append((self._epoch, note))
             await self._counters[parity].wait(len(self.peers))
             self._entered = False
             self._epoch += 1
@@ -137,6 +140,14 @@ class PeerGroup:
         for counter in self._counters:
             counter.close()
 
+    def kept(self, *, closing: bool) -> int:
+        """Return how many barriers were passed of which every other member is told.
+
+        :param closing: the engine closes, so what is under way still will not arrive
+        """
+        broken = (epoch for epoch, note in self._notes if (closing if not note.done else note.exception()))
+        return min([self._epoch, *broken])
+
     @property
     def counter_ids(self) -> tuple[int, int]:
         """What the other members raise."""
@@ -146,6 +157,10 @@ class PeerGroup:
         self._engine.check()
         if self._closed:
             raise ClosedError(f"group {self.name!r}")
+
+
+def _kept(note: Transfer) -> bool:
+    return note.done and note.exception() is None
 
 
 class GroupBoard:
@@ -248,8 +263,7 @@ class GroupBoard:
     def on_fenced(self, peer: Connection) -> None:
         """Break the groups of a peer that is gone, except for barriers that it had passed when it took its leave."""
         for key, group in self._open.items():
-            heard = peer.incarnation in self._joins.get(key, ())
-            if heard or (group.told and any(member.incarnation == peer.incarnation for member in group.peers)):
+            if any(member.incarnation == peer.incarnation for member in group.peers):
                 self._parted.setdefault(key, set()).add(peer.incarnation)
         for key in tuple(self._joins):
             if peer.incarnation in self._joins[key]:
@@ -277,7 +291,8 @@ class GroupBoard:
         for peer in group.peers:
             connection = self._engine.peering.peers.get(peer.incarnation)
             if connection is not None and connection.is_up:
-                self._engine.peering.tell(connection, GroupLeave(group=group.key, epoch=group.epoch, closing=closing))
+                leave = GroupLeave(group=group.key, epoch=group.kept(closing=closing), closing=closing)
+                self._engine.peering.tell(connection, leave)
 
     def close(self) -> None:
         """Close every group."""

@@ -162,7 +162,7 @@ class Peering:
             if peer.control is None:
                 self._fail(peer, error)
             return
-        if peer.state in _ENDED:
+        if peer.state in _ENDED or peer.control is not None:  # in that very tick its own call was taken instead
             session.connection.close()
             return
         await self._run(peer, session, self._offer)
@@ -220,6 +220,9 @@ class Peering:
         peer = self.peers.get(session.peer.incarnation)
         if peer is None:
             peer = self._new(session.peer, session.token)
+        if peer.control is not None:  # our own call was answered while this one proved itself
+            session.connection.close()
+            return
         peer.token = session.token
         peer.control = session.connection
         if peer.dial_scope is not None:
@@ -459,7 +462,11 @@ class Peering:
 
     async def leave(self, peer: Connection, grace_s: float) -> None:
         """Say goodbye, and wait up to ``grace_s`` until the peer has taken note of all that was sent before."""
-        if not peer.is_up:
+        if peer.state is PeerState.LEAVING:  # another task says goodbye: a second one would cut the first one short
+            with anyio.move_on_after(grace_s):
+                await peer.ended.wait()
+            self.end(peer, PeerState.LEFT, "we said goodbye")
+        elif not peer.is_up:
             self.end(peer, PeerState.LOST, "the engine was closed")
         else:
             peer.state = PeerState.LEAVING

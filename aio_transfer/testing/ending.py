@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
@@ -62,12 +63,32 @@ def _impatient(model: Model) -> list[Await]:
 
 
 async def _end_goodbyes(model: Model) -> None:
-    """Bring goodbyes to their end of which the await was cancelled: the next schedule must not meet them."""
+    """Bring goodbyes to their end, and demand that who said one can meet again.
+
+    The other side may see the end of a connection after the call has returned, and the next schedule must not.
+    """
     for trouble in model.troubles:
         one, other = trouble.one, trouble.other
-        if other is not None and trouble.until is None and one.state == "open":
-            with anyio.fail_after(model.deadline_s):
-                await one.engine.disconnect(other.engine.address)
+        if other is None or one.state != "open":
+            continue
+        if trouble.until is None:  # the await was cancelled, and the goodbye goes on
+            await join([model.start(f"parting {one.name}→{other.name}", partial(_part, one, other))], model.deadline_s)
+        if other.state == "open":
+            await join([model.start(f"meeting {one.name}→{other.name}", partial(_meet, one, other))], model.deadline_s)
+
+
+async def _part(one: Actor, other: Actor) -> None:
+    await one.engine.disconnect(other.engine.address)
+
+
+async def _meet(one: Actor, other: Actor) -> None:
+    while True:
+        try:
+            await one.engine.connect(other.engine.address)
+        except PeerLostError:
+            await anyio.lowlevel.checkpoint()  # by what is still ending
+        else:
+            return
 
 
 # ---------------------------------------------------------------------------------------------------------- transfers

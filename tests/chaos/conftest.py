@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -28,8 +27,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Pick the seed that all others follow from."""
-    config.stash[BASE] = int(os.environ.get("AIO_TRANSFER_SEED", secrets.randbits(32)))
+    """Settle the seed that all others follow from: what lands is judged by the same schedules; ``nox -s chaos`` draws."""
+    config.stash[BASE] = int(os.environ.get("AIO_TRANSFER_SEED", "20261121"))
 
 
 def pytest_report_header(config: pytest.Config) -> str:
