@@ -100,6 +100,13 @@ def chaos(session: nox.Session) -> None:
     session.run("python", "tests/chaos/chaos.py", *options, env=INSTALLED)
 
 
+@nox.session(name="verbs-vm", default=False)
+def verbs_vm(session: nox.Session) -> None:
+    """A command beside Soft-RoCE devices in a virtual machine: ``nox -s verbs-vm -- ibv_devinfo``."""
+    install(session, "test")
+    session.run("python", "tests/vm", *(session.posargs or ["ibv_devinfo"]), env=INSTALLED)
+
+
 @nox.session
 def demo(session: nox.Session) -> None:
     """The main job, on every backend and with two prefill processes."""

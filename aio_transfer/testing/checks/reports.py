@@ -66,7 +66,7 @@ async def check_stall_is_reported_once(spec: Spec) -> None:
 async def _cancel_once_reported(listener: Listener, number: int, due: int, scope: anyio.CancelScope) -> None:
     """End a wait when so many stalls of its counter were reported, or never will be; some time later, to see more."""
     with anyio.move_on_after(2):
-        while sum(getattr(one, "counter", None) == number for one in listener.heard) < due:
+        while sum(getattr(one, "counter", None) == number for one in listener.heard) < due:  # noqa: ASYNC110
             await anyio.sleep(0.01)
     await anyio.sleep(0.05)
     scope.cancel()
