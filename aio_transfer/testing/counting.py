@@ -40,7 +40,6 @@ def _settle_chunks(model: Model) -> dict[Tally, tuple[int, int]]:
     """
     least: Counter[Tally] = Counter()
     most: Counter[Tally] = Counter()
-    torn: Counter[Tally] = Counter()
     for part in model.parts:
         came = [chunk.settle(str(part)) for chunk in part.chunks]
         well = part.transfer.exception() is None or not _excuses(model, part)
@@ -50,9 +49,7 @@ def _settle_chunks(model: Model) -> dict[Tally, tuple[int, int]]:
         if part.tally is not None:
             least[part.tally] += part.counts if well else 0
             most[part.tally] += part.counts if well or not came else sum(came)
-            torn[part.tally] += sum(chunk.is_cut and not chunk.is_visible for chunk in part.chunks)
-    # Pieces of chunks that never came whole can add up to counts: see Chunk.is_cut.
-    return {tally: (least[tally], most[tally] + max(0, torn[tally] - 1)) for tally in model.tallies}
+    return {tally: (least[tally], most[tally]) for tally in model.tallies}
 
 
 async def _end_tally(model: Model, actor: Actor, least: int, most: int) -> None:

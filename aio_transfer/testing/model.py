@@ -157,8 +157,6 @@ class Model:
         :param counts: by how much it may raise the peer's counter
         """
         stale = opened is not None and opened.closed is not None
-        for chunk in chunks:
-            chunk.is_cut = chunk.nbytes > self.mesh.whole_nbytes
         tally = to.tally if counts else None
         self.parts.append(Part(transfer, by, to, opened, list(chunks), tally, counts, self.clock, stale))
         if tally is not None:
