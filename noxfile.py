@@ -73,14 +73,24 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Everything that CI tests: unit, conformance on every backend that can run here, two processes, examples."""
     install(session, "test")
-    session.run("python", "-m", "pytest", *(session.posargs or ["-q"]), env=INSTALLED)
+    run_tests(session)
+
+
+def run_tests(session: nox.Session) -> None:
+    """Most tests wait for a peer most of the time, so two run at once; those that measure pauses run alone."""
+    if session.posargs:
+        session.run("python", "-m", "pytest", *session.posargs, env=INSTALLED)
+        return
+    measuring = "tests/processes"
+    session.run("python", "-m", "pytest", "-q", "-n", "2", f"--ignore={measuring}", env=INSTALLED)
+    session.run("python", "-m", "pytest", "-q", measuring, env=INSTALLED)
 
 
 @nox.session(python=PYTHONS, default=False)
 def versions(session: nox.Session) -> None:
     """The tests on every Python that is supported and installed here."""
     install(session, "test")
-    session.run("python", "-m", "pytest", "-q", *session.posargs, env=INSTALLED)
+    run_tests(session)
 
 
 @nox.session(default=False)
@@ -88,8 +98,9 @@ def conformance(session: nox.Session) -> None:
     """The conformance suite alone, many times in a row: ``nox -s conformance -- 20``."""
     install(session, "test")
     times = int(session.posargs[0]) if session.posargs else 20
+    suite = ["tests/conformance", "tests/asyncio_only"]
     for _ in range(times):
-        session.run("python", "-m", "pytest", "-q", "-x", "tests/conformance", "tests/asyncio_only", env=INSTALLED)
+        session.run("python", "-m", "pytest", "-q", "-x", "-n", "2", *suite, env=INSTALLED)
 
 
 @nox.session(default=False)

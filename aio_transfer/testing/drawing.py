@@ -86,6 +86,8 @@ _PARTING: Final[_Weights] = {Stall: 4, Hold: 1, Disconnect: 4, Connect: 1, Kill:
 """Goodbyes while packets wait: what comes too late must find nobody."""
 _MEETING: Final[_Weights] = {Enter: 6, Cancel: 3, Write: 1, Stall: 0.5, Resume: 0.5}
 """Barriers, some left and entered again: a wrong count shows two epochs later, so there have to be many."""
+_TEARING: Final[_Weights] = {Write: 4, WritePages: 2, Scatter: 1, FailCompletions: 4, Stall: 2, Resume: 1, Wait: 1}
+"""Failures while siblings are held up: an error must wait for them."""
 FABRIC_MOVES: Final = frozenset({*_FABRIC, *_DEATH})
 """Those that need a :class:`SimFabric`; elsewhere they do nothing."""
 MOVES: Final = (*_DATA, Turns, *_REGIONS, *_PEERS, *_FABRIC, *_DEATH)
@@ -93,11 +95,12 @@ _PROFILES: Final[tuple[tuple[float, _Weights], ...]] = (
     (0.27, _DATA),
     (0.03, _MEETING),
     (0.25, _DATA | _REGIONS),
-    (0.25, _DATA | _FABRIC),
+    (0.21, _DATA | _FABRIC),
+    (0.02, _TEARING),
     (0.10, _DATA | _REGIONS | _FABRIC),
     # Another engine costs as much as several schedules: these are rare, and then meet everything else.
     (0.06, _DATA | _REGIONS | _PEERS),
-    (0.02, _DATA | _PARTING),
+    (0.04, _DATA | _PARTING),
     (0.02, _DATA | _REGIONS | _FABRIC | _PEERS | _DEATH),
 )
 """How likely a schedule is of which kind. Fewer kinds of moves in one schedule meet each other more often."""

@@ -44,6 +44,7 @@ __all__ = (
     "contract",
     "pytest_addoption",
     "pytest_configure",
+    "pytest_configure_node",
     "pytest_report_header",
     "seed_of",
     "unavailable",
@@ -57,6 +58,7 @@ LOOPS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
 """What ``anyio.run`` takes, per event loop."""
 SEED: Final = pytest.StashKey[int]()
 """Where the run's seed is kept."""
+_TO_WORKER: Final = "aio_transfer_seed"
 _NEEDS: Final = {"asyncio+uvloop": "uvloop", "trio": "trio"}
 _PER_CASE: Final = 10
 """Schedules in one test case: some seconds, so that a report says soon that it is alive."""
@@ -125,6 +127,12 @@ def pytest_configure(config: pytest.Config) -> None:
     seed_of(config)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Let the processes of pytest-xdist draw from the same seed as the one that reports it."""
+    node.workerinput[_TO_WORKER] = seed_of(node.config)
+
+
 def pytest_report_header(config: pytest.Config) -> str:
     """Print the seed."""
     return f"conformance seed: {seed_of(config)}"
@@ -133,7 +141,9 @@ def pytest_report_header(config: pytest.Config) -> str:
 def seed_of(config: pytest.Config) -> int:
     """Return the run's one seed: from ``--conformance-seed``, else from ``AIO_TRANSFER_SEED``, else picked now."""
     if SEED not in config.stash:
-        given = config.getoption("--conformance-seed", default=None)
+        given = getattr(config, "workerinput", {}).get(_TO_WORKER)
+        if given is None:
+            given = config.getoption("--conformance-seed", default=None)
         if given is None:
             given = os.environ.get("AIO_TRANSFER_SEED", secrets.randbits(32))
         config.stash[SEED] = int(given)
