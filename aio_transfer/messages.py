@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 import anyio
@@ -62,6 +63,15 @@ class Messages:
         return message
 
 
+@dataclass(slots=True, eq=False)
+class _Sending:
+    """A message that the transport has not disposed of yet."""
+
+    peer: Connection
+    over: anyio.Event
+    failure: AioTransferError | None = None
+
+
 class Messenger:
     """Sends and receives. Small messages go by the transport where it carries any, others by the control connection.
 
@@ -79,7 +89,7 @@ class Messenger:
         self._arrived: deque[tuple[Connection, bytes]] = deque()
         self._arrival = anyio.Event()
         self._closed = False
-        self._sending: dict[int, tuple[anyio.Event, list[AioTransferError]]] = {}
+        self._sending: dict[int, _Sending] = {}
 
     async def send(self, peer: Connection, payload: bytes) -> None:
         """Send one message over a connection, as soon as its window has room."""
@@ -98,28 +108,37 @@ class Messenger:
             await self._send_natively(peer, one, payload)
             return
         try:
-            await control.send(Message(payload))
+            try:
+                await control.make_room()
+            except BaseException:
+                self.on_ack(peer, 1)  # it was not queued, so nobody else will
+                raise
+            control.send_nowait(Message(payload))
+            await control.flush()
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
             raise peer.lost_error("send", len(payload)) from None
 
     async def _send_natively(self, peer: Connection, one: OpenDriver, payload: bytes) -> None:
         number = TransferId(self._next_id())
-        sent, failures = self._sending[number] = (anyio.Event(), [])
+        sending = self._sending[number] = _Sending(peer, anyio.Event())
         try:
             one.driver.send(peer.number, number, payload)
-            await sent.wait()
-        finally:
-            del self._sending[number]
-        if failures:
-            raise peer.lost_error("send", len(payload)) if peer.is_over else failures[0]
+        except BaseException as error:
+            self.on_sent(number, str(error))
+            raise
+        await sending.over.wait()  # if this is cancelled it goes on, and its verdict is still dealt with
+        if sending.failure is not None:
+            raise peer.lost_error("send", len(payload)) if peer.is_over else sending.failure
 
     def on_sent(self, number: int, fault: str = "") -> None:
         """Handle a driver's verdict on one message."""
-        sent = self._sending.get(number)
-        if sent is not None:
-            if fault:
-                sent[1].append(TransferAbortedError("send", fault))
-            sent[0].set()
+        sending = self._sending.pop(number, None)
+        if sending is None:
+            return
+        if fault:
+            sending.failure = TransferAbortedError("send", fault)
+            self.on_ack(sending.peer, 1)  # it never arrives, so nobody else will
+        sending.over.set()
 
     def on_message(self, peer: Connection, payload: bytes) -> None:
         """Keep a message until somebody takes it."""

@@ -145,13 +145,13 @@ class Registry:
         :cancellation: the await ends at once; the region is taken back all the same
         """
         self._check_place()
-        await anyio.lowlevel.checkpoint()
-        if region not in self:
-            return
-        if region.begin_close():
+        if region in self and region.begin_close():  # before the checkpoint, which a cancelled scope does not pass
             self._releases[region.number] = _Release(len(self._drivers))
             region.when_free(lambda: self._revoke(region))
-        release = self._releases[region.number]
+        release = self._releases.get(region.number)
+        await anyio.lowlevel.checkpoint()
+        if release is None:
+            return
         with anyio.move_on_after(self._stall_s):
             await release.done.wait()
             return

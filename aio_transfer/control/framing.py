@@ -145,12 +145,21 @@ class FrameConnection:
         :cancellation: a frame that waited for room in the queue is not sent; one that was queued still goes out
             whole, with the next :meth:`send`, :meth:`flush` or by :meth:`pump`
         """
+        await self.make_room()
+        self._writer.push(frame, fds)
+        await self.flush()
+
+    async def make_room(self) -> None:
+        """Wait until the queue takes a frame at once.
+
+        :raises anyio.BrokenResourceError: the stream broke
+        :raises anyio.ClosedResourceError: closed here, before or meanwhile
+        :cancellation: nothing has happened
+        """
         await anyio.lowlevel.checkpoint_if_cancelled()
         self._check_writable()
         while not self._writer.has_room:
             await self.flush()
-        self._writer.push(frame, fds)
-        await self.flush()
 
     def send_nowait(self, frame: Frame, fds: Sequence[int] = ()) -> None:
         """Queue a frame and send what the stream takes at once; :meth:`pump` sends the rest.

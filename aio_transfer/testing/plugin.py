@@ -141,11 +141,10 @@ def pytest_report_header(config: pytest.Config) -> str:
 def seed_of(config: pytest.Config) -> int:
     """Return the run's one seed: from ``--conformance-seed``, else from ``AIO_TRANSFER_SEED``, else picked now."""
     if SEED not in config.stash:
-        given = getattr(config, "workerinput", {}).get(_TO_WORKER)
+        told: dict[str, int] = getattr(config, "workerinput", {})
+        given = config.getoption("--conformance-seed", default=None)
         if given is None:
-            given = config.getoption("--conformance-seed", default=None)
-        if given is None:
-            given = os.environ.get("AIO_TRANSFER_SEED", secrets.randbits(32))
+            given = told.get(_TO_WORKER, os.environ.get("AIO_TRANSFER_SEED", secrets.randbits(32)))
         config.stash[SEED] = int(given)
     return config.stash[SEED]
 
