@@ -17,6 +17,9 @@ using TransferId = std::uint64_t;
 enum class Op : std::uint16_t { write = 0, read = 1 };
 
 inline constexpr std::uint32_t kPieceImmediate = 1;
+// Report the piece as stopped only when its payload is certainly visible in the target's memory, whichever NIC a later
+// write takes.
+inline constexpr std::uint32_t kPieceDelivered = 2;
 
 struct Piece {
   std::uint64_t local_addr;
