@@ -8,8 +8,8 @@ __all__ = ("create",)
 def create(**options: object) -> NativeDriver:
     """Make an unopened verbs driver.
 
-    :param options: ``devices`` (``"mlx5_0,mlx5_1:2"``, or a sequence of such names), ``rails``, ``traffic_class``, ``service_level``; all of
-        them in ``backends/verbs/domain.h``
+    :param options: ``devices`` (``"mlx5_0,mlx5_1:2"``, or a sequence of such names), ``rails``, ``traffic_class``,
+        ``service_level``; all of them in ``backends/verbs/domain.h``
     """
     given = {name: value for name, value in options.items() if value is not None}
     devices = given.get("devices")

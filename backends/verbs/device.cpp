@@ -82,6 +82,8 @@ std::vector<Port> all_ports(const Library& library, std::string& reasons) {
   const std::unique_ptr<abi::DeviceNode*, void (*)(abi::DeviceNode**)> list(library.get_device_list(&count),
                                                                             library.free_device_list);
   std::vector<Port> ports;
+  // ENOSYS: the kernel has no ib_uverbs module, as on most machines without a device.
+  if (list == nullptr && errno == ENOSYS) unavailable("no RDMA device here", errno);
   if (list == nullptr) unavailable(std::string("no RDMA device can be listed: ") + std::strerror(errno), errno);
   for (int i = 0; i < count; ++i) add_ports(library, list.get()[i], ports, reasons);
   if (count == 0) reasons = "no RDMA device here";

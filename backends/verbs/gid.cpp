@@ -10,7 +10,8 @@ namespace aio::verbs {
 
 namespace {
 
-enum class Reach : std::uint8_t { loopback4, loopback6, link, global4, global6 };
+// The later, the farther. Linux finds no way to ::1 for a device (rdma_rxe on lo), but one to 127.0.0.1.
+enum class Reach : std::uint8_t { loopback6, link, loopback4, global4, global6 };
 
 bool starts_with(const PortGid& gid, std::initializer_list<std::uint8_t> bytes) {
   return std::equal(bytes.begin(), bytes.end(), gid.raw.begin());
@@ -45,10 +46,10 @@ std::optional<std::pair<std::size_t, std::size_t>> choose_gids(const std::vector
     for (std::size_t j = 0; j < theirs.size(); ++j) {
       const Reach reach = reach_of(ours[i]);
       if (ours[i].type != theirs[j].type || reach != reach_of(theirs[j])) continue;
-      const int routed = reach == Reach::global4 || reach == Reach::global6 ? 1 : 0;
       // The addresses themselves settle ties, the smaller one first, so that both ends settle them alike.
       const auto [low, high] = std::minmax(ours[i].raw, theirs[j].raw);
-      const Rank rank{static_cast<int>(ours[i].type), routed, common_bits(ours[i], theirs[j]), low, high};
+      const Rank rank{static_cast<int>(ours[i].type), static_cast<int>(reach), common_bits(ours[i], theirs[j]), low,
+                      high};
       if (best && rank <= best_rank) continue;
       best = {i, j};
       best_rank = rank;

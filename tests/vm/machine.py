@@ -41,7 +41,7 @@ class Machine:
         # A death signal, since nobody else would end the machine of a killed parent.
         line = ["nice", "-n", "5", "setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64"]
         line += ["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-machine", "q35"]
-        line += ["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max", "-smp", str(self.cpus), "-m", self.memory]
+        line += ["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,avx2=off", "-smp", str(self.cpus), "-m", self.memory]
         line += ["-kernel", str(self.kernel), "-initrd", str(self.ramdisk), "-append", " ".join(KERNEL)]
         line += ["-serial", f"file:{console}", "-device", "virtio-serial-pci"]
         line += ["-chardev", "stdio,id=output,signal=off", "-device", "virtserialport,nr=1,chardev=output"]
