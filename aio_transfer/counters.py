@@ -24,7 +24,7 @@ __all__ = ("CounterTable", "ImmCounter")
 _SLOTS = 1 << 16
 _GENERATIONS = 1 << 7
 _MAX_EARLY = 4096
-_MAX_COUNT = 1 << 47  # in units it still fits the native total
+_MAX_COUNT = 1 << 47  # far more than comes, and with what was taken before it fits the 56 bits of the native total
 
 
 class CounterOwner(Protocol):
@@ -88,7 +88,7 @@ class ImmCounter:
         """Something that changes when counts arrive, and when another waiter is the first."""
         self._owner.refresh(self)
         queue = self._state.queue
-        return self._state.units, id(queue[0]) if queue else 0
+        return self._state.value, id(queue[0]) if queue else 0
 
     @property
     def waiting(self) -> int:
@@ -240,22 +240,22 @@ class CounterTable:
         state = counter._state  # noqa: SLF001
         drivers = self._drivers
         while True:
-            need = state.awaited_units
+            need = state.awaited
             single = len(drivers) == 1
             state.deliver(drivers[0].expect(counter.id, need) if single else self._arm_each(counter.id, need))
             if need:
                 self.on_wait()
-            if not need or state.awaited_units == need:
+            if not need or state.awaited == need:
                 return
 
     def _arm_each(self, number: CounterId, need: int) -> int:
         """Arm several drivers: the total cannot be reached before one of them has gained its share."""
-        units = [driver.expect(number, 0) for driver in self._drivers]
-        total = sum(units)
+        counts = [driver.expect(number, 0) for driver in self._drivers]
+        total = sum(counts)
         if total < need:
-            share = -(-(need - total) // len(units))
-            now = [driver.expect(number, have + share) for driver, have in zip(self._drivers, units, strict=True)]
-            if any(have + share <= reached for have, reached in zip(units, now, strict=True)):
+            share = -(-(need - total) // len(counts))
+            now = [driver.expect(number, have + share) for driver, have in zip(self._drivers, counts, strict=True)]
+            if any(have + share <= reached for have, reached in zip(counts, now, strict=True)):
                 return self._arm_each(number, need)
         return total
 

@@ -1,7 +1,7 @@
 """The state of one completion counter, without an event loop.
 
-Counts arrive as a running total of units (256 to a count: a striped write sends weights that add up to 256). Waiting
-is a FIFO semaphore: the first waiter takes its n counts before the second gets any, and a withdrawn waiter takes none.
+Counts arrive as a running total. Waiting is a FIFO semaphore: the first waiter takes its n counts before the second
+gets any, and a withdrawn waiter takes none.
 
 :source: design.md section 2, rules 3–5 and 8
 """
@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
-
-from .drivers import UNITS_PER_COUNT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,15 +38,10 @@ class Ticket:
 class CounterState:
     """A running total and the queue of those who wait for parts of it."""
 
-    units: int = 0
+    value: int = 0
     consumed: int = 0
     failure: Callable[[], AioTransferError] | None = None
     queue: deque[Ticket] = field(default_factory=deque)
-
-    @property
-    def value(self) -> int:
-        """The running total, in counts."""
-        return self.units // UNITS_PER_COUNT
 
     @property
     def available(self) -> int:
@@ -56,9 +49,9 @@ class CounterState:
         return self.value - self.consumed
 
     @property
-    def awaited_units(self) -> int:
-        """The total at which the first waiter can be granted, in units; 0 when nobody waits."""
-        return (self.consumed + self.queue[0].count) * UNITS_PER_COUNT if self.queue else 0
+    def awaited(self) -> int:
+        """The total at which the first waiter can be granted; 0 when nobody waits."""
+        return self.consumed + self.queue[0].count if self.queue else 0
 
     @property
     def missing(self) -> int:
@@ -76,9 +69,9 @@ class CounterState:
         """Join the queue; the caller has tried :meth:`take`."""
         self.queue.append(ticket)
 
-    def deliver(self, units: int) -> None:
+    def deliver(self, total: int) -> None:
         """Take note of the running total and wake whom it satisfies. Totals may be repeated, and never fall."""
-        self.units = max(self.units, units)
+        self.value = max(self.value, total)
         while self.queue and self.queue[0].count <= self.available:
             ticket = self.queue.popleft()
             self.consumed += ticket.count
@@ -92,7 +85,7 @@ class CounterState:
             self.consumed -= ticket.count
         elif ticket in self.queue:
             self.queue.remove(ticket)
-        self.deliver(self.units)
+        self.deliver(self.value)
 
     def fail(self, failure: Callable[[], AioTransferError]) -> None:
         """Wake every waiter with an error: counts they need were promised by somebody who cannot send them.

@@ -1,10 +1,11 @@
-"""How a chunk is cut into pieces, weighed, and dealt to rails: what every plan is made with.
+"""How a chunk is cut into pieces, dealt to rails, and counted: what every plan is made with.
 
 A *chunk* is what the caller named: one slice, one page, one target of a scatter. It raises its counter by exactly one
-count, that is 256 units, however many pieces it travels in and by whichever rails: each piece carries the counter's id
-in the low 24 bits of its immediate and its weight − 1 in the high 8, and the weights of a chunk add up to 256.
+count, however many pieces it travels in and by whichever rails. In one piece it carries the count itself. In several it
+is counted by an empty piece that starts once all of them have been delivered: nothing that fits the immediates of the
+pieces would tell the receiver which of them belong together.
 
-:source: design.md section 2, rule 3; drivers.py for the records
+:source: design.md section 2, rules 2 and 3; docs/decisions.md; drivers.py for the records
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 
 from aio_transfer.drivers import (
+    ANY_REGION,
     COUNTER_ID_BITS,
     MAX_COUNTER_ID,
-    MAX_PIECES_PER_CHUNK,
+    MAX_COUNTS_PER_IMMEDIATE,
     PIECE,
     RUN_STRUCT,
-    UNITS_PER_COUNT,
     Op,
     PeerNumber,
     PieceFlag,
@@ -38,11 +39,12 @@ __all__ = (
     "Plan",
     "Route",
     "bounds",
+    "counts",
+    "immediate",
     "pieces_per_chunk",
     "records",
     "runs",
-    "tags",
-    "whole_immediate",
+    "tag",
 )
 
 STRIPE_NBYTES: Final = 128 * 1024
@@ -55,8 +57,8 @@ MAX_PIECES: Final = 2**32 - 1
 WORD: Final = np.dtype("<u8")
 """A PIECE record is four of them; the last is ``immediate`` in its low and ``flags`` in its high half."""
 
-_WHOLE: Final = (UNITS_PER_COUNT - 1) << COUNTER_ID_BITS
 _IMMEDIATE: Final = int(PieceFlag.IMMEDIATE)
+_DELIVERED: Final = int(PieceFlag.DELIVERED)
 
 
 class Plan(NamedTuple):
@@ -110,7 +112,7 @@ class Route:
         object.__setattr__(self, "whole_nbytes", largest if self.rails == 1 else min(largest, self.stripe_nbytes))
 
 
-def pieces_per_chunk(nbytes: int, chunks: int, route: Route, *, counted: bool) -> int:
+def pieces_per_chunk(nbytes: int, chunks: int, route: Route) -> int:
     """Return how many pieces each chunk travels in: few, and the same load for every rail used."""
     if nbytes <= route.whole_nbytes or (nbytes <= route.max_piece_nbytes and chunks >= route.rails):
         return 1
@@ -122,14 +124,7 @@ def pieces_per_chunk(nbytes: int, chunks: int, route: Route, *, counted: bool) -
         used = min(route.rails, count * chunks)
         step = used // math.gcd(used, chunks)
         count = -(-count // step) * step
-    count = min(count, max(needed, -(-nbytes // route.grain_nbytes)))  # no piece is empty
-    if counted and count > MAX_PIECES_PER_CHUNK:
-        if needed > MAX_PIECES_PER_CHUNK:
-            limit = MAX_PIECES_PER_CHUNK * route.piece_nbytes
-            message = f"a counted chunk of {nbytes} B: this path carries at most {limit} B as one; write it in parts"
-            raise UsageError(message)
-        count = MAX_PIECES_PER_CHUNK
-    return count
+    return min(count, max(needed, -(-nbytes // route.grain_nbytes)))  # no piece is empty
 
 
 def bounds(nbytes: int, count: int, grain: int) -> NDArray[np.uint64]:
@@ -142,17 +137,11 @@ def bounds(nbytes: int, count: int, grain: int) -> NDArray[np.uint64]:
     return places
 
 
-def tags(count: int, counter: int | None) -> NDArray[np.uint64]:
-    """Return a chunk's ``immediate`` (low 32 bits) and ``flags`` fields, as one little-endian word per piece."""
+def tag(pieces: int, counter: int | None) -> int:
+    """Return the ``immediate`` (low 32 bits) and ``flags`` of each of a chunk's pieces, as one little-endian word."""
     if counter is None:
-        return np.zeros(count, np.uint64)
-    if count == 1:
-        return np.array((whole_immediate(counter) | _IMMEDIATE << 32,), np.uint64)
-    base, extra = divmod(UNITS_PER_COUNT, count)
-    weights = np.full(count, base, np.uint64)
-    weights[:extra] += np.uint64(1)
-    weights -= np.uint64(1)
-    return weights << np.uint64(COUNTER_ID_BITS) | np.uint64(_checked(counter) | _IMMEDIATE << 32)
+        return 0
+    return immediate(counter) | _IMMEDIATE << 32 if pieces == 1 else _DELIVERED << 32
 
 
 def records(words: NDArray[np.uint64]) -> NDArray[np.void]:
@@ -160,8 +149,8 @@ def records(words: NDArray[np.uint64]) -> NDArray[np.void]:
     return words.reshape(-1).view(PIECE)
 
 
-def runs(op: Op | int, route: Route, local_region: int, total: int, cursor: int) -> bytes:
-    """Cut ``total`` pieces into contiguous, nearly equal ranges over the rails."""
+def runs(op: Op | int, route: Route, local_region: int, total: int, cursor: int) -> list[bytes]:
+    """Cut ``total`` pieces into contiguous, nearly equal ranges over the rails; one RUN record for each."""
     if total > MAX_PIECES:
         message = f"{total} pieces in one batch: {MAX_PIECES} are possible"
         raise UsageError(message)
@@ -171,21 +160,35 @@ def runs(op: Op | int, route: Route, local_region: int, total: int, cursor: int)
     for index in range(min(route.rails, total)):
         count = base + (index < extra)
         rail = (cursor + index) % route.rails
-        packed.append(RUN_STRUCT.pack(route.peer, rail, op, local_region, route.remote_region, first, count))
+        packed.append(RUN_STRUCT.pack(route.peer, rail, op, local_region, route.remote_region, first, count, 0))
         first += count
-    return b"".join(packed)
+    return packed
 
 
-def whole_immediate(counter: int) -> int:
-    """Return the immediate of a chunk in one piece.
+def counts(  # noqa: PLR0913 - of one plan
+    route: Route, counter: int, chunks: int, *, first: int, after: int, cursor: int
+) -> tuple[bytes, NDArray[np.uint64]]:
+    """Count ``chunks`` that were cut, once the ``after`` runs before have stopped.
+
+    :param first: the index of its first piece
+    :returns: a RUN record, and its pieces as rows of four words
+    """
+    full, rest = divmod(chunks, MAX_COUNTS_PER_IMMEDIATE)
+    words = np.zeros((full + (rest > 0), 4), WORD)
+    words[:, 3] = immediate(counter, MAX_COUNTS_PER_IMMEDIATE) | _IMMEDIATE << 32
+    if rest:
+        words[-1, 3] = immediate(counter, rest) | _IMMEDIATE << 32
+    rail = cursor % route.rails
+    run = RUN_STRUCT.pack(route.peer, rail, Op.WRITE, ANY_REGION, route.remote_region, first, len(words), after)
+    return run, words
+
+
+def immediate(counter: int, counts: int = 1) -> int:
+    """Return what raises a counter by 1 … 256.
 
     :raises UsageError: the id has more than 24 bits
     """
-    return _WHOLE | _checked(counter)
-
-
-def _checked(counter: int) -> int:
     if not 0 <= counter <= MAX_COUNTER_ID:
         message = f"counter id {counter} is not within {COUNTER_ID_BITS} bits"
         raise UsageError(message)
-    return counter
+    return (counts - 1) << COUNTER_ID_BITS | counter

@@ -25,13 +25,12 @@ __all__ = (
     "ANY_REGION",
     "COUNTER_ID_BITS",
     "MAX_COUNTER_ID",
-    "MAX_PIECES_PER_CHUNK",
+    "MAX_COUNTS_PER_IMMEDIATE",
     "PIECE",
     "PIECE_STRUCT",
     "PRIVATE_COUNTER_BIT",
     "RUN",
     "RUN_STRUCT",
-    "UNITS_PER_COUNT",
     "Access",
     "Capabilities",
     "CounterId",
@@ -61,9 +60,8 @@ COUNTER_ID_BITS: Final = 24
 MAX_COUNTER_ID: Final = (1 << COUNTER_ID_BITS) - 1
 PRIVATE_COUNTER_BIT: Final = 1 << 23
 """Ids with this bit are handed out by an engine (slot and generation inside); those below are well-known."""
-UNITS_PER_COUNT: Final = 256
-"""A chunk in s pieces sends weights that add up to this many units: contract 3."""
-MAX_PIECES_PER_CHUNK: Final = 256
+MAX_COUNTS_PER_IMMEDIATE: Final = 256
+"""An immediate is the counter's id in its low 24 bits, and how often it is raised, minus 1, in its high 8."""
 ANY_REGION: Final = RegionNumber(0)
 """In a run: no payload. A bare notification names no memory."""
 
@@ -80,6 +78,8 @@ class PieceFlag(enum.IntFlag):
 
     IMMEDIATE = 1
     """Raise the counter in ``immediate`` once the payload of this piece is visible."""
+    DELIVERED = 2
+    """Stop only when the payload is visible at the target, whichever rail a later piece takes to it."""
 
 
 PIECE: Final = np.dtype(
@@ -96,10 +96,15 @@ RUN: Final = np.dtype(
         ("remote_region", "<u4"),
         ("first", "<u4"),
         ("count", "<u4"),
+        ("after", "<u4"),
     ],
 )
-"""Pieces ``first … first + count − 1`` share a peer, a rail (the NIC they leave by) and both regions."""
-RUN_STRUCT: Final = struct.Struct("<IHHIIII")
+"""Pieces ``first … first + count − 1`` share a peer, a rail (the NIC they leave by) and both regions.
+
+A run starts once the ``after`` runs just before it have stopped well, so that a chunk which was cut is counted when all
+of it is there. No run is followed by two.
+"""
+RUN_STRUCT: Final = struct.Struct("<IHHIIIII")
 
 
 class Access(enum.Flag):
@@ -181,7 +186,7 @@ class EventKind(enum.IntEnum):
     TRANSFER = 0
     """Every piece of transfer ``id`` has stopped; ``status`` says how."""
     COUNTER = 1
-    """Counter ``id`` has reached the threshold it was armed with; ``code`` is its value in units."""
+    """Counter ``id`` has reached the threshold it was armed with; ``code`` is its running total."""
     MESSAGE = 2
     """Peer ``id`` sent ``payload``."""
     RELEASED = 3
@@ -268,11 +273,11 @@ class Driver(Protocol):
         """Send one message of at most ``max_message_nbytes``; SENT (or TRANSFER with a failure) follows."""
         ...
 
-    def expect(self, counter: CounterId, units: int) -> int:
-        """Arm a counter: one COUNTER event once its running total is at least ``units``.
+    def expect(self, counter: CounterId, counts: int) -> int:
+        """Arm a counter: one COUNTER event once its running total is at least ``counts``.
 
-        :param units: 0 disarms, −1 forgets the counter: later arrivals for it are dropped
-        :returns: the running total now, in units; when it is already enough, no event follows
+        :param counts: 0 disarms, −1 forgets the counter: later arrivals for it are dropped
+        :returns: the running total now; when it is already enough, no event follows
         """
         ...
 

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from aio_transfer import cutting
-from aio_transfer.cutting import STRIPE_NBYTES, Plan, Route, whole_immediate
+from aio_transfer.cutting import STRIPE_NBYTES, Plan, Route, immediate
 from aio_transfer.drivers import ANY_REGION, PIECE, PIECE_STRUCT, RUN_STRUCT, Op, PieceFlag
 from aio_transfer.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from numpy.typing import NDArray
 
     from aio_transfer.pages import Pages, RemotePages
     from aio_transfer.regions import Region, RemoteSlice, Slice
@@ -41,7 +43,7 @@ def plan_write(
 
     :param counter: 24-bit id of the peer's counter
     :param cursor: the rail to begin with, modulo ``route.rails``; raise it by one per plan
-    :raises UsageError: lengths differ, the peer grants no write, or a counted write needs more than 256 pieces
+    :raises UsageError: lengths differ, or the peer grants no write
     """
     nbytes = source.nbytes
     if nbytes != target.nbytes or not target.region.writable:
@@ -69,25 +71,42 @@ def _contiguous(  # noqa: PLR0913, PLR0917 - positional, for speed
     if nbytes > route.whole_nbytes:
         return _cut_contiguous(op, local, remote, route, counter, cursor, chunks)
     if counter is None:
-        immediate = flags = 0
+        number = flags = 0
     else:
-        immediate, flags = whole_immediate(counter), _IMMEDIATE
-    run = _pack_run(route.peer, cursor % route.rails, op, region.number, route.remote_region, 0, 1)
-    return Plan(run, _pack_piece(region.address + local.offset, remote.offset, nbytes, immediate, flags), 1, nbytes)
+        number, flags = immediate(counter), _IMMEDIATE
+    run = _pack_run(route.peer, cursor % route.rails, op, region.number, route.remote_region, 0, 1, 0)
+    return Plan(run, _pack_piece(region.address + local.offset, remote.offset, nbytes, number, flags), 1, nbytes)
 
 
 def _cut_contiguous(  # noqa: PLR0913, PLR0917 - as above
     op: int, local: Slice, remote: RemoteSlice, route: Route, counter: int | None, cursor: int, chunks: int
 ) -> Plan:
-    count = cutting.pieces_per_chunk(local.nbytes, chunks, route, counted=counter is not None)
+    count = cutting.pieces_per_chunk(local.nbytes, chunks, route)
     words = np.empty((count, 4), cutting.WORD)
     places = cutting.bounds(local.nbytes, count, route.grain_nbytes)
     np.add(places[:-1], np.uint64(local.region.address + local.offset), out=words[:, 0])
     np.add(places[:-1], np.uint64(remote.offset), out=words[:, 1])
     np.subtract(places[1:], places[:-1], out=words[:, 2])
-    words[:, 3] = cutting.tags(count, counter)
+    words[:, 3] = cutting.tag(count, counter)
     runs = cutting.runs(op, route, local.region.number, count, cursor)
-    return Plan(runs, cutting.records(words), 1, local.nbytes)
+    return _counted(runs, words, route, None if count == 1 else counter, cursor, 1, local.nbytes)
+
+
+def _counted(  # noqa: PLR0913, PLR0917 - as above
+    runs: list[bytes],
+    words: NDArray[np.uint64],
+    route: Route,
+    counter: int | None,
+    cursor: int,
+    chunks: int,
+    nbytes: int,
+) -> Plan:
+    """Make the plan; with a counter, its chunks are cut, and counted when all of their pieces have been delivered."""
+    if counter is not None:
+        run, rows = cutting.counts(route, counter, chunks, first=len(words), after=len(runs), cursor=cursor)
+        runs.append(run)
+        words = np.concatenate((words, rows))
+    return Plan(b"".join(runs), cutting.records(words), chunks, nbytes)
 
 
 def plan_pages(  # noqa: PLR0913 - the options of one operation
@@ -105,14 +124,13 @@ def plan_pages(  # noqa: PLR0913 - the options of one operation
     and so are a few large pages where there are more rails than pages. Neighbours are not merged: each page counts.
     No page at all gives a plan without runs.
 
-    :raises UsageError: counts or sizes differ, an access is missing, a read is to be counted, or a counted page needs
-        more than 256 pieces
+    :raises UsageError: counts or sizes differ, an access is missing, or a read is to be counted
     """
     _require_page_rights(local, remote, op, counter)
     chunks, page_nbytes = len(local), local.page_nbytes
     if not chunks:
         return Plan(b"", b"", 0, 0)
-    per_page = cutting.pieces_per_chunk(page_nbytes, chunks, route, counted=counter is not None)
+    per_page = cutting.pieces_per_chunk(page_nbytes, chunks, route)
     runs = cutting.runs(int(op), route, local.region.number, chunks * per_page, cursor)
     words = np.empty((chunks, per_page, 4), cutting.WORD)
     local.place(words[:, 0, 0], local.region.address)
@@ -123,8 +141,9 @@ def plan_pages(  # noqa: PLR0913 - the options of one operation
         words[:, :, 2] = places[1:] - places[:-1]
     else:
         words[:, :, 2] = page_nbytes
-    words[:, :, 3] = cutting.tags(per_page, counter)
-    return Plan(runs, cutting.records(words), chunks, chunks * page_nbytes)
+    words[:, :, 3] = cutting.tag(per_page, counter)
+    late = None if per_page == 1 else counter
+    return _counted(runs, words.reshape(-1, 4), route, late, cursor, chunks, chunks * page_nbytes)
 
 
 def _require_page_rights(local: Pages, remote: RemotePages, op: Op, counter: int | None) -> None:
@@ -171,8 +190,8 @@ def plan_scatter(
             raise _refusal(operation, source, target, source.nbytes, target.nbytes, None)
         one = _contiguous(_WRITE, source, target, route, counter, cursor + index, len(targets))
         first = len(pieces) // PIECE.itemsize
-        for peer, rail, op, local, remote, begin, count in RUN_STRUCT.iter_unpack(bytes(one.runs)):
-            runs += _pack_run(peer, rail, op, local, remote, first + begin, count)
+        for peer, rail, op, local, remote, begin, count, after in RUN_STRUCT.iter_unpack(bytes(one.runs)):
+            runs += _pack_run(peer, rail, op, local, remote, first + begin, count, after)
         pieces += bytes(one.pieces)
         nbytes += one.nbytes
     return Plan(bytes(runs), bytes(pieces), len(targets), nbytes)
@@ -183,8 +202,8 @@ def plan_notify(route: Route, *, counter: int, cursor: int = 0) -> Plan:
 
     :param route: to any region of the peer's; with ``ANY_REGION`` as ``remote_region`` it names no memory
     """
-    run = _pack_run(route.peer, cursor % route.rails, _WRITE, ANY_REGION, route.remote_region, 0, 1)
-    return Plan(run, _pack_piece(0, 0, 0, whole_immediate(counter), _IMMEDIATE), 1, 0)
+    run = _pack_run(route.peer, cursor % route.rails, _WRITE, ANY_REGION, route.remote_region, 0, 1, 0)
+    return Plan(run, _pack_piece(0, 0, 0, immediate(counter), _IMMEDIATE), 1, 0)
 
 
 def _refusal(  # noqa: PLR0913, PLR0917

@@ -174,7 +174,7 @@ class Poster:
 
         async def later() -> None:
             try:
-                bounds = [await self.bind(peer, remote) for remote in remotes]
+                bounds = [await self.bind(peer, remote, promises) for remote in remotes]
                 batch = plan([bound.route for bound in bounds], self._cursor)
             except ClosedError:
                 self._give_up(transfer, peer.label)
@@ -203,10 +203,7 @@ class Poster:
 
     def _post(self, transfer: Transfer, bound: Bound, batch: Plan, promises: Promises) -> None:
         peer = bound.peer
-        for counter, _ in promises:
-            if counter not in peer.promised:
-                peer.promised.add(counter)
-                self._peering.tell(peer, Promise([counter]))
+        self._promise(peer, promises)
         number = TransferId(next(self.ids))
         transfer.path = bound.path
         try:
@@ -240,6 +237,13 @@ class Poster:
         )
         return True
 
+    def _promise(self, peer: Connection, promises: Promises) -> None:
+        """Let the receiver know whom it depends on, before anything is written."""
+        for counter, _ in promises:
+            if counter not in peer.promised:
+                peer.promised.add(counter)
+                self._peering.tell(peer, Promise([counter]))
+
     def _abort(self, peer: Connection, promises: Promises, operation: str, reason: str) -> None:
         """Poison the counts that were promised: the receiver must not wait for what cannot come."""
         for counter, count in promises:
@@ -249,15 +253,17 @@ class Poster:
 
     # ------------------------------------------------------------------------------------------------------- routes
 
-    async def bind(self, address: PeerAddress, remote: RemoteRegion | None) -> Bound:
+    async def bind(self, address: PeerAddress, remote: RemoteRegion | None, promises: Promises = ()) -> Bound:
         """Connect to a peer and make its region known to the driver.
 
+        :param promises: told as soon as there is a connection: it may end while the region is asked for
         :raises AioTransferError: why that cannot be
         """
         key = remote.key if remote is not None else (address.incarnation, 0, 0)
         while True:
             peer = self._peering.ensure(address)
             await peer.wait_ready()
+            self._promise(peer, promises)
             bound = self._bound.get(key)  # after the wait: another task may have been first
             if bound is not None:
                 return bound

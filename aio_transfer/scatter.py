@@ -62,14 +62,14 @@ class PreparedScatter:
         self._first_rails = np.arange(count, dtype=np.uint64)
         self._runs = np.array(
             [
-                (route.peer, 0, int(Op.WRITE), local.number, route.remote_region, index, 1)
+                (route.peer, 0, int(Op.WRITE), local.number, route.remote_region, index, 1, 0)
                 for index, route in enumerate(routes)
             ],
             RUN,
         )
         self._words = np.zeros((count, 4), cutting.WORD)
         for index, counter in enumerate(ids):
-            self._words[index, 3] = cutting.tags(1, counter)[0]
+            self._words[index, 3] = cutting.tag(1, counter)
         self._pieces = cutting.records(self._words)
 
     def __len__(self) -> int:

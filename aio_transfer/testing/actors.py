@@ -74,6 +74,7 @@ class Part:
     :ivar counts: by how much
     :ivar since: the step at which it was submitted
     :ivar is_stale: its descriptor was void by then
+    :ivar posted: the step at which it was first seen to be posted, which is later where there was no connection yet
     :ivar until: the step at which it was first seen to have stopped
     """
 
@@ -86,6 +87,7 @@ class Part:
     counts: int
     since: int
     is_stale: bool
+    posted: int | None = None
     until: int | None = None
 
     @property

@@ -49,15 +49,12 @@ class Opened:
 class Chunk:
     """Bytes that are to appear somewhere. Before, each of them is something else.
 
-    :ivar is_cut: it may travel in several pieces, each with a part of a count. Pieces of two such chunks can add up to
-        a count while neither is whole, and nothing but the design is to blame
     :ivar settled: it has been decided whether it came; nothing of it may change any more
     """
 
     arena: Arena
     offset: int
     nbytes: int
-    is_cut: bool = False
     settled: bool = False
     _visible: bool = False
 

@@ -40,7 +40,6 @@ def _settle_chunks(model: Model) -> dict[Tally, tuple[int, int]]:
     """
     least: Counter[Tally] = Counter()
     most: Counter[Tally] = Counter()
-    torn: Counter[Tally] = Counter()
     for part in model.parts:
         came = [chunk.settle(str(part)) for chunk in part.chunks]
         well = part.transfer.exception() is None or not _excuses(model, part)
@@ -50,9 +49,7 @@ def _settle_chunks(model: Model) -> dict[Tally, tuple[int, int]]:
         if part.tally is not None:
             least[part.tally] += part.counts if well else 0
             most[part.tally] += part.counts if well or not came else sum(came)
-            torn[part.tally] += sum(chunk.is_cut and not chunk.is_visible for chunk in part.chunks)
-    # Pieces of chunks that never came whole can add up to counts: see Chunk.is_cut.
-    return {tally: (least[tally], most[tally] + max(0, torn[tally] - 1)) for tally in model.tallies}
+    return {tally: (least[tally], most[tally]) for tally in model.tallies}
 
 
 async def _end_tally(model: Model, actor: Actor, least: int, most: int) -> None:
@@ -86,16 +83,16 @@ def _must_tell(model: Model, part: Part) -> bool:
     """Whether the receiver has to learn that a part failed.
 
     What was never posted, or after the goodbye, is known to nobody there; a killed sender may have died before it told
-    what it promised. Of a scatter it is known only that some part failed.
+    what it promised. Of a scatter it is known only that some part failed: this one may have been among the unposted, as
+    soon as a link of its own was broken.
     """
-    scatter = part.transfer.operation == "scatter"
-    leaving = any(trouble.breaks_links and trouble.since < part.since for trouble in around(part, model.troubles))
-    untold = leaving or (part.by.state == "killed" and not part.to.names_sources)
-    if untold or (scatter and all(chunk.is_visible for chunk in part.chunks)):
+    broken = [trouble for trouble in around(part, model.troubles) if trouble.breaks_links]
+    if part.transfer.operation == "scatter":
+        return not broken and not all(chunk.is_visible for chunk in part.chunks)
+    started = part.since - 1 if part.posted is None else part.posted
+    if any(trouble.since <= started for trouble in broken) or (part.by.state == "killed" and not part.to.names_sources):
         return False
-    posted = part.transfer.path is not None and not scatter
-    ended = isinstance(part.transfer.exception(), PeerLostError | TransferAbortedError)
-    return posted or not ended
+    return part.posted is not None or not isinstance(part.transfer.exception(), PeerLostError | TransferAbortedError)
 
 
 def _judge_closed(model: Model) -> None:

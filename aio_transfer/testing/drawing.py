@@ -84,11 +84,14 @@ _FABRIC: Final[_Weights] = {
 _DEATH: Final[_Weights] = {Kill: 1.5}
 _PARTING: Final[_Weights] = {Stall: 4, Hold: 1, Disconnect: 4, Connect: 1, Kill: 0.5}
 """Goodbyes while packets wait: what comes too late must find nobody."""
+_MEETING: Final[_Weights] = {Enter: 6, Cancel: 3, Write: 1, Stall: 0.5, Resume: 0.5}
+"""Barriers, some left and entered again: a wrong count shows two epochs later, so there have to be many."""
 FABRIC_MOVES: Final = frozenset({*_FABRIC, *_DEATH})
 """Those that need a :class:`SimFabric`; elsewhere they do nothing."""
 MOVES: Final = (*_DATA, Turns, *_REGIONS, *_PEERS, *_FABRIC, *_DEATH)
 _PROFILES: Final[tuple[tuple[float, _Weights], ...]] = (
-    (0.30, _DATA),
+    (0.27, _DATA),
+    (0.03, _MEETING),
     (0.25, _DATA | _REGIONS),
     (0.25, _DATA | _FABRIC),
     (0.10, _DATA | _REGIONS | _FABRIC),

@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import anyio
 
-from aio_transfer.cutting import STRIPE_NBYTES
-
 from .actors import Actor
-from .arena import ARENA_NBYTES, Arena
+from .arena import Arena
 from .claims import ConformanceError
 from .engines import level
 from .runner import _held, _left
@@ -58,7 +56,6 @@ class Mesh:
     """Some engines, their memory, and nothing under way between schedules.
 
     :ivar fabric: what connects them, where it can be told what to do
-    :ivar whole_nbytes: a chunk up to this travels in one piece
     :ivar turn: how many schedules were begun
     :ivar tardy: messages of former schedules that may still come, as their sender was lost
     """
@@ -75,8 +72,6 @@ class Mesh:
         max_piece_nbytes = _MAX_PIECE_NBYTES if len(shape) % 2 else 0
         self.fabric = _fabric(spec, seed, max_piece_nbytes)
         self.deadline_s = deadline_s
-        striped = STRIPE_NBYTES if self.fabric is not None or spec.rails > 1 else ARENA_NBYTES
-        self.whole_nbytes = min(striped, max_piece_nbytes or striped)
         self.actors: list[Actor] = []
         self.tardy: set[bytes] = set()
         self.groups = itertools.count()

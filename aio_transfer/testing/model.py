@@ -100,6 +100,8 @@ class Model:
     def check(self, when: str) -> None:
         """Demand what holds at every moment."""
         for part in self.parts:
+            if part.posted is None and part.transfer.path is not None:
+                part.posted = self.clock
             if part.until is None and part.transfer.done:
                 self._stopped(part)
         for actor in self.actors:
@@ -111,9 +113,13 @@ class Model:
                     arena.check_leases(when)
 
     def _stopped(self, part: Part) -> None:
-        """Take note that a transfer is over: an error comes only once nothing of it moves (rule 6)."""
+        """Take note that a transfer is over: an error comes only once nothing of it moves (rule 6).
+
+        It is the first of all, and others may have followed: pieces on a link that broke can land until the fence.
+        """
         part.until = self.clock
-        if isinstance(part.transfer.exception(), ProviderError | StaleRegionError):
+        told = isinstance(part.transfer.exception(), ProviderError | StaleRegionError)
+        if told and not self.link_was_broken(part.by, part.to):
             for chunk in part.chunks:
                 chunk.settle(str(part))
 
@@ -157,8 +163,6 @@ class Model:
         :param counts: by how much it may raise the peer's counter
         """
         stale = opened is not None and opened.closed is not None
-        for chunk in chunks:
-            chunk.is_cut = chunk.nbytes > self.mesh.whole_nbytes
         tally = to.tally if counts else None
         self.parts.append(Part(transfer, by, to, opened, list(chunks), tally, counts, self.clock, stale))
         if tally is not None:
@@ -177,8 +181,8 @@ class Model:
             return
         for part in self.parts:
             # The path of a scatter is that of any of its parts: this one may be posted only when they connect again.
-            posted = part.transfer.path is not None and part.transfer.operation != "scatter"
-            if posted and part.to is trouble.one and part.by is trouble.other and part.since <= trouble.since:
+            posted = part.posted is not None and part.posted < trouble.since and part.transfer.operation != "scatter"
+            if posted and part.to is trouble.one and part.by is trouble.other:
                 for chunk in part.chunks:
                     if chunk.arena.engine is part.to.engine:
                         chunk.settle(str(part))

@@ -167,8 +167,7 @@ class NativeCore {
             {"reads", now.reads},
             {"nbytes", now.nbytes},
             {"failed", now.failed},
-            {"counts", now.units / 256},
-            {"units", now.units},
+            {"counts", now.counts},
             {"dropped", now.dropped},
             {"inline_batches", now.inline_batches},
             {"handed_over", now.handed_over},
@@ -265,10 +264,10 @@ NB_MODULE(_native, m) {
       .def("send", &NativeCore::send, "peer"_a, "message"_a, "payload"_a)
       .def(
           "expect",
-          [](NativeCore& self, std::uint32_t counter, std::int64_t units) {
-            return self.core().expect(counter, units);
+          [](NativeCore& self, std::uint32_t counter, std::int64_t counts) {
+            return self.core().expect(counter, counts);
           },
-          "counter"_a, "units"_a)
+          "counter"_a, "counts"_a)
       .def("fileno", [](NativeCore& self) { return self.core().fileno(); })
       .def("drain", &NativeCore::drain, "limit"_a,
            nb::sig("def drain(self, limit: int) -> list[tuple[int, int, int, int, bytes]]"))

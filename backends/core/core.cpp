@@ -170,7 +170,7 @@ void Core::send(PeerNumber peer, TransferId id, std::string payload) {
 CoreStatistics Core::statistics() {
   auto lock = enter();
   CoreStatistics now = stats_;
-  now.units = counters_.memory()->units.load(std::memory_order_relaxed);
+  now.counts = counters_.memory()->counts.load(std::memory_order_relaxed);
   now.dropped = counters_.memory()->dropped.load(std::memory_order_relaxed);
   now.queued = transfers_.size();
   now.handles = 0;
@@ -213,13 +213,25 @@ bool Core::post(TransferId id, const Run* runs, std::size_t n_runs, const Piece*
   transfer->pieces.assign(pieces, pieces + n_pieces);
   std::uint64_t nbytes_inline = UINT64_MAX;
   std::uint32_t pieces_inline = UINT32_MAX;
+  std::vector<Flow*> flows(n_runs, nullptr);  // by run; nothing for an empty one
   for (std::size_t i = 0; i < n_runs; ++i) {
     const Run& run = runs[i];
     if (run.rail >= rails_.size() || std::uint64_t{run.first} + run.count > n_pieces) {
       throw Failure(Failure::Kind::usage, "post", "a run names a rail or pieces that do not exist");
     }
+    if (run.after > i) throw Failure(Failure::Kind::usage, "post", "a run follows more runs than there are before it");
     if (run.count == 0) continue;
-    transfer->flows.push_back(Flow{transfer.get(), transfer->pieces.data() + run.first, run});
+    Flow& flow = transfer->flows.emplace_back(Flow{transfer.get(), transfer->pieces.data() + run.first, run});
+    flows[i] = &flow;
+    for (std::size_t before = i - run.after; before < i; ++before) {
+      if (flows[before] == nullptr) continue;
+      if (flows[before]->follower != nullptr) {
+        throw Failure(Failure::Kind::usage, "post", "two runs follow the same one");
+      }
+      flows[before]->follower = &flow;
+      ++flow.awaited;
+    }
+    flow.run.after = flow.awaited;
     const auto& attributes = rails_[run.rail].domain->attributes();
     nbytes_inline = std::min(nbytes_inline, attributes.inline_nbytes);
     pieces_inline = std::min(pieces_inline, attributes.inline_pieces);
@@ -262,23 +274,23 @@ void Core::admit(std::unique_ptr<Transfer> owned) {
   transfers_.emplace(transfer.id, std::move(owned));
   ++transfer.unfinished;  // held while we walk: a failing flow must not end it under us
   for (Flow& flow : transfer.flows) {
-    Rail& rail = rails_[flow.run.rail];
-    const auto found = rail.lanes.find(flow.run.peer);
-    if (found == rail.lanes.end()) {
-      flow.failed = true;
-      if (transfer.outcome.ok()) transfer.outcome = kPeerLost;
-      settle(flow);
-      continue;
-    }
-    flow.in_lane = true;
-    found->second.flows.push_back(&flow);
-    activate(rail, found->second);
+    if (flow.run.after == 0) enqueue(flow);  // the others are when those before them have stopped
   }
-  --transfer.unfinished;
-  if (transfer.unfinished == 0) {
-    ++transfer.unfinished;  // settle() of a flow that has nothing left ends the transfer
-    settle(transfer.flows.front());
+  finish(transfer);
+}
+
+void Core::enqueue(Flow& flow) {
+  Rail& rail = rails_[flow.run.rail];
+  const auto found = rail.lanes.find(flow.run.peer);
+  Outcome& outcome = flow.transfer->outcome;
+  if (outcome.ok() && found == rail.lanes.end()) outcome = kPeerLost;
+  if (!outcome.ok()) {
+    flow.failed = true;
+    return settle(flow);
   }
+  flow.in_lane = true;
+  found->second.flows.push_back(&flow);
+  activate(rail, found->second);
 }
 
 void Core::start_inline(TransferId id) {
@@ -287,8 +299,8 @@ void Core::start_inline(TransferId id) {
   for (Flow& flow : started->second->flows) {
     Rail& rail = rails_[flow.run.rail];
     const auto found = rail.lanes.find(flow.run.peer);
-    // Others wait there already: the worker takes them in turn.
-    if (found == rail.lanes.end() || found->second.flows.size() != 1) continue;
+    // Others wait there already: the worker takes them in turn. Or this one waits for those before it.
+    if (!flow.in_lane || found == rail.lanes.end() || found->second.flows.size() != 1) continue;
     Lane& lane = found->second;
     const bool last = &flow == &started->second->flows.back();
     if (turn(rail, lane, flow.run.count) && lane.flows.empty() && lane.messages.empty()) {
@@ -359,10 +371,15 @@ bool Core::pump(Rail& rail) {
   return moved;
 }
 
-// A flow that nothing names any more is over; the transfer is, with its last flow.
+// A flow that nothing names any more is over, and whatever waited for it alone may start.
 void Core::settle(Flow& flow) {
   if (flow.in_lane || flow.in_flight != 0 || !flow.exhausted()) return;
-  Transfer& transfer = *flow.transfer;
+  if (flow.follower != nullptr && --flow.follower->awaited == 0) enqueue(*flow.follower);
+  finish(*flow.transfer);
+}
+
+// A transfer is over with the last flow that may still move.
+void Core::finish(Transfer& transfer) {
   if (--transfer.unfinished != 0) return;
   if (transfer.outcome.ok()) {
     if (transfer.posting) return;  // post() sees it and tells its caller at once

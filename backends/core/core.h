@@ -41,7 +41,7 @@ struct CoreOptions {
 };
 
 struct CoreStatistics {
-  std::uint64_t transfers, writes, reads, nbytes, inline_batches, handed_over, failed, units, dropped, handles, queued;
+  std::uint64_t transfers, writes, reads, nbytes, inline_batches, handed_over, failed, counts, dropped, handles, queued;
 };
 
 class Core final : private Sink {
@@ -70,7 +70,7 @@ class Core final : private Sink {
   void disconnect(PeerNumber peer, bool lost);
   bool post(TransferId id, const Run* runs, std::size_t n_runs, const Piece* pieces, std::size_t n_pieces);
   void send(PeerNumber peer, TransferId message, std::string payload);
-  std::uint64_t expect(std::uint32_t counter, std::int64_t units) { return counters_.expect(counter, units); }
+  std::uint64_t expect(std::uint32_t counter, std::int64_t counts) { return counters_.expect(counter, counts); }
   [[nodiscard]] int fileno() const noexcept { return counters_.doorbell().fd; }
   void drain(std::vector<Event>& out, std::size_t limit);
   CoreStatistics statistics();
@@ -102,6 +102,8 @@ class Core final : private Sink {
 
   void emit(Event event);
   void settle(Flow& flow);
+  void finish(Transfer& transfer);
+  void enqueue(Flow& flow);
   void admit(std::unique_ptr<Transfer> transfer);
   void start_inline(TransferId id);
   void activate(Rail& rail, Lane& lane);

@@ -52,7 +52,7 @@ void CounterTable::mark(std::uint32_t slot) noexcept {
   bell_.ring();
 }
 
-void CounterTable::add(std::uint32_t id, std::uint64_t units) noexcept {
+void CounterTable::add(std::uint32_t id, std::uint64_t counts) noexcept {
   const int found = find(id, true);
   if (found < 0) {
     memory_->dropped.fetch_add(1, std::memory_order_relaxed);
@@ -64,46 +64,46 @@ void CounterTable::add(std::uint32_t id, std::uint64_t units) noexcept {
     const std::uint64_t tag = tag_of(id);
     std::uint64_t word = slot.word.load(std::memory_order_relaxed);
     do {
-      if ((word & ~kUnitsMask) != tag) {
+      if ((word & ~kCountsMask) != tag) {
         memory_->dropped.fetch_add(1, std::memory_order_relaxed);
         return;
       }
       // seq_cst on success: it releases the payload, and orders before the load of `threshold` below.
     } while (
-        !slot.word.compare_exchange_weak(word, word + units, std::memory_order_seq_cst, std::memory_order_relaxed));
-    total = (word + units) & kUnitsMask;
+        !slot.word.compare_exchange_weak(word, word + counts, std::memory_order_seq_cst, std::memory_order_relaxed));
+    total = (word + counts) & kCountsMask;
   } else {
-    total = (slot.word.fetch_add(units, std::memory_order_seq_cst) + units) & kUnitsMask;
+    total = (slot.word.fetch_add(counts, std::memory_order_seq_cst) + counts) & kCountsMask;
   }
-  memory_->units.fetch_add(units, std::memory_order_relaxed);
+  memory_->counts.fetch_add(counts, std::memory_order_relaxed);
   const std::uint64_t threshold = slot.threshold.load(std::memory_order_seq_cst);
   if (threshold != 0 && total >= threshold) mark(static_cast<std::uint32_t>(found));
 }
 
-std::uint64_t CounterTable::expect(std::uint32_t id, std::int64_t units) {
-  const int found = find(id, units >= 0);
+std::uint64_t CounterTable::expect(std::uint32_t id, std::int64_t counts) {
+  const int found = find(id, counts >= 0);
   if (found < 0) {
-    if (units < 0) return 0;
+    if (counts < 0) return 0;
     throw Failure(Failure::Kind::provider, "engine.counter", "4096 other well-known counters are in use");
   }
   CounterSlot& slot = memory_->slots[found];
   if (is_private(id)) {
     std::uint64_t word = slot.word.load(std::memory_order_relaxed);
-    if (units < 0) {
+    if (counts < 0) {
       slot.threshold.store(0, std::memory_order_relaxed);
       slot.word.store(0, std::memory_order_seq_cst);  // no live bit: no tag matches, so arrivals are dropped
-      return word & kUnitsMask;
+      return word & kCountsMask;
     }
     // Only the owner changes the tag, so a plain store can lose nobody's add: with another tag there are none.
-    if ((word & ~kUnitsMask) != tag_of(id)) slot.word.store(tag_of(id), std::memory_order_seq_cst);
-  } else if (units < 0) {
+    if ((word & ~kCountsMask) != tag_of(id)) slot.word.store(tag_of(id), std::memory_order_seq_cst);
+  } else if (counts < 0) {
     slot.threshold.store(0, std::memory_order_relaxed);
-    return slot.word.exchange(0, std::memory_order_seq_cst) & kUnitsMask;
+    return slot.word.exchange(0, std::memory_order_seq_cst) & kCountsMask;
   }
-  // seq_cst: either we see the adder's units below, or it sees our threshold.
-  slot.threshold.store(static_cast<std::uint64_t>(units), std::memory_order_seq_cst);
-  const std::uint64_t total = slot.word.load(std::memory_order_seq_cst) & kUnitsMask;
-  if (units > 0 && total >= static_cast<std::uint64_t>(units)) slot.threshold.store(0, std::memory_order_relaxed);
+  // seq_cst: either we see the adder's counts below, or it sees our threshold.
+  slot.threshold.store(static_cast<std::uint64_t>(counts), std::memory_order_seq_cst);
+  const std::uint64_t total = slot.word.load(std::memory_order_seq_cst) & kCountsMask;
+  if (counts > 0 && total >= static_cast<std::uint64_t>(counts)) slot.threshold.store(0, std::memory_order_relaxed);
   return total;
 }
 
@@ -123,7 +123,7 @@ bool CounterTable::harvest(std::vector<Event>& out, std::size_t limit) {
         const std::uint32_t at = word * 64 + static_cast<std::uint32_t>(std::countr_zero(bits));
         CounterSlot& slot = memory_->slots[at];
         const std::uint64_t threshold = slot.threshold.load(std::memory_order_relaxed);
-        const std::uint64_t total = slot.word.load(std::memory_order_acquire) & kUnitsMask;
+        const std::uint64_t total = slot.word.load(std::memory_order_acquire) & kCountsMask;
         if (threshold == 0 || total < threshold) continue;
         slot.threshold.store(0, std::memory_order_relaxed);
         out.push_back({EventKind::counter, Status::ok, id_of(at), static_cast<std::int64_t>(total), {}});

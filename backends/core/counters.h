@@ -3,10 +3,10 @@
 // It lives in memory that a peer on the same host may map, so that a shm write raises a counter of another process with
 // one atomic add. All state is therefore position-independent, lock-free and valid when zero.
 //
-// An immediate is `counter id (24 bits) | weight - 1 (8 bits, high)`; 256 units are one count. Ids with bit 23 are
-// private: the low 16 bits name a slot, the 7 above it the slot's generation, so that a late arrival for a forgotten
-// counter is dropped and not given to the slot's next owner. Other ids are well-known: they find their slot in a small
-// hash table from first sight, and are never removed, so nothing that came early is lost.
+// An immediate is `counter id (24 bits) | counts - 1 (8 bits, high)`. Ids with bit 23 are private: the low 16 bits name
+// a slot, the 7 above it the slot's generation, so that a late arrival for a forgotten counter is dropped and not given
+// to the slot's next owner. Other ids are well-known: they find their slot in a small hash table from first sight, and
+// are never removed, so nothing that came early is lost.
 #pragma once
 
 #include <atomic>
@@ -23,7 +23,7 @@ inline constexpr std::uint32_t kPrivateSlots = 1u << 16;
 inline constexpr std::uint32_t kWellKnownSlots = 1u << 12;
 inline constexpr std::uint32_t kSlots = kPrivateSlots + kWellKnownSlots;
 inline constexpr std::uint32_t kGenerationMask = 0x7f;
-inline constexpr std::uint64_t kUnitsMask = (1ull << 56) - 1;
+inline constexpr std::uint64_t kCountsMask = (1ull << 56) - 1;
 
 static_assert(std::atomic<std::uint64_t>::is_always_lock_free && std::atomic<std::uint32_t>::is_always_lock_free);
 
@@ -36,7 +36,7 @@ struct Doorbell {
 };
 
 struct CounterSlot {
-  std::atomic<std::uint64_t> word;       // live bit and generation (8 bits) | units (56 bits)
+  std::atomic<std::uint64_t> word;       // live bit and generation (8 bits) | counts (56 bits)
   std::atomic<std::uint64_t> threshold;  // 0: nobody waits
 };
 
@@ -44,7 +44,7 @@ struct CounterMemory {
   std::atomic<std::uint32_t> parked;
   std::uint32_t reserved[15];
   std::atomic<std::uint64_t> dropped;  // arrivals for forgotten counters, or more well-known ids than there is room for
-  std::atomic<std::uint64_t> units;
+  std::atomic<std::uint64_t> counts;
   std::uint64_t reserved2[6];
   std::atomic<std::uint64_t> summary[(kSlots / 64 + 63) / 64];
   std::atomic<std::uint64_t> dirty[kSlots / 64];
@@ -57,15 +57,15 @@ class CounterTable {
   CounterTable() = default;
   CounterTable(CounterMemory* memory, int doorbell_fd) : memory_(memory), bell_{&memory->parked, doorbell_fd} {}
 
-  // Any process, any thread: add units and wake the owner if that reaches what it waits for. The payload the units
+  // Any process, any thread: add counts and wake the owner if that reaches what it waits for. The payload the counts
   // stand for must have been written before, by this thread: the add releases it.
-  void add(std::uint32_t id, std::uint64_t units) noexcept;
+  void add(std::uint32_t id, std::uint64_t counts) noexcept;
   void add_immediate(std::uint32_t immediate) noexcept { add(immediate & kCounterIdMask, (immediate >> 24) + 1ull); }
 
   // -- the owner's event-loop thread only --
 
   // As Driver.expect. Throws Failure for a well-known id when the table is full of others.
-  std::uint64_t expect(std::uint32_t id, std::int64_t units);
+  std::uint64_t expect(std::uint32_t id, std::int64_t counts);
   // Append at most `limit` events for counters that reached their threshold. True: none is left.
   bool harvest(std::vector<Event>& out, std::size_t limit);
   // Look at every armed counter as if it were dirty: a peer may have died between its add and its mark.

@@ -26,6 +26,8 @@ struct Flow {
   std::uint64_t offset = 0;     // bytes of pieces[next] already moved; for domains that move a piece in steps
   bool failed = false;          // nothing more of it will be posted
   bool in_lane = false;         // the core's: a lane still names it
+  Flow* follower = nullptr;     // the core's: may start once this one, and others, have stopped
+  std::uint32_t awaited = 0;    // the core's: how many it follows that have not stopped
 
   [[nodiscard]] bool exhausted() const noexcept { return failed || next == run.count; }
 };

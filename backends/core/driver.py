@@ -90,9 +90,9 @@ class NativeDriver:
         """Queue one message."""
         self._core.send(peer, message, payload)
 
-    def expect(self, counter: CounterId, units: int) -> int:
+    def expect(self, counter: CounterId, counts: int) -> int:
         """Arm, disarm, read or forget a counter."""
-        return self._core.expect(counter, units)
+        return self._core.expect(counter, counts)
 
     def fileno(self) -> int:
         """Return the eventfd of the completion ring."""

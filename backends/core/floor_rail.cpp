@@ -71,7 +71,7 @@ Times Rail::write(const Batch& batch, unsigned rounds, unsigned depth, std::int6
   std::vector<Piece> pieces;
   pieces.reserve(batch.sources.size());
   for (std::size_t i = 0; i < batch.sources.size(); ++i) {
-    pieces.push_back({batch.sources[i], batch.targets[i], batch.nbytes, kCounter | 255u << 24, kPieceImmediate});
+    pieces.push_back({batch.sources[i], batch.targets[i], batch.nbytes, kCounter, kPieceImmediate});
   }
   const auto count = static_cast<std::uint32_t>(pieces.size());
   const Run run{kPeer, 0, Op::write, kMine, kTheirs, 0, count};

@@ -17,8 +17,7 @@ using TransferId = std::uint64_t;
 enum class Op : std::uint16_t { write = 0, read = 1 };
 
 inline constexpr std::uint32_t kPieceImmediate = 1;
-// Report the piece as stopped only when its payload is certainly visible in the target's memory, whichever NIC a later
-// write takes.
+// Report it as stopped only when its payload is visible in the target's memory, whichever rail a later piece takes.
 inline constexpr std::uint32_t kPieceDelivered = 2;
 
 struct Piece {
@@ -29,6 +28,7 @@ struct Piece {
   std::uint32_t flags;
 
   [[nodiscard]] bool has_immediate() const noexcept { return (flags & kPieceImmediate) != 0; }
+  [[nodiscard]] bool needs_delivery() const noexcept { return (flags & kPieceDelivered) != 0; }
 };
 static_assert(sizeof(Piece) == 32);
 
@@ -40,8 +40,9 @@ struct Run {
   RegionNumber remote_region;
   std::uint32_t first;
   std::uint32_t count;
+  std::uint32_t after;  // so many runs just before this one must have stopped well before it starts
 };
-static_assert(sizeof(Run) == 24);
+static_assert(sizeof(Run) == 28);
 
 enum class EventKind : std::uint8_t {
   transfer = 0,

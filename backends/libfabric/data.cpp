@@ -63,7 +63,7 @@ ssize_t FabricDomain::post_piece(Peer& peer, Op op, const Piece& piece, const Lo
   // Never FI_MORE: on EFA it holds the doorbell back for a post that may not come.
   std::uint64_t flags = abi::completion;
   if (piece.has_immediate()) flags |= abi::remote_cq_data;
-  if (operation.vouches) flags |= abi::delivery_complete;
+  if (operation.vouches || piece.needs_delivery()) flags |= abi::delivery_complete;
   return ep->rma->writemsg(ep, &message, flags);
 }
 

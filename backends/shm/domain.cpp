@@ -79,15 +79,15 @@ int pid_of(int pidfd) {
 // Only once the payload of all of them is copied. Adjacent pieces mostly name one counter: one add for all.
 void count(CounterTable& table, const Piece* pieces, std::uint32_t n) noexcept {
   std::uint32_t id = 0;
-  std::uint64_t units = 0;
+  std::uint64_t counts = 0;
   for (const Piece* piece = pieces; piece != pieces + n; ++piece) {
     if (!piece->has_immediate()) continue;
     const std::uint32_t named = piece->immediate & kCounterIdMask;
-    if (named != id && units != 0) table.add(id, std::exchange(units, 0));
+    if (named != id && counts != 0) table.add(id, std::exchange(counts, 0));
     id = named;
-    units += (piece->immediate >> 24) + 1ull;
+    counts += (piece->immediate >> 24) + 1ull;
   }
-  if (units != 0) table.add(id, units);
+  if (counts != 0) table.add(id, counts);
 }
 
 void fail_next(Sink& sink, Flow& flow, const Outcome& outcome) {

@@ -103,7 +103,7 @@ bool VerbsDomain::chain(Peer& peer, Flow& flow, std::uint32_t count, const Local
       if (piece.nbytes != 0 && piece.nbytes <= queue.inline_nbytes && local->by_cpu) {
         request.send_flags |= abi::send_inline;
       }
-      if (flow.run.op == Op::write && piece.nbytes != 0 && (piece.flags & kPieceDelivered) != 0) {
+      if (flow.run.op == Op::write && piece.nbytes != 0 && piece.needs_delivery()) {
         delivered = &piece;
         last_delivered = i;
       }

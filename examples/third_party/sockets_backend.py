@@ -57,10 +57,10 @@ class SocketsDriver:
         self._ours = {int(seam.ANY_REGION): (bytes(KEY.size), NOWHERE)}
         self._theirs = {int(seam.ANY_REGION): bytes(KEY.size)}
         self._links: dict[int, Link] = {}
-        self._units: dict[int, int] = {}
+        self._counts: dict[int, int] = {}
         self._armed: dict[int, int] = {}
         self._events: list[seam.Event] = []
-        self._totals = dict.fromkeys(("writes", "nbytes", "units"), 0)
+        self._totals = dict.fromkeys(("writes", "nbytes", "counts"), 0)
         self._pid = 0
 
     def open(self) -> seam.Capabilities:
@@ -109,7 +109,7 @@ class SocketsDriver:
         wanted = tuple(seam.RUN_STRUCT.iter_unpack(bytes(runs)))
         records, size, left = bytes(pieces), seam.PIECE_STRUCT.size, [transfer, len(wanted), Status.OK]
         with self._lock:
-            for peer, _, op, _, region, first, count in wanted:
+            for peer, _, op, _, region, first, count, _ in wanted:  # the thread is done with one before the next
                 link, key = self._links.get(peer), self._theirs.get(region)
                 if link is None or link.over or key is None:
                     self._finish(left, Status.STALE_REGION if key is None else Status.PEER_LOST)
@@ -120,12 +120,12 @@ class SocketsDriver:
     def send(self, peer: int, message: int, payload: bytes) -> None:  # noqa: ARG002
         raise UnsupportedError("a message", needs="max_message_nbytes > 0", has="0: the engine carries it itself")
 
-    def expect(self, counter: int, units: int) -> int:
+    def expect(self, counter: int, counts: int) -> int:
         with self._lock:
-            total = self._units.setdefault(counter, 0) if units >= 0 else self._units.pop(counter, 0)
+            total = self._counts.setdefault(counter, 0) if counts >= 0 else self._counts.pop(counter, 0)
             self._armed.pop(counter, None)
-            if total < units:
-                self._armed[counter] = units
+            if total < counts:
+                self._armed[counter] = counts
             return total
 
     def fileno(self) -> int:
@@ -140,7 +140,7 @@ class SocketsDriver:
 
     def statistics(self) -> dict[str, int]:
         handles = len(self._ours) + len(self._theirs) + len(self._links) - 2  # that stand for no region
-        return self._totals | {"counts": self._totals["units"] // seam.UNITS_PER_COUNT, "handles": handles}
+        return self._totals | {"handles": handles}
 
     def close(self) -> None:
         if self._pid == os.getpid():  # not in a forked child: its copies of the sockets are the parent's streams
@@ -218,11 +218,11 @@ class SocketsDriver:
             return bytes((Status.OK,))
 
     def _count(self, immediate: int) -> None:
-        counter, units = immediate & seam.MAX_COUNTER_ID, (immediate >> seam.COUNTER_ID_BITS) + 1
-        if counter not in self._units and (counter & seam.PRIVATE_COUNTER_BIT or len(self._units) >= MAX_COUNTERS):
+        counter, counts = immediate & seam.MAX_COUNTER_ID, (immediate >> seam.COUNTER_ID_BITS) + 1
+        if counter not in self._counts and (counter & seam.PRIVATE_COUNTER_BIT or len(self._counts) >= MAX_COUNTERS):
             return  # a private one that its owner has forgotten, or never had
-        total = self._units[counter] = self._units.get(counter, 0) + units
-        self._totals["units"] += units
+        total = self._counts[counter] = self._counts.get(counter, 0) + counts
+        self._totals["counts"] += counts
         if total >= self._armed.get(counter, total + 1):
             del self._armed[counter]
             self._emit(EventKind.COUNTER, counter, code=total)

@@ -23,7 +23,7 @@ MUTANTS = {
     "WritesOneByteMore": ("rule 3", ("pages_permuted",)),
     "IgnoresOffset": ("rule 3", ("write_counts_once",)),
     "CountsTwice": ("rule 3", ("write_counts_once", "pages_permuted")),
-    "CountsTooLittle": ("rule 3", ("write_counts_once",)),
+    "CountsTooMuch": ("rule 3", ("write_counts_once",)),
     "SkipsEmptyPieces": ("rule 3", ("write_of_nothing_counts", "pages_of_nothing_count")),
     "CountsBeforePayload": ("rule 2", ("write_payload_before_count", "pages_never_ahead")),
     "SaysDoneTooEarly": ("rule 6", ("write_source_is_free_afterwards",)),

@@ -123,9 +123,9 @@ class Side:
 
     def post(self, number: int, op: Op, here: Any, nbytes: int, counter: int | None = None) -> None:
         """Post one piece with region 7 of peer 1, or only a count."""
-        count, region = ((0, 0), 7) if counter is None else ((255 << 24 | counter, 1), 0)
+        count, region = ((0, 0), 7) if counter is None else ((counter, 1), 0)
         piece = PIECE_STRUCT.pack(ctypes.addressof(here), 0, nbytes, *count)
-        assert not self.driver.post(number, RUN_STRUCT.pack(1, 0, op, 0, region, 0, 1), piece)
+        assert not self.driver.post(number, RUN_STRUCT.pack(1, 0, op, 0, region, 0, 1, 0), piece)
 
 
 @pytest.fixture
@@ -155,8 +155,8 @@ def test_forgotten_counters_drop_what_is_late(sides: tuple[Side, Side]) -> None:
         other.driver.expect(counter, -1)
         one.post(number, Op.WRITE, empty, 0, counter)
         assert one.hear(EventKind.TRANSFER, number)[2] == Status.OK
-    assert other.driver.statistics()["units"] == 256, "only the well-known one is kept from first sight"
-    assert other.driver.expect(well_known, 0) == 256
+    assert other.driver.statistics()["counts"] == 1, "only the well-known one is kept from first sight"
+    assert other.driver.expect(well_known, 0) == 1
     assert other.driver.expect(private, 0) == 0
 
 
@@ -187,7 +187,7 @@ def test_a_peer_that_never_answers(sides: tuple[Side, Side]) -> None:
     memory = (ctypes.c_char * (1 << 20))()
     piece = PIECE_STRUCT.pack(ctypes.addressof(memory), 0, 1 << 20, 0, 0)
     for number in (1, 2):
-        one.driver.post(number, RUN_STRUCT.pack(2, 0, Op.WRITE, 0, 8, 0, 1), piece)
+        one.driver.post(number, RUN_STRUCT.pack(2, 0, Op.WRITE, 0, 8, 0, 1, 0), piece)
     began = time.monotonic()
     one.driver.disconnect(2, lost=True)
     assert [one.hear(EventKind.TRANSFER, number)[2] for number in (1, 2)] == [Status.PEER_LOST] * 2
@@ -206,7 +206,7 @@ def test_what_was_sent_before_the_end_is_applied(sides: tuple[Side, Side]) -> No
     key = one.driver.register(4, LocalMemory(addr=ctypes.addressof(memory), nbytes=8, access=Access.REMOTE_WRITE))
     asking, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     frame = sys.modules["sockets_backend"].FRAME
-    asking.send(frame.pack(Op.WRITE, 1, 255 << 24 | 9, key, 0, 8) + b"last bit")
+    asking.send(frame.pack(Op.WRITE, 1, 9, key, 0, 8) + b"last bit")
     asking.send(b"short")  # is refused, and harms nobody
     asking.close()
     end = one.driver.connect(2, None)
@@ -215,7 +215,7 @@ def test_what_was_sent_before_the_end_is_applied(sides: tuple[Side, Side]) -> No
     one.driver.disconnect(2, lost=False)
     one.hear(EventKind.FENCED, 2)
     assert memory.raw == b"last bit"
-    assert one.driver.expect(9, 0) == 256
+    assert one.driver.expect(9, 0) == 1
 
 
 def test_sockets_of_an_application_with_a_default_timeout() -> None:

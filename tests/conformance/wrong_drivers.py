@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from aio_transfer.drivers import CounterId, RegionNumber, RemoteMemory, TransferId
 
-WHOLE = 255 << 24
-
 
 class Wrong(NativeDriver):
     """shm, with what it posts changed."""
@@ -58,9 +56,9 @@ class CountsTwice(Wrong):
         return super().change(np.concatenate((runs, run)), np.concatenate((pieces, more)))
 
 
-class CountsTooLittle(Wrong):
+class CountsTooMuch(Wrong):
     def change(self, runs: Any, pieces: Any) -> tuple[bytes, bytes]:
-        pieces["immediate"] -= np.uint32(1 << 24)  # the weight is one unit short: the 256th chunk is missing
+        pieces["immediate"] += np.uint32(1 << 24)  # each stands for two counts
         return super().change(runs, pieces)
 
 

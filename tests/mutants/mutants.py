@@ -11,7 +11,7 @@ from unittest import mock
 
 import numpy as np
 
-from aio_transfer import cutting, planner
+from aio_transfer import cutting
 from aio_transfer.backends.sim import SimDriver
 from aio_transfer.counters import CounterTable
 from aio_transfer.drivers import PIECE, PRIVATE_COUNTER_BIT, EventKind
@@ -31,27 +31,34 @@ _DRAIN: Final = SimDriver.drain
 _EXPECT: Final = SimDriver.expect
 
 
-def weight_off_by_one() -> AbstractContextManager[Any]:
-    """Every chunk in one piece carries 255 units and not 256."""
-    whole = cutting.whole_immediate
+def counts_off_by_one() -> AbstractContextManager[Any]:
+    """What counts several chunks at once, since they were cut, counts one too few."""
+    right = cutting.immediate
 
-    def short(counter: int) -> int:
-        return whole(counter) - (1 << 24)
+    def short(counter: int, counts: int = 1) -> int:
+        return right(counter, counts - (counts > 1))
 
-    return mock.patch.multiple(planner, whole_immediate=short)
+    return mock.patch.object(cutting, "immediate", short)
 
 
-def stripe_weights_short() -> AbstractContextManager[Any]:
-    """The weights of a chunk in several pieces add up to less than 256."""
-    right = cutting.tags
+def stripe_counted_early() -> AbstractContextManager[Any]:
+    """A chunk in several pieces is counted when the last of its runs has stopped, whatever the others do."""
+    right = cutting.counts
 
-    def short(count: int, counter: int | None) -> Any:
-        words = right(count, counter)
-        if counter is not None and count > 1:
-            words[0] -= np.uint64(1 << 24)
-        return words
+    def early(*args: Any, after: int, **options: Any) -> Any:
+        return right(*args, after=1 if after else 0, **options)
 
-    return mock.patch.object(cutting, "tags", short)
+    return mock.patch.object(cutting, "counts", early)
+
+
+def stripe_counted_by_pieces() -> AbstractContextManager[Any]:
+    """Every piece of a chunk counts, besides the chunk itself."""
+    right = cutting.tag
+
+    def tag(pieces: int, counter: int | None) -> int:
+        return right(1, counter)
+
+    return mock.patch.object(cutting, "tag", tag)
 
 
 def stripe_tail_dropped() -> AbstractContextManager[Any]:
@@ -158,8 +165,9 @@ def nothing() -> AbstractContextManager[Any]:
 
 MUTANTS: Final[Mapping[str, tuple[str, Callable[[], AbstractContextManager[Any]]]]] = {
     "count before payload": ("count_before_payload", nothing),
-    "weight off by one": ("", weight_off_by_one),
-    "stripe weights one short": ("", stripe_weights_short),
+    "weight off by one": ("", counts_off_by_one),
+    "stripe counted before all pieces are there": ("", stripe_counted_early),
+    "stripe counted by every piece": ("", stripe_counted_by_pieces),
     "barrier without epoch": ("", barrier_without_epoch),
     "counter dropped when early": ("", early_count_dropped),
     "error before siblings stop": ("error_before_stop", nothing),

@@ -11,32 +11,21 @@ from hypothesis import strategies as st
 from aio_transfer.counting import CounterState, Ticket
 from aio_transfer.errors import PeerLostError
 
-UNITS = 256
-
 
 def ticket(count: int, woken: list[int] | None = None) -> Ticket:
     return Ticket(count, lambda: None if woken is None else woken.append(count))
-
-
-def test_parts_of_a_count_are_no_count() -> None:
-    state = CounterState()
-    state.deliver(UNITS - 1)
-    assert state.value == 0
-    assert not state.take(1)
-    state.deliver(UNITS)
-    assert state.take(1)
 
 
 def test_waiters_are_served_in_order_and_a_large_one_is_not_overtaken() -> None:
     state, woken = CounterState(), []
     for count in (3, 1):
         state.enqueue(ticket(count, woken))
-    state.deliver(2 * UNITS)
+    state.deliver(2)
     assert woken == []
     assert not state.take(1), "nobody passes the queue"
-    state.deliver(3 * UNITS)
+    state.deliver(3)
     assert woken == [3]
-    state.deliver(4 * UNITS)
+    state.deliver(4)
     assert woken == [3, 1]
     assert state.available == 0
 
@@ -46,7 +35,7 @@ def test_a_withdrawn_waiter_consumes_nothing() -> None:
     first, second = ticket(2, woken), ticket(1, woken)
     state.enqueue(first)
     state.enqueue(second)
-    state.deliver(UNITS)
+    state.deliver(1)
     state.withdraw(first)
     assert woken == [1], "the next one has its turn"
     assert state.available == 0
@@ -57,7 +46,7 @@ def test_a_grant_that_its_task_never_saw_goes_to_the_next() -> None:
     first, second = ticket(1, woken), ticket(1, woken)
     state.enqueue(first)
     state.enqueue(second)
-    state.deliver(UNITS)
+    state.deliver(1)
     assert first.granted
     state.withdraw(first)
     assert second.granted
@@ -68,7 +57,7 @@ def test_a_failure_wakes_everybody_and_keeps_what_arrived() -> None:
     state, woken = CounterState(), []
     waiting = ticket(5, woken)
     state.enqueue(waiting)
-    state.deliver(2 * UNITS)
+    state.deliver(2)
     state.fail(lambda: PeerLostError("b", "reset"))
     assert woken == [5]
     assert isinstance(waiting.failure(), PeerLostError)
@@ -77,17 +66,17 @@ def test_a_failure_wakes_everybody_and_keeps_what_arrived() -> None:
 
 def test_totals_never_fall() -> None:
     state = CounterState()
-    state.deliver(5 * UNITS)
-    state.deliver(3 * UNITS)
+    state.deliver(5)
+    state.deliver(3)
     assert state.value == 5
 
 
-@pytest.mark.parametrize(("consumed", "count", "units"), [(0, 1, 256), (2, 3, 1280)])
-def test_the_threshold_is_the_first_waiters(consumed: int, count: int, units: int) -> None:
-    state = CounterState(units=consumed * UNITS, consumed=consumed)
-    assert state.awaited_units == 0
+@pytest.mark.parametrize(("consumed", "count", "total"), [(0, 1, 1), (2, 3, 5)])
+def test_the_threshold_is_the_first_waiters(consumed: int, count: int, total: int) -> None:
+    state = CounterState(value=consumed, consumed=consumed)
+    assert state.awaited == 0
     state.enqueue(ticket(count))
-    assert state.awaited_units == units
+    assert state.awaited == total
     assert state.missing == count
 
 
@@ -109,7 +98,7 @@ def test_it_behaves_as_a_fifo_semaphore(steps: list[tuple[str, int]]) -> None:
     for action, number in steps:
         if action == "deliver":
             total += number
-            state.deliver(total * UNITS)
+            state.deliver(total)
         elif action == "wait":
             if state.take(number):
                 alive.append(Ticket(number, lambda: None, granted=True))

@@ -1,4 +1,4 @@
-"""Pieces tile the bytes, weights make one count, runs partition the pieces, rails share the load."""
+"""Pieces tile the bytes, each chunk is counted once and not before it is whole, rails share the load."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ from hypothesis import strategies as st
 from aio_transfer.drivers import (
     ANY_REGION,
     MAX_COUNTER_ID,
-    MAX_PIECES_PER_CHUNK,
     PIECE,
     RUN,
-    UNITS_PER_COUNT,
     Access,
     Op,
     PeerNumber,
@@ -58,10 +56,36 @@ def unpack(plan: Plan) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     return runs, pieces
 
 
-def units(pieces: np.ndarray[Any, Any], counter: int) -> int:
+def counts(pieces: np.ndarray[Any, Any], counter: int) -> int:
     assert (pieces["flags"] == PieceFlag.IMMEDIATE).all()
     assert (pieces["immediate"] & MAX_COUNTER_ID == counter).all()
     return int(((pieces["immediate"] >> 24) + 1).sum())
+
+
+def payload(
+    runs: np.ndarray[Any, Any], pieces: np.ndarray[Any, Any], counter: int | None, chunks: int
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Return the runs and pieces that move bytes, with it checked that each chunk is counted, and not too early."""
+    if counter is None:
+        assert not pieces["immediate"].any()
+        assert not pieces["flags"].any()
+        assert not runs["after"].any()
+        return runs, pieces
+    if not runs["after"].any():
+        assert len(pieces) == chunks, "a chunk in several pieces is counted by none of them"
+        assert counts(pieces, counter) == chunks
+        return runs, pieces
+    last = runs[-1]
+    assert not runs["after"][:-1].any()
+    assert last["after"] == len(runs) - 1, "it follows all of the others"
+    assert (last["op"], last["local_region"]) == (Op.WRITE, ANY_REGION)
+    assert last["first"] + last["count"] == len(pieces)
+    assert counts(pieces[last["first"] :], counter) == chunks
+    assert not pieces["nbytes"][last["first"] :].any()
+    moving = pieces[: last["first"]]
+    assert (moving["flags"] == PieceFlag.DELIVERED).all()
+    assert not moving["immediate"].any()
+    return runs[:-1], moving
 
 
 def tiles(pieces: np.ndarray[Any, Any], local: int, remote: int, nbytes: int) -> None:
@@ -84,8 +108,8 @@ def test_small_write_is_one_whole_piece(
     assert isinstance(plan.runs, bytes)
     assert isinstance(plan.pieces, bytes)
     runs, pieces = unpack(plan)
-    assert runs.tolist() == [(4, 3, Op.WRITE, region.number, 9, 0, 1)]
-    assert pieces.tolist() == [(region.address + 100, 7, 100, COUNTER | 255 << 24, 1)]
+    assert runs.tolist() == [(4, 3, Op.WRITE, region.number, 9, 0, 1, 0)]
+    assert pieces.tolist() == [(region.address + 100, 7, 100, COUNTER, 1)]
     assert (plan.chunks, plan.nbytes) == (1, 100)
 
 
@@ -105,13 +129,13 @@ def test_write_without_bytes_counts_once(
 ) -> None:
     _, pieces = unpack(plan_write(make_region()[5:5], make_remote()[9:9], route(rails), counter=0))
     assert pieces["nbytes"].tolist() == [0]
-    assert units(pieces, 0) == UNITS_PER_COUNT
+    assert counts(pieces, 0) == 1
 
 
 def test_notify_names_no_memory() -> None:
     runs, pieces = unpack(plan_notify(route(2, remote=0), counter=5, cursor=3))
-    assert runs.tolist() == [(4, 1, Op.WRITE, ANY_REGION, ANY_REGION, 0, 1)]
-    assert pieces.tolist() == [(0, 0, 0, 5 | 255 << 24, 1)]
+    assert runs.tolist() == [(4, 1, Op.WRITE, ANY_REGION, ANY_REGION, 0, 1, 0)]
+    assert pieces.tolist() == [(0, 0, 0, 5, 1)]
 
 
 @settings(max_examples=300, deadline=None)
@@ -139,31 +163,25 @@ def test_contiguous_plans(  # noqa: PLR0913, PLR0917
     local_at, remote_at = data.draw(st.integers(0, MIB)), data.draw(st.integers(0, MIB))
     source, target = region[local_at : local_at + nbytes], remote[remote_at : remote_at + nbytes]
     way = route(rails, largest, stripe)
-    if counted and -(-nbytes // way.piece_nbytes) > MAX_PIECES_PER_CHUNK:
-        with pytest.raises(UsageError, match="write it in parts"):
-            plan_write(source, target, way, counter=COUNTER, cursor=cursor)
-        return
-    plan = plan_write(source, target, way, counter=COUNTER if counted else None, cursor=cursor)
-    runs, pieces = unpack(plan)
+    counter = COUNTER if counted else None
+    plan = plan_write(source, target, way, counter=counter, cursor=cursor)
+    runs, pieces = payload(*unpack(plan), counter, 1)
     tiles(pieces, source.region.address + source.offset, target.offset, nbytes)
     assert (pieces["nbytes"] <= min(largest, 2**63)).all()
     assert len(pieces) == 1 or (pieces["nbytes"] > 0).all()
     assert (plan.chunks, plan.nbytes) == (1, nbytes)
-    if counted:
-        assert units(pieces, COUNTER) == UNITS_PER_COUNT
-        assert len(pieces) <= MAX_PIECES_PER_CHUNK
     assert len(set(runs["rail"].tolist())) == len(runs) <= rails
     assert runs["rail"][0] == cursor % rails
     if nbytes > stripe and nbytes >= 4096 * rails and nbytes >= stripe // 4 * rails:
         assert len(runs) == rails
         loads = [int(pieces["nbytes"][run["first"] : run["first"] + run["count"]].sum()) for run in runs]
-        # Rails have equally many pieces unless 256 is no multiple of them; pieces differ by at most two grains.
+        # Rails have equally many pieces unless these would have no two grains; pieces differ by at most two grains.
         unit = way.grain_nbytes
         spread = int(pieces["nbytes"].max())
         slack = 2 * unit * int(runs["count"].max())
         balanced = len(pieces) % rails == 0
         assert max(loads) - min(loads) <= (slack if balanced else spread + slack)
-        if not counted and nbytes >= 2 * unit * len(pieces):
+        if nbytes >= 2 * unit * len(pieces):
             assert balanced
 
 
@@ -181,7 +199,8 @@ def test_rails_share_a_large_write(
     make_region: Callable[..., Region], make_remote: Callable[..., RemoteRegion], rails: int
 ) -> None:
     region, remote = big_region(make_region), make_remote(9 * MIB)
-    runs, pieces = unpack(plan_write(region[0 : 8 * MIB], remote[0 : 8 * MIB], route(rails), counter=1, cursor=1))
+    plan = plan_write(region[0 : 8 * MIB], remote[0 : 8 * MIB], route(rails), counter=1, cursor=1)
+    runs, pieces = payload(*unpack(plan), 1, 1)
     assert len(pieces) == rails
     assert runs["rail"].tolist() == [(1 + index) % rails for index in range(rails)]
     assert int(pieces["nbytes"].max() - pieces["nbytes"].min()) <= 4096
@@ -193,29 +212,19 @@ def test_just_above_the_threshold_no_rail_gets_crumbs(
 ) -> None:
     region, remote = big_region(make_region), make_remote(9 * MIB)
     nbytes = 128 * 1024 + 1
-    _, pieces = unpack(plan_write(region[0:nbytes], remote[0:nbytes], route(32), counter=1))
+    _, pieces = payload(*unpack(plan_write(region[0:nbytes], remote[0:nbytes], route(32), counter=1)), 1, 1)
     assert len(pieces) == 4
 
 
-@pytest.mark.parametrize(("count", "fits"), [(255, True), (256, True), (257, False)])
+@pytest.mark.parametrize("count", [2, 256, 257, 2000])
 @pytest.mark.parametrize("rails", [1, 3, 8])
-def test_256_pieces_are_the_limit_of_a_counted_chunk(
-    make_region: Callable[..., Region],
-    make_remote: Callable[..., RemoteRegion],
-    rails: int,
-    count: int,
-    fits: bool,
+def test_a_counted_chunk_has_as_many_pieces_as_it_needs(
+    make_region: Callable[..., Region], make_remote: Callable[..., RemoteRegion], rails: int, count: int
 ) -> None:
     region, remote = big_region(make_region), make_remote(9 * MIB)
     nbytes = count * 4096
-    source, target = region[0:nbytes], remote[0:nbytes]
-    if fits:
-        _, pieces = unpack(plan_write(source, target, route(rails, 4096), counter=3))
-        assert units(pieces, 3) == UNITS_PER_COUNT
-    else:
-        with pytest.raises(UsageError, match=f"at most {256 * 4096} B as one"):
-            plan_write(source, target, route(rails, 4096), counter=3)
-    _, pieces = unpack(plan_write(source, target, route(rails, 4096)))  # without a count there is no limit
+    plan = plan_write(region[0:nbytes], remote[0:nbytes], route(rails, 4096), counter=3)
+    _, pieces = payload(*unpack(plan), 3, 1)
     assert len(pieces) == count
 
 
@@ -296,12 +305,8 @@ def test_paged_plans(  # noqa: PLR0913, PLR0917
     way = route(rails, largest, stripe)
     counter = COUNTER if counted else None
     op = Op.WRITE if write else Op.READ
-    if counted and -(-page // way.piece_nbytes) > MAX_PIECES_PER_CHUNK:
-        with pytest.raises(UsageError, match="write it in parts"):
-            plan_pages(local, far, way, op=op, counter=counter)
-        return
     plan = plan_pages(local, far, way, op=op, counter=counter, cursor=cursor)
-    runs, pieces = unpack(plan)
+    runs, pieces = payload(*unpack(plan), counter, count)
     assert (plan.chunks, plan.nbytes) == (count, count * page)
     assert (pieces["nbytes"] <= largest).all()
     per_page = len(pieces) // count
@@ -310,11 +315,6 @@ def test_paged_plans(  # noqa: PLR0913, PLR0917
         mine = pieces[index * per_page : (index + 1) * per_page]
         begin = region.address + 40 + int(local_ids[index]) * (page + 24)
         tiles(mine, begin, 16 + int(remote_ids[index]) * (page + 8), page)
-        if counted:
-            assert units(mine, COUNTER) == UNITS_PER_COUNT
-    if not counted:
-        assert not pieces["immediate"].any()
-        assert not pieces["flags"].any()
     assert (runs["op"] == op).all()
     assert runs["rail"].tolist() == [(cursor + index) % rails for index in range(min(rails, len(pieces)))]
     assert int(runs["count"].max()) - int(runs["count"].min()) <= 1
@@ -328,16 +328,26 @@ def test_no_pages_no_runs(make_region: Callable[..., Region], make_remote: Calla
 def test_empty_pages_count_each(make_region: Callable[..., Region], make_remote: Callable[..., RemoteRegion]) -> None:
     ids = range(10)
     _, pieces = unpack(plan_pages(make_region().pages(ids, 0), make_remote().pages(ids, 0), route(3), counter=2))
-    assert units(pieces, 2) == 10 * UNITS_PER_COUNT
+    assert counts(pieces, 2) == 10
 
 
 def test_two_large_pages_use_eight_rails(
     make_region: Callable[..., Region], make_remote: Callable[..., RemoteRegion]
 ) -> None:
     region, remote = big_region(make_region), make_remote(9 * MIB)
-    runs, pieces = unpack(plan_pages(region.pages([0, 3], MIB), remote.pages([1, 2], MIB), route(8), counter=2))
+    plan = plan_pages(region.pages([0, 3], MIB), remote.pages([1, 2], MIB), route(8), counter=2)
+    runs, pieces = payload(*unpack(plan), 2, 2)
     assert len(runs) == len(pieces) == 8
-    assert units(pieces, 2) == 2 * UNITS_PER_COUNT
+
+
+@pytest.mark.parametrize("count", [1, 255, 256, 257, 1000])
+def test_many_pages_that_are_cut_are_counted_by_few_pieces(
+    make_region: Callable[..., Region], make_remote: Callable[..., RemoteRegion], count: int
+) -> None:
+    region, remote = big_region(make_region), make_remote(9 * MIB)
+    plan = plan_pages(region.pages(range(count), 8192), remote.pages(range(count), 8192), route(3, 4096), counter=2)
+    _, pieces = payload(*unpack(plan), 2, count)
+    assert len(plan.pieces) - len(pieces) == -(-count // 256)
 
 
 def test_pages_must_match(make_region: Callable[..., Region], make_remote: Callable[..., RemoteRegion]) -> None:
@@ -409,17 +419,16 @@ def test_scatters(  # noqa: PLR0913, PLR0917
     for index, size in enumerate(sizes):
         mine = runs[runs["peer"] == 10 + index]
         assert (mine["remote_region"] == 100 + index).all()
-        assert (mine["local_region"] == region.number).all()
         assert mine["rail"][0] == (cursor + index) % rails
         chunk = pieces[mine["first"][0] : mine["first"][0] + mine["count"].sum()]
+        whole, counter = len(chunk), counters[index]
+        mine = mine.copy()
+        mine["first"] -= mine["first"][0]  # as if it were alone
+        mine, chunk = payload(mine, chunk, counter, 1)
+        assert (mine["local_region"] == region.number).all()
         tiles(chunk, region.address + int(begins[index]), int(far[index]), size)
         assert (chunk["nbytes"] <= largest).all()
-        seen[index] += len(chunk)
-        counter = counters[index]
-        if counter is None:
-            assert not chunk["flags"].any()
-        else:
-            assert units(chunk, counter) == UNITS_PER_COUNT
+        seen[index] += whole
     assert seen.total() == len(pieces)
 
 

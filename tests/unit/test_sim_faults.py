@@ -19,6 +19,7 @@ from aio_transfer import (
     StaleRegionError,
     TransferAbortedError,
 )
+from aio_transfer.posting import Poster
 from aio_transfer.testing import Faults, Packet, PacketKind, SimFabric, Verdict
 
 sys.path.insert(0, str(Path(__file__).parent))  # importmode=importlib puts no folder there
@@ -330,3 +331,27 @@ async def test_the_bug_of_a_missing_fence(bug: str) -> None:
         fabric.resume(end.b)
         await turns(50)
         assert end.arrived(0, KIB) is bool(bug)
+
+
+async def test_a_write_that_waits_for_its_region_is_promised_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    fabric = SimFabric(seed=1)
+    async with ends(fabric) as end:
+
+        async def never(*_: object) -> None:
+            await anyio.sleep_forever()
+
+        monkeypatch.setattr(Poster, "_ask", never)
+        again = await end.b.register(end.b.allocate(64))
+        counter = end.b.counter()
+        remote = RemoteRegion.from_bytes(bytes(again.descriptor(counter)))
+        write = end.a.submit_write(end.here[:64], remote[:])
+        async with anyio.create_task_group() as tasks:
+
+            async def wait() -> None:
+                with pytest.raises(PeerLostError):
+                    await counter.wait()
+
+            tasks.start_soon(wait)
+            await turns(20)
+            await end.a.aclose()
+        assert isinstance(write.exception(), TransferAbortedError)

@@ -314,7 +314,7 @@ def start(driver: SimDriver, peer: int, op: Op, memory: np.ndarray) -> None:
     """Begin to write to, or read from, a peer that never answers."""
     keys = RAIL.pack(8, 0) + bytes(8)
     driver.register(RegionNumber(1 << 31), RemoteMemory(peer=PeerNumber(peer), nbytes=64, keys=keys))
-    run = RUN_STRUCT.pack(peer, 0, op, 1, 1 << 31, 0, 1)
+    run = RUN_STRUCT.pack(peer, 0, op, 1, 1 << 31, 0, 1, 0)
     driver.post(TransferId(5), run, PIECE_STRUCT.pack(memory.ctypes.data, 0, 64, 0, 0))
 
 
@@ -358,9 +358,8 @@ def test_writes_that_reach_too_far(
 ) -> None:
     ill = meet(1)
     key = register(driver, memory)
-    driver.expect(CounterId(7), 256)
-    immediate = 0xFF << 24 | 7
-    ill.send(WRITE, b"x" * 8, **{"key": key, "counts": 1, "immediate": immediate} | fields)
+    driver.expect(CounterId(7), 1)
+    ill.send(WRITE, b"x" * 8, **{"key": key, "counts": 1, "immediate": 7} | fields)
     kind, status, _ = ill.answer()
     assert kind == ACK
     assert status in {Status.PROVIDER, Status.STALE_REGION}
