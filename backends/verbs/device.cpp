@@ -76,7 +76,13 @@ void add_ports(const Library& library, abi::DeviceNode* node, std::vector<Port>&
   }
 }
 
-std::vector<Port> all_ports(const Library& library, std::string& reasons) {
+// Opening a device takes its time, so those that nobody named are left alone.
+bool is_named(const std::string& devices, const std::string& device) {
+  return devices.empty() || ("," + devices + ",").find("," + device + ",") != std::string::npos ||
+         ("," + devices).find("," + device + ":") != std::string::npos;
+}
+
+std::vector<Port> all_ports(const Library& library, const std::string& devices, std::string& reasons) {
   int count = 0;
   errno = 0;
   const std::unique_ptr<abi::DeviceNode*, void (*)(abi::DeviceNode**)> list(library.get_device_list(&count),
@@ -85,7 +91,9 @@ std::vector<Port> all_ports(const Library& library, std::string& reasons) {
   // ENOSYS: the kernel has no ib_uverbs module, as on most machines without a device.
   if (list == nullptr && errno == ENOSYS) unavailable("no RDMA device here", errno);
   if (list == nullptr) unavailable(std::string("no RDMA device can be listed: ") + std::strerror(errno), errno);
-  for (int i = 0; i < count; ++i) add_ports(library, list.get()[i], ports, reasons);
+  for (int i = 0; i < count; ++i) {
+    if (is_named(devices, library.get_device_name(list.get()[i]))) add_ports(library, list.get()[i], ports, reasons);
+  }
   if (count == 0) reasons = "no RDMA device here";
   return ports;
 }
@@ -117,7 +125,7 @@ double Port::gigabits() const noexcept {
 
 std::vector<Port> open_ports(const Library& library, const std::string& devices, std::size_t rails) {
   std::string reasons;
-  std::vector<Port> ports = all_ports(library, reasons);
+  std::vector<Port> ports = all_ports(library, devices, reasons);
   if (!devices.empty()) return named_ports(std::move(ports), devices, reasons);
   std::erase_if(ports, [&](const Port& port) {
     const bool down = port.attr.state != abi::port_active;

@@ -15,7 +15,7 @@ namespace aio::verbs {
 namespace {
 
 constexpr int kMostCompletions = 1 << 16;
-constexpr int kEveryone = 64;  // peers whose send queues may all be full at once; beyond that they wait for each other
+constexpr int kEveryone = 16;  // peers whose send queues may all be full at once; beyond that they wait for each other
 
 std::string option(const Options& options, const char* name, const std::string& otherwise) {
   const auto found = options.find(name);
