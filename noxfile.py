@@ -134,7 +134,7 @@ def abi(session: nox.Session) -> None:
 @nox.session(default=False)
 @nox.parametrize("kind", ["", "address,undefined"], ids=["plain", "address,undefined"])
 def native(session: nox.Session, kind: str) -> None:
-    """libfabric's domain without the core, over TCP; ``LIBFABRIC=path`` tests another library than mpich's."""
+    """libfabric's domain without the core, over TCP (``LIBFABRIC=path`` tests another library), and what verbs decides."""
     session.install(PYPROJECT["project"]["optional-dependencies"]["libfabric"][0])
     library = os.environ.get("LIBFABRIC") or str(pathlib.Path(session.virtualenv.location, "lib/mpich/libfabric.so.1"))
     program = pathlib.Path(session.create_tmp()) / "libfabric_test"
@@ -145,6 +145,10 @@ def native(session: nox.Session, kind: str) -> None:
         "g++", "-std=c++20", "-g", "-O1", *warnings, *sanitize, *sources, "-ldl", "-o", str(program), external=True
     )
     session.run(str(program), "tcp", library, external=True)
+    program = pathlib.Path(session.create_tmp()) / "verbs_test"
+    sources = ["backends/verbs/gid.cpp", "tests/native/verbs_test.cpp"]
+    session.run("g++", "-std=c++20", "-g", "-O1", *warnings, *sanitize, *sources, "-o", str(program), external=True)
+    session.run(str(program), external=True)
 
 
 @nox.session(default=False)

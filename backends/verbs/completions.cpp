@@ -120,9 +120,10 @@ void VerbsDomain::finish(Peer& peer, const Request& request, const Outcome& outc
       return;
     case Request::Kind::flush:
       return;
-    case Request::Kind::frame:
+    case Request::Kind::control:
+    case Request::Kind::message:
       if (request.slot != kNoSlot) free_slots_.push_back(request.slot);
-      if (request.message == 0) return;
+      if (request.kind == Request::Kind::control) return;
       --peer.messages;
       sink_.sent(request.message, outcome);
       return;

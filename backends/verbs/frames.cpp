@@ -68,7 +68,7 @@ bool VerbsDomain::post_frame(Peer& peer, FrameKind kind, TransferId message, con
   if (!within) free_slots_.pop_back();
   Request& entry = queue.at(queue.head);
   entry = {};
-  entry.kind = Request::Kind::frame;
+  entry.kind = kind == FrameKind::message ? Request::Kind::message : Request::Kind::control;
   entry.message = message;
   entry.vouched = queue.head;
   entry.slot = slot;

@@ -17,9 +17,9 @@ inline constexpr std::uint32_t kNoSlot = ~0u;
 
 // One work request on its way.
 struct Request {
-  enum class Kind : std::uint8_t { piece, flush, frame } kind = Kind::piece;
+  enum class Kind : std::uint8_t { piece, flush, message, control } kind = Kind::piece;
   Flow* flow = nullptr;       // piece
-  TransferId message = 0;     // frame: of the engine's, or 0
+  TransferId message = 0;     // message
   std::uint64_t nbytes = 0;   // of payload
   std::uint64_t vouched = 0;  // the number of the request whose success proves this one's; mostly its own
   std::uint32_t slot = kNoSlot;

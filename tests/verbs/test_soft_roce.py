@@ -23,8 +23,8 @@ pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120), pytest.mark.usefixtur
 LEFT, RIGHT = "rxe_left0", "rxe_right0"
 LEFTS, RIGHTS = "rxe_left0,rxe_left1", "rxe_right0,rxe_right1"
 PAGE = 4096
-SHORT = {"timeout": 12, "retries": 3, "port_down_s": 0.5}
-"""A packet is given up after 67 to 270 ms, so that a test of that does not take long."""
+SHORT = {"timeout": 14, "port_down_s": 0.5}
+"""A packet is given up after 0.5 to 2 s, so that a test of that does not take long."""
 
 
 @contextlib.asynccontextmanager
@@ -220,7 +220,7 @@ async def test_ends_that_no_cable_joins_are_told_apart() -> None:
         target = Target(b, 64)
         _, region = await source(a, 64)
         remote = await target.remote()
-        with anyio.fail_after(30), pytest.raises(UnsupportedError, match="no address of the same kind"):
+        with anyio.fail_after(30), pytest.raises(UnsupportedError, match="RTR|no address"):
             await a.write(region[:], remote[:])
 
 
