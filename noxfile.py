@@ -134,7 +134,7 @@ def abi(session: nox.Session) -> None:
 @nox.session(default=False)
 @nox.parametrize("kind", ["", "address,undefined"], ids=["plain", "address,undefined"])
 def native(session: nox.Session, kind: str) -> None:
-    """libfabric's domain without the core, over TCP (``LIBFABRIC=path`` tests another library), and what verbs decides."""
+    """The domain of libfabric alone, over TCP (``LIBFABRIC=path``: another library), and what verbs decides."""
     session.install(PYPROJECT["project"]["optional-dependencies"]["libfabric"][0])
     library = os.environ.get("LIBFABRIC") or str(pathlib.Path(session.virtualenv.location, "lib/mpich/libfabric.so.1"))
     program = pathlib.Path(session.create_tmp()) / "libfabric_test"
