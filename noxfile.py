@@ -128,30 +128,24 @@ def demo(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def abi(session: nox.Session) -> None:
-    """Our declarations against the real headers (Debian: libfabric-dev)."""
-    if not pathlib.Path("/usr/include/rdma/fabric.h").exists():
+    """Our declarations against the real headers (Debian: libfabric-dev, libibverbs-dev)."""
+    headers = {"libfabric-dev": "rdma/fabric.h", "libibverbs-dev": "infiniband/verbs.h"}
+    missing = [package for package, header in headers.items() if not pathlib.Path("/usr/include", header).exists()]
+    if missing:
         if os.geteuid() != 0 or shutil.which("apt-get") is None:
-            session.error("needs the headers: apt-get install libfabric-dev")
-        session.run("apt-get", "install", "-y", "-q", "libfabric-dev", external=True)
-    program = pathlib.Path(session.create_tmp()) / "libfabric_check"
-    session.run(
-        "g++",
-        "-std=c++20",
-        "-Wall",
-        "-Wextra",
-        "-Werror",
-        "tests/abi/libfabric_check.cpp",
-        "-o",
-        str(program),
-        external=True,
-    )
-    session.run(str(program), external=True)
+            session.error(f"needs the headers: apt-get install {' '.join(missing)}")
+        session.run("apt-get", "install", "-y", "-q", *missing, external=True)
+    for check in ("libfabric_check", "verbs_check"):
+        program = str(pathlib.Path(session.create_tmp()) / check)
+        warnings = ["-Wall", "-Wextra", "-Werror"]
+        session.run("g++", "-std=c++20", *warnings, f"tests/abi/{check}.cpp", "-o", program, external=True)
+        session.run(program, external=True)
 
 
 @nox.session(default=False)
 @nox.parametrize("kind", ["", "address,undefined"], ids=["plain", "address,undefined"])
 def native(session: nox.Session, kind: str) -> None:
-    """libfabric's domain without the core, over TCP; ``LIBFABRIC=path`` tests another library than mpich's."""
+    """The domain of libfabric alone, over TCP (``LIBFABRIC=path``: another library), and what verbs decides."""
     session.install(PYPROJECT["project"]["optional-dependencies"]["libfabric"][0])
     library = os.environ.get("LIBFABRIC") or str(pathlib.Path(session.virtualenv.location, "lib/mpich/libfabric.so.1"))
     program = pathlib.Path(session.create_tmp()) / "libfabric_test"
@@ -162,6 +156,10 @@ def native(session: nox.Session, kind: str) -> None:
         "g++", "-std=c++20", "-g", "-O1", *warnings, *sanitize, *sources, "-ldl", "-o", str(program), external=True
     )
     session.run(str(program), "tcp", library, external=True)
+    program = pathlib.Path(session.create_tmp()) / "verbs_test"
+    sources = ["backends/verbs/gid.cpp", "tests/native/verbs_test.cpp"]
+    session.run("g++", "-std=c++20", "-g", "-O1", *warnings, *sanitize, *sources, "-o", str(program), external=True)
+    session.run(str(program), external=True)
 
 
 @nox.session(default=False)

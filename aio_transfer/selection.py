@@ -25,6 +25,7 @@ AUTO: Final = ("shm", "verbs", "libfabric")
 """The fastest first. Others are used only when named."""
 BUILT_IN: Final = {
     "shm": "aio_transfer.backends.shm:create",
+    "verbs": "aio_transfer.backends.verbs:create",
     "libfabric": "aio_transfer.backends.libfabric:create",
     "sim": "aio_transfer.backends.sim:create",
 }

@@ -10,6 +10,7 @@ from aio_transfer.cli import reports
 from aio_transfer.cli.output import FAILED, JsonOption, emit_json, failures_told, print_rows
 
 if TYPE_CHECKING:
+    from aio_transfer.backends.verbs.discovery import RdmaPort
     from aio_transfer.cli.reports import BackendReport
 
 __all__ = ("devices",)
@@ -18,14 +19,21 @@ __all__ = ("devices",)
 def devices(*, as_json: JsonOption = False) -> None:
     """Show every backend with its providers and NICs: what is usable here, and why not the rest.
 
-    An engine with backend="auto" chooses among the usable ones, per peer.
+    An engine with backend="auto" chooses among the usable ones, per peer. Below them: every RDMA port of the kernel's,
+    with its NUMA node and, per GPU, the number of PCI hops between.
     """
+    from dataclasses import asdict
+
     with failures_told(as_json=as_json):
         found = reports.backend_reports()
+    ports = reports.rdma_port_reports()
     if as_json:
-        emit_json({"backends": [_as_dict(report) for report in found]})
+        emit_json({"backends": [_as_dict(report) for report in found], "rdma_ports": [asdict(port) for port in ports]})
     else:
         print_rows([_as_row(report) for report in found])
+        if ports:
+            typer.echo()
+            print_rows([_as_port_row(port) for port in ports])
     if not any(report.usable for report in found):
         typer.echo("nothing is usable here: `aio-transfer doctor` says what to do", err=True)
         raise typer.Exit(FAILED)
@@ -51,4 +59,19 @@ def _as_row(report: BackendReport) -> dict[str, str]:
         "usable": "yes" if report.usable else "no",
         "NICs": ", ".join(report.rails) or "-",
         "detail": report.detail if report.usable else why,
+    }
+
+
+def _as_port_row(port: RdmaPort) -> dict[str, str]:
+    near = [f"NUMA node {port.numa_node} (cores {port.cpus})"] if port.numa_node >= 0 else []
+    near += [f"GPU {gpu}: {hops} hops" for gpu, hops in sorted(port.gpus.items(), key=lambda one: (one[1], one[0]))]
+    return {
+        "RDMA port": port.name,
+        "link": port.link,
+        "state": port.state,
+        "speed": port.speed,
+        "interface": port.netdev or "-",
+        "PCI": port.pci or "-",
+        "near": ", ".join(near) or "-",
+        "addresses": ", ".join(f"{gid.kind} {gid.address}" for gid in port.gids) or "-",
     }

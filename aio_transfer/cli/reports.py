@@ -1,4 +1,4 @@
-"""What the commands ask of the backends: which of them can run here."""
+"""What the commands ask of the backends: which of them can run here, and on what."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ("BackendReport", "backend_reports")
+    from aio_transfer.backends.verbs.discovery import RdmaPort
+
+__all__ = ("BackendReport", "backend_reports", "rdma_port_reports")
 
 
 class BackendReport(Protocol):
@@ -57,3 +59,11 @@ def backend_reports() -> Sequence[BackendReport]:
     from aio_transfer.selection import available
 
     return available()
+
+
+def rdma_port_reports() -> Sequence[RdmaPort]:
+    """Ask the kernel for its RDMA ports, which opens nothing."""
+    from aio_transfer.backends.verbs.discovery import rdma_ports
+    from aio_transfer.doctor.check import Host
+
+    return rdma_ports(Host())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from aio_transfer.doctor import fabric, limits, local, software
+from aio_transfer.doctor import fabric, limits, local, rdma, software
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,6 +27,9 @@ OF_THE_HOST: Final[tuple[Callable[[Host], Check | None], ...]] = (
     software.check_libfabric,
     software.check_libibverbs,
     fabric.check_rdma,
+    rdma.check_ports,
+    rdma.check_gids,
+    rdma.check_verbs_drivers,
     fabric.check_gpu_memory,
     fabric.check_efa_module,
     fabric.check_efa_installer,

@@ -10,7 +10,7 @@ import anyio.lowlevel
 
 from aio_transfer.errors import ClosedError
 
-from .claims import ConformanceError, claim
+from .claims import PATIENCE, ConformanceError, claim
 from .memory import forget, registered
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ async def until(condition: Callable[[], object], seen: str | Callable[[], str], 
     :param seen: what to say when it never does
     :raises ConformanceError: it does not within ``deadline_s``
     """
-    with anyio.move_on_after(deadline_s):
+    with anyio.move_on_after(deadline_s * PATIENCE):
         while not condition():
             await anyio.lowlevel.checkpoint()
         return

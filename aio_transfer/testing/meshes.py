@@ -10,7 +10,7 @@ import anyio
 
 from .actors import Actor
 from .arena import Arena
-from .claims import ConformanceError
+from .claims import PATIENCE, ConformanceError
 from .engines import level
 from .runner import _held, _left
 from .tally import Tally
@@ -71,7 +71,7 @@ class Mesh:
         self.shape = tuple(shape)
         max_piece_nbytes = _MAX_PIECE_NBYTES if len(shape) % 2 else 0
         self.fabric = _fabric(spec, seed, max_piece_nbytes)
-        self.deadline_s = deadline_s
+        self.deadline_s = deadline_s * PATIENCE
         self.actors: list[Actor] = []
         self.tardy: set[bytes] = set()
         self.groups = itertools.count()

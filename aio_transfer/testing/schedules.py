@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from . import transferring, upsetting, waiting  # noqa: F401 - they register what their moves do
-from .claims import ConformanceError
+from .claims import PATIENCE, ConformanceError
 from .drawing import draw
 from .ending import settle
 from .meshes import SHAPES, Mesh, shape_of
@@ -78,7 +78,7 @@ async def _attempt(spec: Spec, mesh: Mesh, moves: Sequence[Move], seed: int) -> 
     :raises ScheduleError: something did
     """
     try:
-        with anyio.fail_after(_DEADLINE_S):
+        with anyio.fail_after(_DEADLINE_S * PATIENCE):
             await play_schedule(mesh, moves, seed)
     except Exception as error:
         mesh.ruin()

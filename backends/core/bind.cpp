@@ -12,6 +12,7 @@
 
 #include "../libfabric/domain.h"
 #include "../shm/domain.h"
+#include "../verbs/domain.h"
 #include "core.h"
 #include "pulse.h"
 
@@ -73,6 +74,10 @@ class NativeCore {
       nb::gil_scoped_release unlocked;  // opening a device may take its time
       core_ = std::make_unique<Core>(Core::private_wiring(), core,
                                      [&](Sink& sink) { return libfabric::open_domains(sink, options); });
+    } else if (backend == "verbs") {
+      nb::gil_scoped_release unlocked;
+      core_ = std::make_unique<Core>(Core::private_wiring(), core,
+                                     [&](Sink& sink) { return verbs::open_domains(sink, options); });
     } else if (backend == "sim") {
       const auto wire = fabric != nullptr ? fabric : sim::common_fabric(options);
       core.stepped = wire->stepped();

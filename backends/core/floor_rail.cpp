@@ -74,7 +74,7 @@ Times Rail::write(const Batch& batch, unsigned rounds, unsigned depth, std::int6
     pieces.push_back({batch.sources[i], batch.targets[i], batch.nbytes, kCounter, kPieceImmediate});
   }
   const auto count = static_cast<std::uint32_t>(pieces.size());
-  const Run run{kPeer, 0, Op::write, kMine, kTheirs, 0, count};
+  const Run run{kPeer, 0, Op::write, kMine, kTheirs, 0, count, 0};
   const auto now = [] { return std::chrono::steady_clock::now().time_since_epoch().count(); };
   Times times;
   std::deque<Round> under_way;

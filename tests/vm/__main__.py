@@ -19,6 +19,8 @@ HOST_PROGRAMS = {"qemu-system-x86_64": "qemu-system-x86", "depmod": "kmod", "mkf
 LOCK = pathlib.Path(tempfile.gettempdir()) / "aio-transfer-vm.lock"
 PASSED = ("AIO_TRANSFER_", "CI", "FI_", "PYTEST_", "PYTHON")
 """Beginnings of the names of variables that reach the command."""
+PATIENCE = "5"
+"""What the deadlines of the conformance suite are multiplied by."""
 DEBIAN_PYTHON = "/usr/lib/python3/dist-packages"
 """Where the guest has pyverbs, built for CPython 3.11."""
 COMMAND = [
@@ -83,6 +85,7 @@ def script(command: list[str], settings: list[str]) -> str:
     variables["PYTHONPATH"] = ":".join(filter(None, [variables.get("PYTHONPATH"), DEBIAN_PYTHON]))
     variables["PATH"] = f"{sys.prefix}/bin:/usr/sbin:/usr/bin"
     variables["HOME"] = "/root"
+    variables.setdefault("AIO_TRANSFER_PATIENCE", PATIENCE)
     exports = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
     return "\n".join([*exports, f"cd {shlex.quote(str(images.CHECKOUT))}", shlex.join(command), ""])
 

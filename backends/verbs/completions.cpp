@@ -1,0 +1,198 @@
+// Harvesting completions. wc.opcode is undefined where the status is an error, so what a completion is about is told by
+// its wr_id alone.
+#include <arpa/inet.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+
+#include "verbs_domain.h"
+
+namespace aio::verbs {
+
+namespace {
+
+constexpr int kMostBatches = 16;  // so that arrivals alone never keep the worker from posting
+constexpr std::uint32_t kReceiveChain = 64;
+
+const Outcome kPeerLost{Status::peer_lost, 0, "the connection is closed"};
+
+}  // namespace
+
+bool VerbsDomain::progress() {
+  bool moved = harvest();
+  // The worker looks at the other descriptors whenever it is about to sleep; one that never sleeps does so here.
+  if ((++passes_ & 1023) == 0) moved |= look_around();
+  return moved;
+}
+
+bool VerbsDomain::harvest() {
+  std::array<abi::Wc, 64> entries;
+  bool moved = false;
+  for (int batch = 0; batch < kMostBatches; ++batch) {
+    const int count = abi::poll_cq(cq_.get(), entries.size(), entries.data());
+    if (count < 0 && dead_.ok()) {
+      dead_ = {Status::provider, -count, port_.name + ": ibv_poll_cq failed"};
+      break_all(dead_);
+    }
+    if (count <= 0) break;
+    for (std::size_t i = 0; i < static_cast<std::size_t>(count); ++i) complete(entries[i]);
+    post_immediates(immediates_taken_);
+    post_receives();
+    moved = true;
+  }
+  return moved;
+}
+
+void VerbsDomain::complete(const abi::Wc& wc) {
+  const std::uint32_t id = queue_of(wc.wr_id);
+  if (id == kImmediateReceive) {
+    ++immediates_taken_;
+    // Of a connection that is over nothing counts any more.
+    if (wc.status == abi::wc_success && (wc.wc_flags & abi::wc_with_imm) != 0 && by_qpn_.contains(wc.qp_num)) {
+      sink_.counted(ntohl(wc.imm_data));
+    }
+    return;
+  }
+  if (id == kMessageReceive) {
+    const auto slot = static_cast<std::uint32_t>(wc.wr_id & kNumberMask);
+    const auto peer = by_qpn_.find(wc.qp_num);
+    if (wc.status == abi::wc_success && peer != by_qpn_.end() && wc.byte_len <= slot_nbytes_) {
+      const std::string_view bytes(reinterpret_cast<const char*>(arena_.get() + slot * slot_nbytes_), wc.byte_len);
+      received(*peer->second, FrameKind{ntohl(wc.imm_data)}, bytes);
+    }
+    taken_slots_.push_back(slot);
+    return;
+  }
+  const auto found = queues_.find(id);
+  if (found == queues_.end()) return;  // of a QP that was destroyed
+  auto& [peer, queue] = found->second;
+  const std::uint64_t number = queue->tail + ((wc.wr_id - queue->tail) & kNumberMask);
+  if (number >= queue->head) return;  // it retired with one before: no provider should say so
+  if (wc.status == abi::wc_success) {
+    retire(*peer, *queue, number, {}, true);
+  } else {
+    const Outcome failure = describe_failure(*peer, wc);
+    // What was flushed says nothing of those before it.
+    const bool first = wc.status != abi::wc_flush_err && !queue->broken;
+    queue->broken = true;
+    retire(*peer, *queue, number, failure, first);
+    break_off(*peer, failure);
+  }
+}
+
+// One completion ends its request and, in the order of posting, all before it. Those before the first that failed
+// succeeded silently, unless a later request was to vouch for them.
+void VerbsDomain::retire(Peer& peer, Queue& queue, std::uint64_t number, const Outcome& outcome, bool vouches) {
+  Flow* flow = nullptr;
+  std::uint32_t run = 0;
+  const auto report = [&] {
+    if (run != 0) sink_.stopped(*flow, run, {});
+    run = 0;
+  };
+  while (queue.tail <= number) {
+    const Request request = queue.at(queue.tail);
+    const bool good = outcome.ok() || (vouches && request.vouched < number);
+    ++queue.tail;
+    ++completions_room_;
+    ++peer.retired;
+    // Neighbours of one flow are reported together.
+    if (good && request.kind == Request::Kind::piece) {
+      if (request.flow != flow) report();
+      flow = request.flow;
+      ++run;
+      peer.nbytes -= request.nbytes;
+      continue;
+    }
+    report();
+    finish(peer, request, good ? Outcome{} : outcome);
+  }
+  report();
+  if (!peer.revocations.empty()) answer_revocations(peer);
+  if (!peer.outbox.empty()) flush_outbox(peer);
+}
+
+void VerbsDomain::finish(Peer& peer, const Request& request, const Outcome& outcome) {
+  switch (request.kind) {
+    case Request::Kind::piece:
+      peer.nbytes -= request.nbytes;
+      sink_.stopped(*request.flow, 1, outcome);
+      return;
+    case Request::Kind::flush:
+      return;
+    case Request::Kind::control:
+    case Request::Kind::message:
+      if (request.slot != kNoSlot) free_slots_.push_back(request.slot);
+      if (request.kind == Request::Kind::control) return;
+      --peer.messages;
+      sink_.sent(request.message, outcome);
+      return;
+  }
+}
+
+// The QP is gone, and with it whatever had not completed.
+void VerbsDomain::abandon(Peer& peer, Queue& queue) {
+  while (queue.tail < queue.head) {
+    const Request request = queue.at(queue.tail);
+    ++queue.tail;
+    ++completions_room_;
+    finish(peer, request, kPeerLost);
+  }
+}
+
+Outcome VerbsDomain::describe_failure(const Peer& peer, const abi::Wc& wc) const {
+  const auto code = static_cast<std::int64_t>(wc.status);
+  std::string reason = std::string(library_.wc_status_str(wc.status)) + " (" + std::to_string(wc.status);
+  if (wc.vendor_err != 0) reason += ", vendor's " + std::to_string(wc.vendor_err);
+  reason += ")";
+  if (!peer.broken.ok()) {
+    // It followed another's failure. A closed connection says all; other causes are somebody else's fault.
+    if (peer.broken.status == Status::peer_lost) return peer.broken;
+    return {Status::peer_lost, code, reason + ": the connection broke: " + peer.broken.reason};
+  }
+  if (port_down_since_) reason += "; port " + port_.name + " is down";
+  switch (wc.status) {
+    case abi::wc_rem_access_err:
+      return {Status::stale_region, code, reason + ": the peer has deregistered the region"};
+    case abi::wc_retry_exc_err:
+      return {Status::peer_lost, code, reason + ": no packet is answered by the peer on " + port_.name};
+    case abi::wc_rnr_retry_exc_err:
+      return {Status::provider, code, reason + ": the peer takes no more: its engine does not run"};
+    default:
+      return {Status::provider, code, reason};
+  }
+}
+
+// ------------------------------------------------------------------------------------------------------- receives
+
+void VerbsDomain::post_immediates(std::uint32_t count) {
+  std::array<abi::RecvWr, kReceiveChain> requests;
+  while (count > 0) {
+    const std::uint32_t length = std::min(count, kReceiveChain);
+    for (std::uint32_t i = 0; i < length; ++i) {
+      requests[i] = {make_wr_id(kImmediateReceive, 0), i + 1 < length ? &requests[i + 1] : nullptr, nullptr, 0};
+    }
+    abi::RecvWr* bad = nullptr;
+    const int result = abi::post_srq_recv(immediates_.get(), requests.data(), &bad);
+    const std::uint32_t accepted = result == 0      ? length
+                                   : bad == nullptr ? 0
+                                                    : static_cast<std::uint32_t>(bad - requests.data());
+    count -= accepted;
+    if (result != 0) break;
+  }
+  immediates_taken_ = count;  // what was refused is tried again with the next arrival
+}
+
+void VerbsDomain::post_receives() {
+  while (!taken_slots_.empty()) {
+    const std::uint32_t slot = taken_slots_.back();
+    abi::Sge memory{reinterpret_cast<std::uint64_t>(arena_.get() + slot * slot_nbytes_),
+                    static_cast<std::uint32_t>(slot_nbytes_), arena_registration_->lkey};
+    abi::RecvWr request{make_wr_id(kMessageReceive, slot), nullptr, &memory, 1};
+    abi::RecvWr* bad = nullptr;
+    if (abi::post_srq_recv(receives_.get(), &request, &bad) != 0) return;
+    taken_slots_.pop_back();
+  }
+}
+
+}  // namespace aio::verbs

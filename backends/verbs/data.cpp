@@ -1,0 +1,170 @@
+// Posting: nothing here throws, but for memory running out.
+#include <arpa/inet.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstring>
+
+#include "verbs_domain.h"
+
+namespace aio::verbs {
+
+namespace {
+
+constexpr std::uint32_t kChain = 32;        // requests per call into the device's driver
+constexpr std::uint32_t kSignalEvery = 16;  // slots come back in lots of this many
+constexpr std::uint32_t kFlushNbytes = 8;
+
+const Outcome kPeerGone{Status::peer_lost, 0, "the connection is closed"};
+
+}  // namespace
+
+std::optional<Outcome> VerbsDomain::refusal(const Run& run, const Piece& piece, const LocalRegion* local,
+                                            const RemoteRegion* remote) const {
+  const auto invalid = [](const char* why) { return Outcome{Status::provider, EINVAL, why}; };
+  if (piece.nbytes == 0) return std::nullopt;  // it names no memory: a request without bytes needs no key (IBTA C9-88)
+  if (remote == nullptr || remote->peer != run.peer)
+    return Outcome{Status::stale_region, 0, "the remote region is not registered"};
+  if (remote->dead) return Outcome{Status::stale_region, 0, "the peer has deregistered the region"};
+  if (local == nullptr || !local->registration) return invalid("the local region is not registered");
+  if (piece.nbytes > attributes_.max_piece_nbytes) return invalid("the piece exceeds what the port can send at once");
+  if (piece.remote_offset > remote->nbytes || piece.nbytes > remote->nbytes - piece.remote_offset) {
+    return invalid("the piece exceeds the remote region");
+  }
+  const std::uint64_t offset = piece.local_addr - local->addr;
+  if (piece.local_addr < local->addr || offset > local->nbytes || piece.nbytes > local->nbytes - offset) {
+    return invalid("the piece exceeds the local region");
+  }
+  return std::nullopt;
+}
+
+Posted VerbsDomain::post(Flow& flow, std::uint32_t budget) {
+  const Run& run = flow.run;
+  Peer* peer = find(run.peer);
+  const auto refuse = [&](const Outcome& outcome) {
+    ++flow.next;
+    ++flow.in_flight;
+    sink_.stopped(flow, 1, outcome);
+    return Posted::more;
+  };
+  if (peer == nullptr || !peer->joined) return refuse(kPeerGone);
+  if (peer->deputy != nullptr) return peer->deputy->post(flow, budget);
+  if (!peer->broken.ok()) return refuse(peer->broken);
+  const auto remote = remote_regions_.find(run.remote_region);
+  const auto local = local_regions_.find(run.local_region);
+  const RemoteRegion* far = remote == remote_regions_.end() ? nullptr : &remote->second;
+  const LocalRegion* near = local == local_regions_.end() ? nullptr : &local->second;
+  while (budget > 0 && flow.next < run.count) {
+    // One slot more than pieces, for the read that flushes them.
+    const std::uint32_t room = std::min(peer->data.room(), completions_room_);
+    if (room < 2) return Posted::full;
+    const std::uint32_t wanted = std::min({budget, room - 1, run.count - flow.next, kChain});
+    const std::uint32_t before = flow.next;
+    std::uint32_t fine = 0;
+    std::optional<Outcome> refused;
+    while (fine < wanted && !(refused = refusal(run, flow.pieces[before + fine], near, far))) ++fine;
+    if (fine > 0 && !chain(*peer, flow, fine, near, far)) return Posted::more;
+    budget -= fine;
+    if (refused) return refuse(*refused);
+  }
+  return Posted::more;
+}
+
+// Posts `count` pieces as one chain. On failure the connection is over; what was accepted comes back flushed.
+bool VerbsDomain::chain(Peer& peer, Flow& flow, std::uint32_t count, const LocalRegion* local,
+                        const RemoteRegion* remote) {
+  std::array<abi::SendWr, kChain + 1> requests;
+  std::array<abi::Sge, kChain + 1> memory;
+  if (count == 0) return true;
+  Queue& queue = peer.data;
+  const Piece* delivered = nullptr;  // the last piece that must be visible when it is reported
+  std::uint32_t last_delivered = 0;
+  for (std::uint32_t i = 0; i < count; ++i) {
+    const Piece& piece = flow.pieces[flow.next + i];
+    abi::SendWr& request = requests[i];
+    request = {};
+    request.wr_id = make_wr_id(queue.id, queue.head + i);
+    request.next = &requests[i + 1];
+    if (piece.nbytes != 0) {
+      memory[i] = {piece.local_addr, static_cast<std::uint32_t>(piece.nbytes), local->registration->lkey};
+      request.sg_list = &memory[i];
+      request.num_sge = 1;
+      request.remote_addr = remote->key.addr + piece.remote_offset;
+      request.rkey = remote->key.rkey;
+    }
+    if (flow.run.op == Op::read && piece.nbytes != 0) {
+      request.opcode = abi::wr_rdma_read;
+    } else {
+      // A read of nothing is posted as a write of nothing: Linux 6.1's rdma_rxe looks the missing key up.
+      const bool counts = flow.run.op == Op::write && piece.has_immediate();
+      request.opcode = counts ? abi::wr_rdma_write_with_imm : abi::wr_rdma_write;
+      request.imm_data = htonl(piece.immediate);
+      if (piece.nbytes != 0 && piece.nbytes <= queue.inline_nbytes && local->by_cpu) {
+        request.send_flags |= abi::send_inline;
+      }
+      if (flow.run.op == Op::write && piece.nbytes != 0 && piece.needs_delivery()) {
+        delivered = &piece;
+        last_delivered = i;
+      }
+    }
+  }
+  // The device acknowledges a write when it has it, which is before another device can see it in memory. A read through
+  // the same device pushes the write ahead of it: PCIe lets no read pass a posted write. Where the region may not be
+  // read, a word of the peer's own memory is: the same for what lies in main memory, no proof for a GPU's.
+  std::uint32_t total = count;
+  if (delivered != nullptr) {
+    abi::SendWr& request = requests[total];
+    request = {};
+    request.wr_id = make_wr_id(queue.id, queue.head + total);
+    request.opcode = abi::wr_rdma_read;
+    const bool readable = (remote->key.access & access_remote_read) != 0;
+    const std::uint64_t end = remote->key.addr + delivered->remote_offset + delivered->nbytes;
+    const auto nbytes = static_cast<std::uint32_t>(std::min<std::uint64_t>(kFlushNbytes, delivered->nbytes));
+    memory[total] = {reinterpret_cast<std::uint64_t>(scratch()), readable ? nbytes : kFlushNbytes,
+                     arena_registration_->lkey};
+    request.sg_list = &memory[total];
+    request.num_sge = 1;
+    request.remote_addr = readable ? end - nbytes : peer.remote.anchor_addr;
+    request.rkey = readable ? remote->key.rkey : peer.remote.anchor_rkey;
+    ++total;
+  }
+  requests[total - 1].next = nullptr;
+  requests[total - 1].send_flags |= abi::send_signaled;
+  // None in between where a read flushes, since it would report what the read has yet to prove.
+  for (std::uint32_t i = kSignalEvery - 1; delivered == nullptr && i < total; i += kSignalEvery) {
+    requests[i].send_flags |= abi::send_signaled;
+  }
+  abi::SendWr* bad = nullptr;
+  const int result = abi::post_send(queue.qp.get(), requests.data(), &bad);
+  // rdma_rxe may refuse without saying which, and has them all in its queue then.
+  const auto accepted = result == 0 || bad == nullptr ? total : static_cast<std::uint32_t>(bad - requests.data());
+  for (std::uint32_t i = 0; i < accepted; ++i) {
+    Request& entry = queue.at(queue.head);
+    entry = {};
+    entry.vouched = queue.head;
+    ++queue.head;
+    if (i == count) {
+      entry.kind = Request::Kind::flush;
+      continue;
+    }
+    entry.flow = &flow;
+    entry.nbytes = flow.pieces[flow.next].nbytes;
+    if (delivered != nullptr && i <= last_delivered) entry.vouched = queue.head + (count - i) - 1;
+    peer.nbytes += entry.nbytes;
+    ++flow.next;
+    ++flow.in_flight;
+  }
+  completions_room_ -= accepted;
+  if (result == 0) return true;
+  const Outcome cause{Status::provider, result, std::string("ibv_post_send: ") + std::strerror(result)};
+  break_off(peer, cause);
+  if (accepted < count) {
+    ++flow.next;
+    ++flow.in_flight;
+    sink_.stopped(flow, 1, cause);
+  }
+  return false;
+}
+
+}  // namespace aio::verbs

@@ -1,0 +1,206 @@
+#include "domain.h"
+
+#include <fcntl.h>
+#include <sys/timerfd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+
+#include "verbs_domain.h"
+
+namespace aio::verbs {
+
+namespace {
+
+constexpr int kMostCompletions = 1 << 16;
+constexpr int kEveryone = 16;  // peers whose send queues may all be full at once; beyond that they wait for each other
+
+std::string option(const Options& options, const char* name, const std::string& otherwise) {
+  const auto found = options.find(name);
+  return found == options.end() || found->second.empty() ? otherwise : found->second;
+}
+
+double number(const Options& options, const char* name, double otherwise, double least, double most) {
+  const std::string text = option(options, name, "");
+  if (text.empty()) return otherwise;
+  char* end = nullptr;
+  const double value = std::strtod(text.c_str(), &end);
+  if (*end != '\0' || !(value >= least && value <= most)) {
+    throw Failure(Failure::Kind::usage, "verbs", "option " + std::string(name) + " is " + text);
+  }
+  return value;
+}
+
+bool flag(const Options& options, const char* name, bool otherwise) {
+  const std::string text = option(options, name, otherwise ? "1" : "0");
+  const bool yes = text == "1" || text == "True" || text == "true";
+  if (!yes && text != "0" && text != "False" && text != "false") {
+    throw Failure(Failure::Kind::usage, "verbs", "option " + std::string(name) + " is " + text);
+  }
+  return yes;
+}
+
+Settings settings_of(const Options& options) {
+  const auto small = [&](const char* name, double otherwise, double most) {
+    return static_cast<std::uint8_t>(number(options, name, otherwise, 0, most));
+  };
+  Settings settings{};
+  settings.depth = static_cast<std::uint32_t>(number(options, "depth", 512, 2, 32768));
+  // What perftest asks for with its latency tests: enough for a token, less than a cache line pair costs to fetch.
+  settings.inline_nbytes = static_cast<std::uint32_t>(number(options, "inline_nbytes", 220, 0, 4096));
+  settings.relaxed_ordering = flag(options, "relaxed_ordering", true);
+  settings.service_level = small("service_level", 0, 15);
+  settings.traffic_class = small("traffic_class", 0, 255);
+  // ibv_modify_qp(3). perftest uses 14 (67 ms), NCCL 20 (4.3 s); a device may wait up to four times as long. With 16
+  // and seven retries a peer that is cut off is told of after 2.1 to 8.6 s, and a cable may be gone for a second.
+  settings.timeout = small("timeout", 16, 31);
+  settings.retries = small("retries", 7, 7);
+  // For ever: a receiver's receives run out for moments under load, and whether it is alive is watched elsewhere.
+  settings.rnr_retries = small("rnr_retries", 7, 7);
+  settings.port_down = Seconds(number(options, "port_down_s", 2, 0, 1e6));
+  settings.stall = Seconds(number(options, "stall_s", 30, 0, 1e6));
+  settings.revoke = Seconds(number(options, "revoke_s", 2, 0, 1e6));
+  return settings;
+}
+
+[[noreturn]] void unavailable(const std::string& what) {
+  const int code = errno != 0 ? errno : ENODEV;
+  const bool memory = code == ENOMEM;
+  throw Failure(Failure::Kind::unavailable, "verbs",
+                what + ": " + std::strerror(code) + (memory ? ": beyond the limit of locked memory?" : ""), code,
+                memory ? "ulimit -l unlimited" : "aio-transfer doctor");
+}
+
+template <class Object>
+Object* made(Object* object, const std::string& what) {
+  if (object == nullptr) unavailable(what);
+  return object;
+}
+
+void never_block(int fd) {
+  const int flags = ::fcntl(fd, F_GETFL);
+  if (flags < 0 || ::fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0) unavailable("fcntl");
+}
+
+}  // namespace
+
+std::vector<std::unique_ptr<Domain>> open_domains(Sink& sink, const Options& options) {
+  const Settings settings = settings_of(options);
+  const auto most = static_cast<std::size_t>(number(options, "rails", 1, 1, 64));
+  const Library& library = load(options);
+  std::vector<std::unique_ptr<Domain>> domains;
+  auto rails = std::make_shared<Rails>();
+  for (Port& port : open_ports(library, option(options, "devices", ""), most)) {
+    auto domain = std::make_unique<VerbsDomain>(sink, library, std::move(port), settings, rails);
+    rails->domains.push_back(domain.get());
+    domains.push_back(std::move(domain));
+  }
+  return domains;
+}
+
+VerbsDomain::VerbsDomain(Sink& sink, const Library& library, Port port, const Settings& settings,
+                         std::shared_ptr<Rails> rails)
+    : sink_(sink),
+      library_(library),
+      port_(std::move(port)),
+      settings_(settings),
+      rails_(std::move(rails)),
+      rail_(static_cast<std::uint16_t>(rails_->domains.size())),
+      timer_(::timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)) {
+  if (!timer_) unavailable("timerfd_create");
+  settings_.depth = std::min(settings_.depth, static_cast<std::uint32_t>(std::max(2, port_.device.max_qp_wr)));
+  slot_nbytes_ = rail_ == 0 ? kMessageSlotNbytes : kControlSlotNbytes;
+  never_block(port_.context->async_fd);
+  open_queues();
+  const std::size_t nbytes = 2 * kSlots * slot_nbytes_ + 2 * kAnchorNbytes;
+  arena_ = std::make_unique<std::byte[]>(nbytes);
+  const auto enroll = [&](const std::byte* base, std::size_t length, unsigned access) {
+    errno = 0;
+    abi::Mr* mr = library_.reg_mr(pd_.get(), const_cast<std::byte*>(base), length, static_cast<int>(access));
+    return Handle<abi::Mr>(made(mr, port_.name + ": ibv_reg_mr of " + std::to_string(length) + " bytes"),
+                           library_.dereg_mr);
+  };
+  arena_registration_ = enroll(arena_.get(), nbytes, abi::access_local_write);
+  anchor_registration_ = enroll(anchor(), kAnchorNbytes, abi::access_local_write | abi::access_remote_read);
+  for (std::uint32_t slot = 0; slot < kSlots; ++slot) {
+    taken_slots_.push_back(slot);
+    free_slots_.push_back(kSlots + slot);
+  }
+  post_receives();
+  post_immediates(kImmediates);
+  describe();
+}
+
+void VerbsDomain::open_queues() {
+  errno = 0;
+  pd_ = {made(library_.alloc_pd(port_.context.get()), port_.name + ": ibv_alloc_pd"), library_.dealloc_pd};
+  channel_ = {made(library_.create_comp_channel(port_.context.get()), port_.name + ": ibv_create_comp_channel"),
+              library_.destroy_comp_channel};
+  never_block(channel_->fd);
+  // Every receive has its entry. The rest is shared by all send queues: what is in flight is counted, so that however
+  // many peers there are, an entry is there for every completion.
+  const auto receives = static_cast<int>(kImmediates + kSlots);
+  const int wanted = receives + kEveryone * static_cast<int>(settings_.depth + kFrameDepth);
+  const int entries = std::min({wanted, port_.device.max_cqe, kMostCompletions});
+  abi::Cq* cq = library_.create_cq(port_.context.get(), entries, nullptr, channel_.get(), 0);
+  cq_ = {made(cq, port_.name + ": ibv_create_cq"), library_.destroy_cq};
+  if (cq_->cqe < receives + 2)
+    throw Failure(Failure::Kind::unavailable, "verbs", port_.name + ": its queues are too small");
+  completions_room_ = static_cast<std::uint32_t>(cq_->cqe - receives);
+  const auto shared = [&](std::uint32_t depth, std::uint32_t segments) {
+    abi::SrqInitAttr attr{nullptr, depth, segments, 0};
+    return Handle<abi::Srq>(made(library_.create_srq(pd_.get(), &attr), port_.name + ": ibv_create_srq"),
+                            library_.destroy_srq);
+  };
+  // An immediate takes a receive, whichever is next. So messages have others: theirs would be used up.
+  immediates_ = shared(kImmediates, 1);
+  receives_ = shared(kSlots, 1);
+}
+
+VerbsDomain::~VerbsDomain() {
+  // QPs first: then nothing can reach the memory whose registrations go next.
+  for (auto& [number, peer] : peers_) {
+    peer->data.qp.reset();
+    peer->frames.qp.reset();
+  }
+  peers_.clear();
+  local_regions_.clear();
+}
+
+void VerbsDomain::describe() {
+  const auto newest = std::max_element(port_.gids.begin(), port_.gids.end(),
+                                       [](const PortGid& one, const PortGid& other) { return one.type < other.type; });
+  attributes_.name = port_.name;
+  // Peers are matched by it, and the two do not reach each other.
+  attributes_.provider = port_.is_infiniband() ? "infiniband" : "roce";
+  attributes_.protocol = "RC write with immediate";
+  if (!port_.is_infiniband()) {
+    attributes_.protocol += newest == port_.gids.end() || newest->type != GidType::roce_v2 ? ", RoCE v1" : ", RoCE v2";
+  }
+  attributes_.protocol += ", MTU " + std::to_string(128u << port_.attr.active_mtu);
+  // One gigabyte at most, so that a stall can be told from a slow piece.
+  attributes_.max_piece_nbytes = std::min<std::uint64_t>(port_.attr.max_msg_sz, 1ull << 30);
+  attributes_.max_message_nbytes = rail_ == 0 ? kMessageSlotNbytes : UINT64_MAX >> 1;
+  // Posting moves no bytes, so only their number counts.
+  attributes_.inline_nbytes = UINT64_MAX;
+  attributes_.inline_pieces = 32;
+}
+
+std::optional<std::vector<int>> VerbsDomain::arm() {
+  bool moved = look_around();
+  // Events of former arms first; they would make the descriptor readable for nothing.
+  abi::Cq* cq = nullptr;
+  void* context = nullptr;
+  unsigned events = 0;
+  while (library_.get_cq_event(channel_.get(), &cq, &context) == 0) ++events;
+  if (events != 0) library_.ack_cq_events(cq_.get(), events);
+  abi::req_notify_cq(cq_.get());
+  // What came before the arm rings no more, so it is looked for once more.
+  moved |= harvest();
+  if (moved) return std::nullopt;
+  return std::vector<int>{channel_->fd, port_.context->async_fd, timer_.get()};
+}
+
+}  // namespace aio::verbs

@@ -1,0 +1,121 @@
+// What travels over the message QPs: the engine's messages, and revocations. Reliable and in order, so nothing is asked
+// twice; when one is lost, so is the connection.
+#include <arpa/inet.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "verbs_domain.h"
+
+namespace aio::verbs {
+
+namespace {
+
+constexpr std::size_t kMostDead = 16384;
+constexpr std::size_t kMostRevocations = 65536;
+
+const Outcome kPeerGone{Status::peer_lost, 0, "the connection is closed"};
+
+}  // namespace
+
+Posted VerbsDomain::send(PeerNumber number, TransferId message, const std::string& payload) {
+  Peer* peer = find(number);
+  const auto end = [&](const Outcome& outcome) {
+    sink_.sent(message, outcome);
+    return Posted::more;
+  };
+  if (peer == nullptr || !peer->joined) return end(kPeerGone);
+  if (!peer->broken.ok()) return end(peer->broken);
+  if (payload.size() > std::min<std::size_t>(attributes_.max_message_nbytes, peer->remote.slot_nbytes)) {
+    return end({Status::provider, EMSGSIZE, "the message exceeds what the peer receives"});
+  }
+  if (peer->messages >= kPeerSlots || !peer->outbox.empty() || free_slots_.size() <= kKeptSlots) return Posted::full;
+  if (!post_frame(*peer, FrameKind::message, message, payload)) {
+    if (peer->broken.ok()) return Posted::full;
+    return end(peer->broken);
+  }
+  ++peer->messages;
+  return Posted::more;
+}
+
+// False: there is no room, or the connection has just broken.
+bool VerbsDomain::post_frame(Peer& peer, FrameKind kind, TransferId message, const std::string& bytes) {
+  Queue& queue = peer.frames;
+  if (queue.room() == 0 || completions_room_ == 0) return false;
+  const bool within = bytes.size() <= queue.inline_nbytes;  // the request itself carries it, and is copied
+  if (!within && free_slots_.empty()) return false;
+  const std::uint32_t slot = within ? kNoSlot : free_slots_.back();
+  const char* source = bytes.data();
+  if (!within) {
+    std::byte* const copy = arena_.get() + slot * slot_nbytes_;
+    std::memcpy(copy, bytes.data(), bytes.size());
+    source = reinterpret_cast<const char*>(copy);
+  }
+  abi::Sge memory{reinterpret_cast<std::uint64_t>(source), static_cast<std::uint32_t>(bytes.size()),
+                  arena_registration_->lkey};
+  abi::SendWr request{};
+  request.wr_id = make_wr_id(queue.id, queue.head);
+  request.sg_list = &memory;
+  request.num_sge = bytes.empty() ? 0 : 1;
+  request.opcode = abi::wr_send_with_imm;
+  request.send_flags = abi::send_signaled | (within ? abi::send_inline : 0u);
+  request.imm_data = htonl(static_cast<std::uint32_t>(kind));
+  abi::SendWr* bad = nullptr;
+  if (const int result = abi::post_send(queue.qp.get(), &request, &bad); result != 0) {
+    break_off(peer, {Status::provider, result, std::string("ibv_post_send: ") + std::strerror(result)});
+    return false;
+  }
+  if (!within) free_slots_.pop_back();
+  Request& entry = queue.at(queue.head);
+  entry = {};
+  entry.kind = kind == FrameKind::message ? Request::Kind::message : Request::Kind::control;
+  entry.message = message;
+  entry.vouched = queue.head;
+  entry.slot = slot;
+  ++queue.head;
+  --completions_room_;
+  return true;
+}
+
+void VerbsDomain::queue_frame(Peer& peer, FrameKind kind, std::string bytes) {
+  peer.outbox.emplace_back(kind, std::move(bytes));
+  flush_outbox(peer);
+}
+
+void VerbsDomain::flush_outbox(Peer& peer) {
+  while (!peer.outbox.empty() && peer.broken.ok()) {
+    if (!post_frame(peer, peer.outbox.front().first, 0, peer.outbox.front().second)) return;
+    peer.outbox.pop_front();
+  }
+}
+
+void VerbsDomain::received(Peer& peer, FrameKind kind, std::string_view bytes) {
+  if (kind == FrameKind::message) return sink_.message(peer.number, std::string(bytes));
+  if (bytes.size() != sizeof(std::uint64_t)) return;
+  const auto serial = read_record<std::uint64_t>(bytes);
+  if (kind == FrameKind::revoke) {
+    peer.dead.insert(serial);
+    if (peer.dead.size() > kMostDead) peer.dead.erase(peer.dead.begin());
+    for (auto& [number, region] : remote_regions_) {
+      if (region.peer == peer.number && region.key.serial == serial) region.dead = true;
+    }
+    if (peer.revocations.size() < kMostRevocations) peer.revocations.emplace_back(peer.data.head, serial);
+    answer_revocations(peer);
+  } else if (kind == FrameKind::revoked) {
+    for (const RegionNumber number : closing_regions_) {
+      LocalRegion& region = local_regions_.at(number);
+      if (region.serial == serial) region.awaited.erase(peer.number);
+    }
+    settle_regions();
+  }
+}
+
+void VerbsDomain::answer_revocations(Peer& peer) {
+  while (!peer.revocations.empty() && peer.revocations.front().first <= peer.data.tail) {
+    const std::uint64_t serial = peer.revocations.front().second;
+    peer.revocations.pop_front();
+    queue_frame(peer, FrameKind::revoked, bytes_of(serial));
+  }
+}
+
+}  // namespace aio::verbs

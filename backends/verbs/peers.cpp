@@ -1,0 +1,268 @@
+// Connecting, and ending connections.
+#include <algorithm>
+#include <bit>
+#include <cerrno>
+#include <cstring>
+#include <random>
+
+#include "verbs_domain.h"
+
+namespace aio::verbs {
+
+namespace {
+
+const Outcome kPeerLost{Status::peer_lost, 0, "the connection is closed"};
+
+// A receiver that is out of receives asks to be tried again after this code's time: 0.64 ms, as perftest and UCX have
+// it by default within a factor of two. ibv_modify_qp(3).
+constexpr std::uint8_t kRnrTimer = 12;
+constexpr std::uint8_t kHopLimit = 64;           // routers between RoCE v2 subnets, as IP's customary default
+constexpr std::uint8_t kMostReadsInFlight = 16;  // what ConnectX offers
+constexpr int kMostRounds = 64;                  // of completions, each up to 1,024
+
+// Random, so that a packet of a former connection that comes late is not taken for one of this. 24 bits.
+std::uint32_t random_psn() {
+  std::random_device random;
+  return random() & 0xffffff;
+}
+
+void check(const char* what, int result) {
+  if (result != 0) throw Failure(Failure::Kind::provider, what, std::strerror(result), result);
+}
+
+void to_error(const Library& library, const Queue& queue) noexcept {
+  abi::QpAttr attr{};
+  attr.qp_state = abi::state_err;
+  if (queue.qp) library.modify_qp(queue.qp.get(), &attr, abi::mask_state);
+}
+
+}  // namespace
+
+Peer* VerbsDomain::find(PeerNumber number) noexcept {
+  const auto found = peers_.find(number);
+  return found == peers_.end() ? nullptr : found->second.get();
+}
+
+Queue VerbsDomain::open_queue(std::uint32_t depth, std::uint32_t inline_nbytes, abi::Srq* srq) {
+  if (next_queue_ >= kMostQueues) throw Failure(Failure::Kind::provider, "connect", "too many connections", EMFILE);
+  abi::QpInitAttr attr{};
+  attr.qp_context = this;
+  attr.send_cq = attr.recv_cq = cq_.get();
+  attr.srq = srq;
+  attr.qp_type = abi::qp_type_rc;
+  abi::Qp* qp = nullptr;
+  // How much fits into a request is not asked for anywhere, only refused.
+  for (std::uint32_t wanted = inline_nbytes;; wanted = wanted > 64 ? 64 : 0) {
+    attr.cap = {depth, 0, 1, 0, wanted};
+    errno = 0;
+    qp = library_.create_qp(pd_.get(), &attr);
+    if (qp != nullptr || wanted == 0) break;
+  }
+  if (qp == nullptr) check("ibv_create_qp", errno != 0 ? errno : EINVAL);
+  Queue queue;
+  queue.qp = {qp, library_.destroy_qp, &handles_};
+  queue.id = next_queue_++;
+  queue.depth = depth;
+  queue.inline_nbytes = std::min(attr.cap.max_inline_data, inline_nbytes);
+  queue.ring.resize(std::bit_ceil(depth));
+  abi::QpAttr init{};
+  init.qp_state = abi::state_init;
+  init.port_num = port_.number;
+  init.qp_access_flags = abi::access_remote_read | abi::access_remote_write;  // each region says what of it
+  check(
+      "ibv_modify_qp to INIT",
+      library_.modify_qp(qp, &init, abi::mask_state | abi::mask_pkey_index | abi::mask_port | abi::mask_access_flags));
+  return queue;
+}
+
+Endpoint VerbsDomain::connect(PeerNumber number, const std::optional<Endpoint>& remote) {
+  if (!dead_.ok()) throw Failure(Failure::Kind::provider, port_.name, dead_.reason, dead_.code);
+  Peer* peer = find(number);
+  const bool fresh = peer == nullptr;
+  if (fresh) {
+    auto made = std::make_unique<Peer>();
+    peer = made.get();
+    peer->number = number;
+    peer->data = open_queue(settings_.depth, settings_.inline_nbytes, immediates_.get());
+    peer->frames = open_queue(kFrameDepth, 64, receives_.get());
+    write_blob(*peer);
+    peers_.emplace(number, std::move(made));
+    for (Queue* queue : {&peer->data, &peer->frames}) {
+      queues_.emplace(queue->id, std::pair(peer, queue));
+      by_qpn_.emplace(queue->qp->qp_num, peer);
+    }
+  }
+  if (remote) {
+    try {
+      join(*peer, *remote);
+    } catch (const Failure&) {
+      if (fresh) end(*peer);
+      throw;
+    }
+  }
+  return {peer->blob, {}};
+}
+
+void VerbsDomain::write_blob(Peer& peer) {
+  refresh(library_, port_);  // addresses come and go
+  EndpointBlob blob;
+  blob.head = {kMagic,
+               rail_,
+               static_cast<std::uint16_t>(rails_->domains.size()),
+               peer.data.qp->qp_num,
+               random_psn(),
+               peer.frames.qp->qp_num,
+               random_psn(),
+               reinterpret_cast<std::uint64_t>(anchor()),
+               anchor_registration_->rkey,
+               static_cast<std::uint32_t>(slot_nbytes_),
+               port_.attr.lid,
+               port_.attr.link_layer,
+               static_cast<std::uint8_t>(port_.attr.active_mtu),
+               static_cast<std::uint8_t>(std::clamp<int>(port_.device.max_qp_rd_atom, 1, kMostReadsInFlight)),
+               static_cast<std::uint8_t>(port_.attr.flags & abi::port_grh_required),
+               0};
+  blob.gids = port_.gids;
+  peer.blob = pack(blob);
+}
+
+void VerbsDomain::join(Peer& peer, const Endpoint& remote) {
+  if (peer.joined) {
+    if (remote.blob == peer.remote_blob) return;
+    throw Failure(Failure::Kind::usage, "connect", "the peer is already connected, at another endpoint");
+  }
+  const EndpointBlob blob = unpack_endpoint(remote.blob);
+  const EndpointHead own = read_record<EndpointHead>(peer.blob);
+  // Rail k is joined to rail k. The side with more NICs serves what it plans for the surplus ones by those that have a
+  // partner: the fewer are the narrow place anyway, and a QP has one partner only.
+  if (blob.head.rail != rail_ % blob.head.rails) {
+    throw Failure(Failure::Kind::usage, "connect", "the peer's endpoint is another rail's");
+  }
+  if (blob.head.rail != rail_) {
+    peer.deputy = rails_->domains[blob.head.rail];
+    close_queues(peer);
+  } else {
+    const abi::AhAttr route = route_to(blob);
+    start_queue(peer.data, route, blob.head, blob.head.data_qpn, blob.head.data_psn, own.data_psn);
+    start_queue(peer.frames, route, blob.head, blob.head.message_qpn, blob.head.message_psn, own.message_psn);
+  }
+  peer.remote = blob.head;
+  peer.remote_blob = remote.blob;
+  peer.joined = true;
+}
+
+abi::AhAttr VerbsDomain::route_to(const EndpointBlob& remote) const {
+  const auto refuse = [&](const std::string& why) {
+    return Failure(Failure::Kind::provider, "a path from " + port_.name, why, EHOSTUNREACH);
+  };
+  if (remote.head.link_layer != port_.attr.link_layer) throw refuse("InfiniBand and RoCE do not reach each other");
+  if (port_.attr.state != abi::port_active) throw refuse("the port is down");
+  abi::AhAttr route{};
+  route.port_num = port_.number;
+  route.sl = settings_.service_level;
+  const auto pair = choose_gids(port_.gids, remote.gids);
+  if (port_.is_infiniband()) {
+    if (remote.head.lid == 0) throw refuse("the peer's port has no LID yet: is a subnet manager running?");
+    route.dlid = remote.head.lid;
+    // Within a subnet LIDs are enough. Between subnets, or where the port says so, addresses travel along.
+    const bool routed =
+        (port_.attr.flags & abi::port_grh_required) != 0 || remote.head.grh_required != 0 ||
+        (pair && !std::equal(port_.gids[pair->first].raw.begin(), port_.gids[pair->first].raw.begin() + 8,
+                             remote.gids[pair->second].raw.begin()));
+    if (!routed) return route;
+  }
+  if (!pair) {
+    throw refuse("no address of the same kind on both sides: here " + words(port_.gids) + "; there " +
+                 words(remote.gids));
+  }
+  route.is_global = 1;
+  std::copy_n(remote.gids[pair->second].raw.begin(), sizeof route.grh.dgid.raw, route.grh.dgid.raw);
+  route.grh.sgid_index = port_.gids[pair->first].index;
+  route.grh.hop_limit = kHopLimit;
+  route.grh.traffic_class = settings_.traffic_class;
+  return route;
+}
+
+void VerbsDomain::start_queue(Queue& queue, const abi::AhAttr& route, const EndpointHead& remote, std::uint32_t qpn,
+                              std::uint32_t psn, std::uint32_t own_psn) {
+  abi::QpAttr attr{};
+  attr.qp_state = abi::state_rtr;
+  attr.path_mtu = std::min<std::uint32_t>(port_.attr.active_mtu, remote.mtu);
+  attr.dest_qp_num = qpn;
+  attr.rq_psn = psn & 0xffffff;
+  attr.max_dest_rd_atomic =
+      static_cast<std::uint8_t>(std::clamp<int>(port_.device.max_qp_rd_atom, 1, kMostReadsInFlight));
+  attr.min_rnr_timer = kRnrTimer;
+  attr.ah_attr = route;
+  check("ibv_modify_qp to RTR",
+        library_.modify_qp(queue.qp.get(), &attr,
+                           abi::mask_state | abi::mask_av | abi::mask_path_mtu | abi::mask_dest_qpn | abi::mask_rq_psn |
+                               abi::mask_max_dest_rd_atomic | abi::mask_min_rnr_timer));
+  attr = {};
+  attr.qp_state = abi::state_rts;
+  attr.sq_psn = own_psn & 0xffffff;
+  attr.timeout = settings_.timeout;
+  attr.retry_cnt = settings_.retries;
+  attr.rnr_retry = settings_.rnr_retries;
+  attr.max_rd_atomic = static_cast<std::uint8_t>(std::clamp<int>(
+      std::min<int>(port_.device.max_qp_init_rd_atom, remote.max_dest_rd_atomic), 1, kMostReadsInFlight));
+  check("ibv_modify_qp to RTS",
+        library_.modify_qp(queue.qp.get(), &attr,
+                           abi::mask_state | abi::mask_sq_psn | abi::mask_timeout | abi::mask_retry_cnt |
+                               abi::mask_rnr_retry | abi::mask_max_rd_atomic));
+}
+
+// ------------------------------------------------------------------------------------------------------------- ends
+
+void VerbsDomain::disconnect(PeerNumber number, bool /*lost*/) {
+  Peer* peer = find(number);
+  if (peer != nullptr) {
+    // What has ended well is told so, and what the peer had sent is counted. It may have left in peace or be frozen:
+    // there is one fence for both, since a peer that said goodbye had waited for its acknowledgements before.
+    for (int round = 0; round < kMostRounds && harvest(); ++round) {
+    }
+    peer->broken = kPeerLost;
+    end(*peer);
+  }
+  settle_regions();  // nothing waits for its answers any more
+  sink_.fenced(number);
+}
+
+// When it returns, nothing of the peer's can reach our memory, and nothing is in flight.
+void VerbsDomain::end(Peer& peer) {
+  close_queues(peer);
+  peers_.erase(peer.number);
+}
+
+void VerbsDomain::close_queues(Peer& peer) {
+  // In the error state the device takes no packet any more. What it had taken before is polled while the QP exists:
+  // some providers drop the completions of a QP that is destroyed, and with them counts.
+  to_error(library_, peer.data);
+  to_error(library_, peer.frames);
+  for (int round = 0; round < kMostRounds && harvest(); ++round) {
+  }
+  for (Queue* queue : {&peer.data, &peer.frames}) {
+    if (!queue->qp) continue;
+    by_qpn_.erase(queue->qp->qp_num);
+    queue->qp.reset();
+    abandon(peer, *queue);
+    queues_.erase(queue->id);
+  }
+  harvest();  // completions that a provider leaves behind would fill the queue
+}
+
+void VerbsDomain::break_off(Peer& peer, Outcome cause) {
+  if (!peer.broken.ok()) return;
+  peer.broken = std::move(cause);
+  to_error(library_, peer.data);
+  to_error(library_, peer.frames);
+  // What is in flight comes back flushed, or is reported when the engine disconnects, as it does when it is told this.
+  const Outcome told = peer.broken;
+  sink_.peer_failed(peer.number, told);
+}
+
+void VerbsDomain::break_all(const Outcome& cause) {
+  for (auto& [number, peer] : peers_) break_off(*peer, cause);
+}
+
+}  // namespace aio::verbs

@@ -1,0 +1,53 @@
+// A QP's send queue, and what is under way on it.
+//
+// Work requests complete in the order of posting, and only signalled ones say so: one completion stands for all before
+// it. So a slot is free again when a completion at or behind it was polled, not when its own request ended; and since
+// every chain ends with a signalled request, none waits for a completion that does not come.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "../core/domain.h"
+#include "device.h"
+
+namespace aio::verbs {
+
+inline constexpr std::uint32_t kNoSlot = ~0u;
+
+// One work request on its way.
+struct Request {
+  enum class Kind : std::uint8_t { piece, flush, message, control } kind = Kind::piece;
+  Flow* flow = nullptr;       // piece
+  TransferId message = 0;     // message
+  std::uint64_t nbytes = 0;   // of payload
+  std::uint64_t vouched = 0;  // the number of the request whose success proves this one's; mostly its own
+  std::uint32_t slot = kNoSlot;
+};
+
+struct Queue {
+  Handle<abi::Qp> qp;
+  std::uint32_t id = 0;     // in the wr_id of its requests; unlike a QP's number it is never used again
+  std::uint32_t depth = 0;  // slots
+  std::uint32_t inline_nbytes = 0;
+  std::uint64_t head = 0;     // number of the next request
+  std::uint64_t tail = 0;     // number of the oldest that has not retired
+  std::vector<Request> ring;  // a power of two, at least `depth`
+  bool broken = false;        // a request has failed: what follows was flushed, and nothing before it succeeds silently
+
+  [[nodiscard]] std::uint32_t in_flight() const noexcept { return static_cast<std::uint32_t>(head - tail); }
+  [[nodiscard]] std::uint32_t room() const noexcept { return depth - in_flight(); }
+  [[nodiscard]] Request& at(std::uint64_t number) noexcept { return ring[number & (ring.size() - 1)]; }
+};
+
+// A wr_id is the queue's id (24 bits) and the request's number (40 bits, enough for 12 days at a million a second; the
+// distance to the tail tells which 2^40 it is in). Receives have ids of their own.
+inline constexpr std::uint32_t kImmediateReceive = 0xffffff, kMessageReceive = 0xfffffe, kMostQueues = 0xfffff0;
+inline constexpr std::uint64_t kNumberMask = (1ull << 40) - 1;
+
+constexpr std::uint64_t make_wr_id(std::uint32_t queue, std::uint64_t number) noexcept {
+  return std::uint64_t{queue} << 40 | (number & kNumberMask);
+}
+constexpr std::uint32_t queue_of(std::uint64_t wr_id) noexcept { return static_cast<std::uint32_t>(wr_id >> 40); }
+
+}  // namespace aio::verbs
