@@ -27,6 +27,7 @@ BUILT_IN: Final = {
     "shm": "aio_transfer.backends.shm:create",
     "libfabric": "aio_transfer.backends.libfabric:create",
     "sim": "aio_transfer.backends.sim:create",
+    "pyverbs": "aio_transfer.backends.pyverbs:create",
 }
 GROUP: Final = "aio_transfer.backends"
 
