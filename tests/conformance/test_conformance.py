@@ -8,6 +8,7 @@ from aio_transfer.testing.plugin import contract
 SPECS = (
     Spec(backend="shm", same_host=True),
     Spec(backend="libfabric", options={"provider": "tcp"}, name="libfabric-tcp"),
+    Spec(backend="pyverbs"),
     Spec(backend="sim", options={"nics": 3, "mtu": 1500, "depth": 64}, same_host=True, rails=3),
     # The default: two drivers in every engine, shm carries, and counters are sums over both.
     Spec(backend="shm", name="auto", settings={"backend": "auto", "options": {"libfabric": {"provider": "tcp"}}}),
