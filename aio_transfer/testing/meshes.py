@@ -14,6 +14,7 @@ from .actors import Actor
 from .arena import ARENA_NBYTES, Arena
 from .claims import ConformanceError
 from .engines import level
+from .patience import patient
 from .runner import _held, _left
 from .tally import Tally
 
@@ -44,7 +45,7 @@ SHAPES: Final = (
 _LABELS: Final = "abcdef"
 _MAX_PIECE_NBYTES: Final = 3000
 """Of a fabric, where the number of engines is odd: there all but small chunks travel in pieces."""
-_CLOSE_DEADLINE_S: Final = 10.0
+_CLOSE_DEADLINE_S: Final = patient(10.0)
 # A loaded machine may not answer for long, and nobody here falls silent. Closing on a path that is cut takes the grace.
 _SETTINGS: Final = {"liveness_timeout_s": 20.0, "grace_s": 0.25}
 
@@ -63,7 +64,7 @@ class Mesh:
     :ivar tardy: messages of former schedules that may still come, as their sender was lost
     """
 
-    def __init__(self, spec: Spec, shape: Sequence[int], seed: int = 0, *, deadline_s: float = 5.0) -> None:
+    def __init__(self, spec: Spec, shape: Sequence[int], seed: int = 0, *, deadline_s: float = patient(5.0)) -> None:
         """Prepare it; the engines are opened by ``async with``.
 
         :param shape: NICs of each engine

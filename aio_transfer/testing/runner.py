@@ -14,6 +14,7 @@ import anyio.lowlevel
 
 from .claims import RULES, ConformanceError
 from .memory import forget
+from .patience import patient
 from .registry import Check, select
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ("Report", "Result", "check_backend", "run_check")
 
-_DEADLINE_S: Final = 10.0
-_LEVEL_S: Final = 2.0
+_DEADLINE_S: Final = patient(10.0)
+_LEVEL_S: Final = patient(2.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

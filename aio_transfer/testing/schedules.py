@@ -19,6 +19,7 @@ from .ending import settle
 from .meshes import SHAPES, Mesh, shape_of
 from .model import Model
 from .moves import Enter, show
+from .patience import patient
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ("ScheduleError", "batches", "play_schedule", "run_batch", "run_moves", "run_schedule", "run_schedules")
 
-_DEADLINE_S: Final = 30.0
+_DEADLINE_S: Final = patient(30.0)
 _PER_MESH: Final = 128
 _SEEDS_PER_BASE: Final = 1 << 20
 _BASES: Final = 1 << 40
@@ -94,7 +95,7 @@ def leaves(error: BaseException) -> list[str]:
 
 
 async def run_moves(
-    spec: Spec, moves: Sequence[Move], *, shape: Sequence[int], seed: int = 0, deadline_s: float = 5.0
+    spec: Spec, moves: Sequence[Move], *, shape: Sequence[int], seed: int = 0, deadline_s: float = patient(5.0)
 ) -> None:
     """Play a list of moves on engines of its own: once when these are new, and again when they know each other.
 

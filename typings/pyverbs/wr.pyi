@@ -10,6 +10,7 @@ class SGE:
 class RecvWR:
     wr_id: int
     num_sge: int
+    next_wr: RecvWR
     def __init__(self, wr_id: int = 0, num_sge: int = 0, sg: Sequence[SGE] | None = None) -> None: ...
     def close(self) -> None: ...
 
