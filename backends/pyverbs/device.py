@@ -6,7 +6,7 @@ import contextlib
 import ipaddress
 import select
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from aio_transfer.errors import BackendUnavailableError
 from pyverbs.cq import CQ, CompChannel
@@ -21,26 +21,15 @@ if TYPE_CHECKING:
     from pyverbs.cq import WC
     from pyverbs.qp import QP
 
-__all__ = ("ARRIVED", "CARRIED", "CHAIN", "COUNTED", "KIND_BITS", "SENT", "Device")
+__all__ = ("ARRIVED", "CARRIED", "CHAIN", "COUNTED", "Device")
 
 PORT_ACTIVE: Final = 4  # infiniband/verbs.h, an ABI; pyverbs has renamed the module of such names
 GID_TYPES: Final = {1: 0, 2: 2}  # by link layer: IBV_GID_TYPE_IB, and _ROCE_V2, since version 1 cannot be routed
 READS: Final = 16  # under way per pair; both ends must mean the same number, and every RC device of today takes it
 AT_ONCE: Final = 64
 CHAIN: Final = 16
-CARRIED, COUNTED, SENT, ARRIVED = range(4)
-KIND_BITS: Final = 2  # of a request's number; they say what completed, since a failed one has no `opcode`
+CARRIED, COUNTED, ARRIVED = range(3)  # requests' numbers: a failed one has no `opcode`
 HINT: Final = "ibv_devinfo; software RDMA: rdma link add rxe0 type rxe netdev eth0"
-
-
-class _Place(NamedTuple):
-    """A port and one of its GIDs; the best is the smallest."""
-
-    rank: int
-    device: str
-    port: int
-    gid_index: int
-    gid: bytes
 
 
 class Device:
@@ -49,11 +38,12 @@ class Device:
     def __init__(self, device: str, address: str) -> None:
         """Open the best place there is, or raise BackendUnavailableError."""
         try:
-            self.place = min(_places(device, address), default=_Place(0, "", 0, 0, b""))
-            if not self.place.device:
+            place = min(_places(device, address), default=None)
+            if place is None:
                 raise BackendUnavailableError("pyverbs", f"no active port with GID {address} {device}".rstrip(), HINT)
-            self.context = Context(name=self.place.device)
-            self.port, limits = self.context.query_port(self.place.port), self.context.query_device()
+            _, self.name, self.port_number, self.gid_index, self.gid = place
+            self.context = Context(name=self.name)
+            self.port, limits = self.context.query_port(self.port_number), self.context.query_device()
             self.reads = min(READS, limits.max_qp_rd_atom, limits.max_qp_init_rd_atom)
             self.pd, others = PD(self.context), _channels()
             self.channel = CompChannel(self.context)
@@ -95,10 +85,10 @@ class Device:
         """Post room for :data:`CHAIN` immediates; each completes as :data:`COUNTED`."""
         pair.post_recv(self._counts[0])
 
-    def receive(self, pair: QP, number: int, here: tuple[int, int, int]) -> None:
-        """Post room for a message."""
+    def await_message(self, pair: QP, slot: int, here: tuple[int, int, int]) -> None:
+        """Post room for a message; it completes with a number from :data:`ARRIVED` on."""
         sge = SGE(*here)
-        wr = RecvWR(number, 1, [sge])
+        wr = RecvWR(ARRIVED + slot, 1, [sge])
         pair.post_recv(wr)
         wr.close()
         sge.close()
@@ -119,11 +109,10 @@ class Device:
 
     def close(self) -> None:
         """Free it; nothing is registered and no pair is left."""
-        for one in (self.cq, self.channel, self.pd, self.context):
-            one.close()
+        self.context.close()
 
 
-def _places(device: str, address: str) -> Iterator[_Place]:
+def _places(device: str, address: str) -> Iterator[tuple[int, str, int, int, bytes]]:
     ip = ipaddress.ip_address(address) if address else None
     wanted = ip and (ip.packed if ip.version != 4 else bytes(10) + b"\xff\xff" + ip.packed)  # noqa: PLR2004 - IPv4
     for name in sorted(one.name.decode() for one in get_device_list()):
@@ -132,7 +121,7 @@ def _places(device: str, address: str) -> Iterator[_Place]:
                 port, gid = context.query_port(entry.port_num), bytes.fromhex(entry.gid_str().replace(":", ""))
                 is_good = port.state == PORT_ACTIVE and GID_TYPES.get(port.link_layer) == entry.gid_type
                 if is_good and device in ("", name) and wanted in (None, gid):
-                    yield _Place(_rank(gid), name, entry.port_num, entry.gid_index, gid)
+                    yield _rank(gid), name, entry.port_num, entry.gid_index, gid
 
 
 def _rank(gid: bytes) -> int:

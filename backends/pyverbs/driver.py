@@ -20,8 +20,8 @@ from pyverbs.cq import cqe_status_to_str
 from pyverbs.mr import MR
 from pyverbs.pyverbs_error import PyverbsError
 
-from .device import KIND_BITS, Device
-from .link import DEPTH, END, SLOT_NBYTES, End, Link
+from .device import ARRIVED, CARRIED, Device
+from .link import DEPTH, LOCAL_WRITE, SLOT_NBYTES, Lane, Link
 from .runs import Batch, Remote, Run, parts_of
 
 if TYPE_CHECKING:
@@ -36,9 +36,9 @@ MAX_COUNTERS: Final = 1 << 17  # peers choose the ids: counts for more are dropp
 ROUNDS: Final = 8  # of 64 completions in one drain: the event loop has others to serve
 NOWHERE: Final = Remote(0, 0, 0, 0)  # what a bare notification names
 # infiniband/verbs.h: IBV_WR_*; IBV_WC_SUCCESS, _WR_FLUSH_ERR, _REM_ACCESS_ERR, _RETRY_EXC_ERR; IBV_WC_WITH_IMM; access
-WRITE, WRITE_WITH_IMM, READ = 0, 1, 4
+WRITE, SEND, READ = 0, 2, 4  # and 1 is a write with immediate
 OK, FLUSHED, NO_ACCESS, NO_ANSWER = 0, 5, 10, 12
-WITH_IMM, LOCAL_WRITE, REMOTE_WRITE, REMOTE_READ = 2, 1, 2, 4
+WITH_IMM, REMOTE_WRITE, REMOTE_READ = 2, 2, 4
 
 
 class PyverbsDriver:
@@ -51,7 +51,7 @@ class PyverbsDriver:
         self._theirs = {int(seam.ANY_REGION): NOWHERE}
         self._leaving: dict[int, tuple[MR, set[int]]] = {}
         self._links: dict[int, Link] = {}
-        self._pairs: dict[int, Link] = {}
+        self._lanes: dict[int, tuple[Link, Lane]] = {}
         self._units: dict[int, int] = {}
         self._armed: dict[int, int] = {}
         self._events: list[seam.Event] = []
@@ -68,7 +68,7 @@ class PyverbsDriver:
         self._pid = os.getpid()
         _open.add(self)
         has: dict[str, Any] = {"provider": "rc", "protocol": "RDMA write with immediate"}
-        has["rails"] = (f"{self._device.place.device}:{self._device.place.port}",)
+        has["rails"] = (f"{self._device.name}:{self._device.port_number}",)
         has["max_message_nbytes"] = SLOT_NBYTES - FRAME.size
         return seam.Capabilities(backend="pyverbs", max_piece_nbytes=1 << 40, **has)
 
@@ -78,7 +78,8 @@ class PyverbsDriver:
             if len(memory.keys) != KEY.size:
                 raise UsageError(f"a key of {len(memory.keys)} B: {KEY.size} B are meant")
             remote = Remote(memory.peer, *KEY.unpack(memory.keys))
-            if remote.region in self._links[memory.peer].revoked:
+            link = self._links.get(memory.peer)
+            if link is None or remote.region in link.revoked:
                 raise StaleRegionError(f"{remote.region:#x}", f"peer {memory.peer}")
             self._theirs[region] = remote
             return b""
@@ -96,19 +97,19 @@ class PyverbsDriver:
             links = [link for link in self._links.values() if link.connected]
             self._leaving[region] = self._ours.pop(region), {link.number for link in links}
             for link in links:
-                link.tell((0, FRAME.pack(REVOKE, region)))
+                self._tell(link, FRAME.pack(REVOKE, region))
             self._release(region)
 
     def connect(self, peer: int, remote: seam.Endpoint | None) -> seam.Endpoint:
         """Make both queue pairs, then connect them."""
         try:
             link = self._links.get(peer) or self._links.setdefault(peer, Link(self._device, peer))
-            self._pairs |= {pair.qp_num: link for pair in link.pairs}
+            self._lanes |= {lane.pair.qp_num: (link, lane) for lane in link.lanes}
             if remote is not None:
-                link.join(End.unpack(remote.blob))
+                link.join(remote.blob)
         except PyverbsError as error:
             raise ProviderError("connect", peer=f"peer {peer}", code_name=str(error)) from error
-        return seam.Endpoint(blob=END.pack(*link.end))
+        return seam.Endpoint(blob=link.end)
 
     def disconnect(self, peer: int, *, lost: bool) -> None:  # noqa: ARG002
         """Revoke at once, lost or not: what had arrived completes before what is flushed."""
@@ -116,13 +117,11 @@ class PyverbsDriver:
         if link is None:
             return self._emit(EventKind.FENCED, peer)
         link.end_now()
-        for run in link.queue:
-            self._stop(run, Status.PEER_LOST)
-        for message, _ in link.outbox:
-            self._on_message_end(message, is_sent=False)
-        link.queue.clear()
-        link.outbox.clear()
-        return self._bury_if_flushed(link)
+        for lane in link.lanes:
+            for run in lane.queue:
+                self._settle(run, Status.PEER_LOST)
+            lane.queue.clear()
+        return self._bury(link) if link.is_flushed else None
 
     def post(self, transfer: int, runs: Any, pieces: Any) -> bool:
         """Queue a batch, and post as much as fits."""
@@ -132,12 +131,12 @@ class PyverbsDriver:
             peer, op, ours, theirs = (int(one[name]) for name in ("peer", "op", "local_region", "remote_region"))
             link, remote, mr = self._links.get(peer), self._theirs.get(theirs), self._ours.get(ours)
             parts = parts_of(found[one["first"] :][: one["count"]].tobytes(), self._device.port.max_msg_sz)
-            run = Run(batch, op, remote or NOWHERE, mr.lkey if mr else 0, parts)
+            run = Run(batch, READ if op == Op.READ else WRITE, remote or NOWHERE, mr.lkey if mr else 0, parts)
             if link is None or link.over or remote is None:
-                self._stop(run, Status.PEER_LOST if remote else Status.STALE_REGION)
+                self._settle(run, Status.PEER_LOST if remote else Status.STALE_REGION)
             else:
-                link.queue.append(run)
-                self._pump(link)
+                link.data.queue.append(run)
+                self._pump(link.data)
         return not len(wanted)
 
     def send(self, peer: int, message: int, payload: bytes) -> None:
@@ -146,7 +145,7 @@ class PyverbsDriver:
         if link is None or link.over:
             self._emit(EventKind.TRANSFER, message, Status.PEER_LOST)
         else:
-            link.tell((message, FRAME.pack(PAYLOAD, 0) + payload))
+            self._tell(link, FRAME.pack(PAYLOAD, 0) + payload, message)
 
     def expect(self, counter: int, units: int) -> int:
         """Arm, disarm, read or forget a counter."""
@@ -194,51 +193,36 @@ class PyverbsDriver:
     # ------------------------------------------------------------------------------------------- what completions mean
 
     def _on_completion(self, wc: WC) -> None:
-        link = self._pairs.get(wc.qp_num)
-        if link is None:
+        if wc.qp_num not in self._lanes:
             return  # it was freed with its device
-        handlers = self._on_carried, self._on_counted, self._on_sent, self._on_arrived  # CARRIED, COUNTED, …
-        link.posted -= 1
-        handlers[wc.wr_id & (1 << KIND_BITS) - 1](link, wc, wc.wr_id >> KIND_BITS)
-        if wc.status != OK and not link.over and not link.broken:
+        link, lane = self._lanes[wc.qp_num]
+        is_fine = wc.status == OK
+        if wc.wr_id == CARRIED:
+            self._on_carried(link, lane, wc)
+        elif is_fine and wc.wr_id >= ARRIVED:
+            self._on_frame(link, link.slots.read(wc.byte_len, (wc.wr_id - ARRIVED) * SLOT_NBYTES))
+        elif is_fine and wc.wc_flags & WITH_IMM:
+            self._count(ntohl(wc.imm_data))
+        lane.posted -= 1
+        if is_fine and not link.over and wc.wr_id >= ARRIVED:
+            link.await_message(wc.wr_id - ARRIVED)
+        elif is_fine and not link.over and wc.wr_id != CARRIED:
+            link.on_count()
+        elif not (is_fine or link.over or link.broken):
             link.broken = True
             words = f"{cqe_status_to_str(wc.status)} ({wc.status})"
             self._emit(EventKind.PEER_FAILED, link.number, code=wc.status, payload=words.encode())
-        self._bury_if_flushed(link)
+        if link.is_flushed:
+            self._bury(link)
 
-    def _on_carried(self, link: Link, wc: WC, _: int) -> None:
-        run = link.landed()
-        if wc.status == OK:
-            self._settle(run)
-        else:
-            lost = wc.status in (FLUSHED, NO_ANSWER)
-            status = Status.PEER_LOST if lost else Status.STALE_REGION if wc.status == NO_ACCESS else Status.PROVIDER
-            self._stop(run, status, wc.status, cqe_status_to_str(wc.status))
+    def _on_carried(self, link: Link, lane: Lane, wc: WC) -> None:
+        lost = wc.status in (FLUSHED, NO_ANSWER)
+        status = Status.PEER_LOST if lost else Status.STALE_REGION if wc.status == NO_ACCESS else Status.PROVIDER
+        self._settle(lane.landed(), *(() if wc.status == OK else (status, wc.status, cqe_status_to_str(wc.status))))
         self._let_go(link)
-        self._pump(link)
+        self._pump(lane)
 
-    def _on_counted(self, link: Link, wc: WC, _: int) -> None:
-        if wc.status == OK and wc.wc_flags & WITH_IMM:
-            self._count(ntohl(wc.imm_data))
-        if wc.status == OK and not link.over:
-            link.on_count()
-
-    def _on_sent(self, link: Link, wc: WC, slot: int) -> None:
-        message = link.sending.pop(slot)
-        link.free.append(slot)
-        self._on_message_end(message, is_sent=wc.status == OK)
-        link.tell()
-
-    def _on_message_end(self, message: int, *, is_sent: bool) -> None:
-        if message and is_sent:
-            self._emit(EventKind.SENT, message)
-        elif message:  # those of our own have no number
-            self._emit(EventKind.TRANSFER, message, Status.PEER_LOST)
-
-    def _on_arrived(self, link: Link, wc: WC, slot: int) -> None:
-        if wc.status != OK:
-            return
-        frame = link.slots.read(wc.byte_len, slot * SLOT_NBYTES)
+    def _on_frame(self, link: Link, frame: bytes) -> None:
         kind, region = FRAME.unpack_from(frame.ljust(FRAME.size, b"\xff"))
         if kind == PAYLOAD:
             self._emit(EventKind.MESSAGE, link.number, payload=frame[FRAME.size :])
@@ -246,44 +230,50 @@ class PyverbsDriver:
             link.revoked.append(region)
             for remote in self._theirs.values():
                 remote.stale |= (remote.peer, remote.region) == (link.number, region)
-            link.flying.append(region)  # behind what was posted with its key
+            link.data.flying.append(region)  # behind what was posted with its key
             self._let_go(link)
         elif kind == REVOKED and region in self._leaving:
             self._leaving[region][1].discard(link.number)
             self._release(region)
-        if not link.over:
-            link.await_message(slot)
 
-    def _pump(self, link: Link) -> None:
+    def _pump(self, lane: Lane) -> None:
         """Post while there is room."""
-        while link.queue and len(link.flying) < DEPTH:
-            run = link.queue[0]
+        while lane.queue and len(lane.flying) < DEPTH:
+            run = lane.queue[0]
             if run.remote.stale:
                 run.stop(Status.STALE_REGION)
             part = None if run.posted else next(run.parts, None)
             if part is None:
                 run.posted = True
-                self._settle(link.queue.popleft())
+                self._settle(lane.queue.popleft())
                 continue
             addr, offset, nbytes, immediate = part
-            op = READ if run.op == Op.READ else WRITE if immediate is None else WRITE_WITH_IMM
             there = run.remote.rkey, run.remote.addr + offset
-            link.carry(run, op, (addr, nbytes, run.lkey), there, htonl(immediate or 0))
-            self._totals["writes"] += run.op == Op.WRITE
-            self._totals["nbytes"] += nbytes
+            op = run.op + (immediate is not None)
+            lane.carry(run, op, (addr, nbytes, run.lkey), there, htonl(immediate or 0))
+            self._totals["writes"] += run.op == WRITE
+            self._totals["nbytes"] += nbytes if run.op != SEND else 0
 
-    def _stop(self, run: Run, status: int, code: int = 0, words: str = "") -> None:
-        run.stop(status, code, words)
-        self._settle(run)
+    def _settle(self, run: Run, *fault: Any) -> None:
+        """Tell of a batch whose last run has stopped. With a fault, this run has nothing more to post."""
+        if fault:
+            run.stop(*fault)
+        if run.settle() and run.batch.number:  # messages of our own have none
+            self._emit(EventKind.TRANSFER if run.batch.fault[0] else run.batch.end, run.batch.number, *run.batch.fault)
 
-    def _settle(self, run: Run) -> None:
-        if run.settle():
-            self._emit(EventKind.TRANSFER, run.batch.number, *run.batch.fault)
+    def _tell(self, link: Link, frame: bytes, message: int = 0) -> None:
+        if not link.over:
+            memory = MR(self._device.pd, len(frame), LOCAL_WRITE)
+            memory.write(frame, len(frame), 0)
+            parts = iter([(memory.buf, 0, len(frame), None)])
+            run = Run(Batch(message, 1, EventKind.SENT), SEND, NOWHERE, memory.lkey, parts, memory)
+            link.messages.queue.append(run)
+            self._pump(link.messages)
 
     def _let_go(self, link: Link) -> None:
         """Answer who wants a region back, once nothing that was posted before is under way."""
-        while link.flying and isinstance(link.flying[0], int):
-            link.tell((0, FRAME.pack(REVOKED, link.flying.popleft())))
+        while link.data.flying and isinstance(link.data.flying[0], int):
+            self._tell(link, FRAME.pack(REVOKED, link.data.flying.popleft()))
 
     def _release(self, region: int) -> None:
         """Free memory that no peer holds any more."""
@@ -293,22 +283,15 @@ class PyverbsDriver:
             mr.close()
             self._emit(EventKind.RELEASED, region)
 
-    def _bury_if_flushed(self, link: Link) -> None:
-        if link.over and link.posted <= 0:
-            self._bury(link)
-
     def _bury(self, link: Link) -> None:
         """Free a connection. What its device has not flushed ends here: without its pair nothing moves."""
-        for pair in link.pairs:
-            del self._pairs[pair.qp_num]
+        for lane in link.lanes:
+            del self._lanes[lane.pair.qp_num]
         link.close()
         del self._links[link.number]
-        for run in link.flying:
-            if isinstance(run, Run):
-                run.flying = 0
-                self._stop(run, Status.PEER_LOST)
-        for message in link.sending.values():
-            self._on_message_end(message, is_sent=False)
+        for run in [run for lane in link.lanes for run in lane.flying if isinstance(run, Run)]:
+            run.flying = min(run.flying, 0)
+            self._settle(run, Status.PEER_LOST)
         for region, (_, holders) in tuple(self._leaving.items()):
             holders.discard(link.number)
             self._release(region)

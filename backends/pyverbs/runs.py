@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from aio_transfer.drivers import PIECE_STRUCT, PieceFlag
+from aio_transfer.drivers import PIECE_STRUCT, EventKind, PieceFlag
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,22 +26,27 @@ class Remote:
 
 @dataclass(slots=True, eq=False)
 class Batch:
-    """How many of its runs have not stopped, and the first fault."""
+    """How many of its runs have not stopped, the event when none is left, and the first fault."""
 
     number: int
     left: int
+    end: EventKind = EventKind.TRANSFER
     fault: tuple[int, int, bytes] = (0, 0, b"")
 
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """Parts that are not posted yet, and how many are under way; −1 once the batch knows that it has stopped."""
+    """Parts that are not posted yet, and how many are under way; −1 once the batch knows that it has stopped.
+
+    :ivar memory: of a message, which is freed with it
+    """
 
     batch: Batch
     op: int
     remote: Remote
     lkey: int
     parts: Iterator[tuple[int, int, int, int | None]]
+    memory: object = None
     flying: int = 0
     posted: bool = False
 

@@ -25,7 +25,7 @@ DEBIAN_PYTHON = "/usr/lib/python3/dist-packages"
 """Where the guest has pyverbs, built for CPython 3.11."""
 COMMAND = [
     *("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:hypothesispytest"),
-    *("--timeout", "120", "tests/conformance/test_conformance.py", "-k", "verbs"),
+    *("--timeout", "120", "tests/interop", "tests/conformance/test_conformance.py", "-k", "verbs"),
 ]
 
 
