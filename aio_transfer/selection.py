@@ -28,6 +28,7 @@ BUILT_IN: Final = {
     "verbs": "aio_transfer.backends.verbs:create",
     "libfabric": "aio_transfer.backends.libfabric:create",
     "sim": "aio_transfer.backends.sim:create",
+    "pyverbs": "aio_transfer.backends.pyverbs:create",
 }
 GROUP: Final = "aio_transfer.backends"
 

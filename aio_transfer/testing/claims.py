@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from typing import TYPE_CHECKING, Final
 
 from aio_transfer.errors import UsageError
@@ -11,10 +10,8 @@ from aio_transfer.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ("MISTYPED", "PATIENCE", "RULES", "ConformanceError", "Refusal", "claim", "refused")
+__all__ = ("MISTYPED", "RULES", "ConformanceError", "Refusal", "claim", "refused")
 
-PATIENCE: Final = float(os.environ.get("AIO_TRANSFER_PATIENCE", "1"))
-"""What deadlines are multiplied by: an emulated machine is slow, and that is nobody's fault."""
 MISTYPED: Final = (UsageError, TypeError)
 """What an argument of a type that annotations forbid may raise; still before anything is started."""
 

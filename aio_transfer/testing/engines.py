@@ -10,8 +10,9 @@ import anyio.lowlevel
 
 from aio_transfer.errors import ClosedError
 
-from .claims import PATIENCE, ConformanceError, claim
+from .claims import ConformanceError, claim
 from .memory import forget, registered
+from .patience import patient
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -106,7 +107,7 @@ async def until(condition: Callable[[], object], seen: str | Callable[[], str], 
     :param seen: what to say when it never does
     :raises ConformanceError: it does not within ``deadline_s``
     """
-    with anyio.move_on_after(deadline_s * PATIENCE):
+    with anyio.move_on_after(patient(deadline_s)):
         while not condition():
             await anyio.lowlevel.checkpoint()
         return
@@ -140,7 +141,7 @@ async def exactly(
     """
     due = count if total is None else total
     try:
-        with anyio.fail_after(3):
+        with anyio.fail_after(patient(3)):
             await counter.wait(count)
     except TimeoutError:
         raise ConformanceError(f"the counter stays at {counter.value}, and {due} counts were due") from None

@@ -10,8 +10,9 @@ import anyio
 
 from .actors import Actor
 from .arena import Arena
-from .claims import PATIENCE, ConformanceError
+from .claims import ConformanceError
 from .engines import level
+from .patience import patient
 from .runner import _held, _left
 from .tally import Tally
 
@@ -71,7 +72,7 @@ class Mesh:
         self.shape = tuple(shape)
         max_piece_nbytes = _MAX_PIECE_NBYTES if len(shape) % 2 else 0
         self.fabric = _fabric(spec, seed, max_piece_nbytes)
-        self.deadline_s = deadline_s * PATIENCE
+        self.deadline_s = patient(deadline_s)
         self.actors: list[Actor] = []
         self.tardy: set[bytes] = set()
         self.groups = itertools.count()
@@ -200,7 +201,7 @@ class Mesh:
             for arena in actor.arenas:
                 arena.drop()
         self.actors.clear()
-        with anyio.CancelScope(shield=True), anyio.move_on_after(_CLOSE_DEADLINE_S):
+        with anyio.CancelScope(shield=True), anyio.move_on_after(patient(_CLOSE_DEADLINE_S)):
             async with anyio.create_task_group() as tasks:
                 for engine in engines:
                     tasks.start_soon(_close, engine)

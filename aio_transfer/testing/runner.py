@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Final, Literal
 import anyio
 import anyio.lowlevel
 
-from .claims import PATIENCE, RULES, ConformanceError
+from .claims import RULES, ConformanceError
 from .memory import forget
+from .patience import patient
 from .registry import Check, select
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ async def run_check(check: Check, spec: Spec, *, deadline_s: float = _DEADLINE_S
     """
     before = _held()
     try:
-        with anyio.fail_after(deadline_s * PATIENCE):
+        with anyio.fail_after(patient(deadline_s)):
             await check.body(spec)
     except TimeoutError as error:
         raise _verdict(check, spec, f"it had not ended after {deadline_s:g} s") from error
@@ -127,7 +128,7 @@ def _leaves(error: BaseException) -> list[str]:
 
 async def _left(before: Counter[str]) -> list[str]:
     """Return what is open now and was not before, once it has had time to go."""
-    with anyio.move_on_after(_LEVEL_S * PATIENCE):
+    with anyio.move_on_after(patient(_LEVEL_S)):
         while _held() - before:
             gc.collect()  # arrays of our memory may hang in the cycles of a traceback
             await anyio.lowlevel.checkpoint()

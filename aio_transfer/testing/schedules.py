@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from . import transferring, upsetting, waiting  # noqa: F401 - they register what their moves do
-from .claims import PATIENCE, ConformanceError
+from .claims import ConformanceError
 from .drawing import draw
 from .ending import settle
 from .meshes import SHAPES, Mesh, shape_of
 from .model import Model
 from .moves import Enter, show
+from .patience import patient
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -78,7 +79,7 @@ async def _attempt(spec: Spec, mesh: Mesh, moves: Sequence[Move], seed: int) -> 
     :raises ScheduleError: something did
     """
     try:
-        with anyio.fail_after(_DEADLINE_S * PATIENCE):
+        with anyio.fail_after(patient(_DEADLINE_S)):
             await play_schedule(mesh, moves, seed)
     except Exception as error:
         mesh.ruin()

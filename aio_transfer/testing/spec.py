@@ -10,6 +10,8 @@ import numpy as np
 
 from aio_transfer.engine import TransferEngine
 
+from .patience import patient
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -69,6 +71,7 @@ class Spec:
         :param overrides: keywords of :class:`TransferEngine`
         """
         settings: dict[str, Any] = {"backend": self.backend, "options": {self.backend: dict(self.options)}}
+        settings["grace_s"] = patient(1.0)  # the engine's default, where nothing is slow
         return TransferEngine(**(settings | dict(self.settings) | overrides))
 
     def rng(self) -> np.random.Generator:

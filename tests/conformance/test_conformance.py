@@ -10,6 +10,7 @@ SPECS = (
     Spec(backend="libfabric", options={"provider": "tcp"}, name="libfabric-tcp"),
     Spec(backend="verbs"),
     Spec(backend="verbs", options={"rails": 2}, rails=2, name="verbs-2-rails"),
+    Spec(backend="pyverbs"),
     Spec(backend="sim", options={"nics": 3, "mtu": 1500, "depth": 64}, same_host=True, rails=3),
     # The default: two drivers in every engine, shm carries, and counters are sums over both.
     Spec(backend="shm", name="auto", settings={"backend": "auto", "options": {"libfabric": {"provider": "tcp"}}}),

@@ -16,6 +16,7 @@ from aio_transfer.errors import (
 )
 from aio_transfer.testing.claims import claim, refused
 from aio_transfer.testing.engines import exactly, mesh, pair, ping, until
+from aio_transfer.testing.patience import patient
 from aio_transfer.testing.registry import check
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ async def check_barrier_cancelled_while_joining(spec: Spec) -> None:
         other = await b.group([a.address])
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(other.barrier)
-            with anyio.fail_after(3):
+            with anyio.fail_after(patient(3)):
                 await one.barrier()
         claim(one.epoch == other.epoch == 1, f"epochs {one.epoch} and {other.epoch}")
 

@@ -12,6 +12,7 @@ from aio_transfer.errors import AioTransferError, PeerLostError
 from aio_transfer.testing.claims import ConformanceError, claim
 from aio_transfer.testing.engines import done, exactly, pair, ping
 from aio_transfer.testing.memory import Memory
+from aio_transfer.testing.patience import patient
 from aio_transfer.testing.registry import check
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ async def check_cancel_before_post(spec: Spec) -> None:
 
 async def source_settles(source: Memory) -> None:
     """Wait until no lease is out."""
-    with anyio.fail_after(3):
+    with anyio.fail_after(patient(3)):
         while source.region.leases:
             await anyio.lowlevel.checkpoint()
 
@@ -137,7 +138,7 @@ async def check_cancel_connect(spec: Spec) -> None:
                 for _ in range(turns):
                     await anyio.lowlevel.checkpoint()
                 tasks.cancel_scope.cancel()
-            with anyio.fail_after(3):
+            with anyio.fail_after(patient(3)):
                 peer = await a.connect(b.address)
             claim(peer.state.value == "connected", f"cancelled after {turns} turns, then connected: {peer!r}")
             await ping(a, b)
@@ -155,7 +156,7 @@ async def check_cancel_disconnect(spec: Spec) -> None:
                 for _ in range(turns):
                     await anyio.lowlevel.checkpoint()
                 tasks.cancel_scope.cancel()
-            with anyio.fail_after(3):
+            with anyio.fail_after(patient(3)):
                 while True:
                     try:
                         await a.connect(b.address)
@@ -234,7 +235,7 @@ async def check_exception_in_the_block(spec: Spec) -> None:
 async def exactly_after_goodbye(counter: ImmCounter, count: int) -> None:
     """Demand all counts of a peer that has closed."""
     try:
-        with anyio.fail_after(3):
+        with anyio.fail_after(patient(3)):
             await counter.wait(count)
     except (AioTransferError, TimeoutError) as error:
         raise ConformanceError(f"{counter.value} of {count} counts of a closed peer: {error!r}") from None

@@ -21,6 +21,7 @@ from aio_transfer.errors import (
 from aio_transfer.testing.claims import claim, refused
 from aio_transfer.testing.engines import mesh, pair, until
 from aio_transfer.testing.memory import Memory
+from aio_transfer.testing.patience import patient
 from aio_transfer.testing.registry import check
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ async def check_close_both_at_once(spec: Spec) -> None:
                         piece = slice(other * 1024, other * 1024 + 256)
                         at = slice(index * 1024, index * 1024 + 256)
                         engine.submit_write(memories[index].region[piece], remotes[other][at])
-            with anyio.fail_after(4):
+            with anyio.fail_after(patient(4)):
                 async with anyio.create_task_group() as tasks:
                     for engine in engines:
                         tasks.start_soon(engine.aclose)
@@ -186,7 +187,7 @@ async def check_close_while_connecting(spec: Spec) -> None:
                     with contextlib.suppress(PeerLostError, ClosedError):
                         await engines[0].connect(engines[1].address)
 
-                with anyio.fail_after(3):
+                with anyio.fail_after(patient(3)):
                     async with anyio.create_task_group() as tasks:
                         tasks.start_soon(connect)
                         for _ in range(turns):

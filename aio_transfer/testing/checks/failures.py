@@ -11,6 +11,7 @@ from aio_transfer.errors import AioTransferError, PeerLostError, StaleRegionErro
 from aio_transfer.testing.claims import ConformanceError, claim, refused
 from aio_transfer.testing.engines import exactly, mesh, pair, ping, until
 from aio_transfer.testing.memory import Memory
+from aio_transfer.testing.patience import patient
 from aio_transfer.testing.registry import check
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 async def ends(counter: ImmCounter, count: int, kind: type[AioTransferError], why: str) -> None:
     """Demand that a wait ends with an error, soon."""
     try:
-        with anyio.fail_after(3):
+        with anyio.fail_after(patient(3)):
             with refused(f"a wait for {count} counts {why}", kind):
                 await counter.wait(count)
     except TimeoutError:
@@ -161,7 +162,7 @@ async def check_goodbye_loses_no_count(spec: Spec) -> None:
             a.submit_pages(source.region.pages(ids, 4096), target.remote(counter).pages(ids, 4096))
             await a.aclose()
             try:
-                with anyio.fail_after(3):
+                with anyio.fail_after(patient(3)):
                     await counter.wait(64)
             except (TimeoutError, AioTransferError) as error:
                 seen = f"{counter.value} of 64 counts came of a sender that closed: {error!r}"
@@ -208,7 +209,7 @@ async def check_submit_to_nobody(spec: Spec) -> None:
             "read": a.submit_read(source.region[:], remote[:]),
         }
         for operation, transfer in attempts.items():
-            with refused(f"a {operation} to a closed engine", PeerLostError) as refusal, anyio.fail_after(3):
+            with refused(f"a {operation} to a closed engine", PeerLostError) as refusal, anyio.fail_after(patient(3)):
                 await transfer
             claim("b" in str(refusal), f"the error of the {operation} does not name its peer: {refusal}")
         claim(source.region.leases == 0, f"{source.region.leases} leases are still out")

@@ -11,6 +11,7 @@ import anyio
 from aio_transfer.errors import AioTransferError, PeerLostError, TransferAbortedError
 from aio_transfer.testing.claims import ConformanceError, refused
 from aio_transfer.testing.engines import mesh, pair
+from aio_transfer.testing.patience import patient
 from aio_transfer.testing.registry import check
 
 from .barrier import groups, turns
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 async def ends(group: PeerGroup, why: str, *kinds: type[AioTransferError]) -> None:
     """Demand that a barrier ends with an error, soon."""
     try:
-        with anyio.fail_after(3):
+        with anyio.fail_after(patient(3)):
             with refused(f"a barrier {why}", *kinds):
                 await group.barrier()
     except TimeoutError:

@@ -12,6 +12,7 @@ from aio_transfer.errors import ClosedError, PeerLostError, UsageError
 from aio_transfer.messages import WINDOW
 from aio_transfer.testing.claims import MISTYPED, claim, refused
 from aio_transfer.testing.engines import mesh, pair, ping, until
+from aio_transfer.testing.patience import patient
 from aio_transfer.testing.registry import check
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 async def receive(engine: TransferEngine, count: int) -> list[bytes]:
     """Take so many messages."""
     taken: list[bytes] = []
-    with anyio.fail_after(4):
+    with anyio.fail_after(patient(4)):
         while len(taken) < count:
             taken.append((await anext(engine.messages())).payload)
     return taken
@@ -132,7 +133,7 @@ async def check_messages_cancelled_send(spec: Spec) -> None:
             claim(scope.cancelled_caught, "more messages than the window were sent")
         claim(await receive(b, WINDOW) == [b"kept"] * WINDOW, "a cancelled message was sent")
         await ping(b, a)
-        with anyio.fail_after(3):
+        with anyio.fail_after(patient(3)):
             for _ in range(WINDOW):
                 await a.send(b.address, b"later")
         claim(await receive(b, WINDOW) == [b"later"] * WINDOW, "a cancelled message was sent after all")
@@ -144,7 +145,7 @@ async def check_messages_refused_take_no_room(spec: Spec) -> None:
     async with pair(spec) as (a, b):
         large = bytes((1 << 20) + 1)
         for index in range(WINDOW + 1):
-            with anyio.move_on_after(1) as scope, refused("a message above 1 MiB", UsageError):
+            with anyio.move_on_after(patient(1)) as scope, refused("a message above 1 MiB", UsageError):
                 await a.send(b.address, large)
             claim(not scope.cancelled_caught, f"after {index} refused messages sending waits for room")
         await a.send(b.address, b"small")

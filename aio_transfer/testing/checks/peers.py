@@ -14,6 +14,7 @@ from aio_transfer.errors import AuthenticationError, PeerLostError, UsageError
 from aio_transfer.testing.claims import claim, refused
 from aio_transfer.testing.engines import exactly, mesh, pair, ping, until
 from aio_transfer.testing.memory import Memory
+from aio_transfer.testing.patience import patient
 from aio_transfer.testing.registry import check
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ async def check_connect_at_once_from_both_sides(spec: Spec) -> None:
     """When both sides call at once, one connection stands, twenty times over."""
     for _ in range(20):
         async with pair(spec) as (a, b):
-            with anyio.fail_after(3):
+            with anyio.fail_after(patient(3)):
                 await rally(a, b)
             seen = len(a.statistics().peers), len(b.statistics().peers)
             claim(seen == (1, 1), f"both called, and have {seen} connections")
@@ -59,7 +60,7 @@ async def check_connect_once(spec: Spec) -> None:
 async def check_connect_mesh(spec: Spec) -> None:
     """Six engines that all connect to all at once are all connected."""
     async with mesh(spec, 6) as engines:
-        with anyio.fail_after(5):
+        with anyio.fail_after(patient(5)):
             async with anyio.create_task_group() as tasks:
                 for one in engines:
                     for other in engines:
@@ -76,7 +77,7 @@ async def check_connect_to_nobody(spec: Spec) -> None:
         address = b.address
         await b.aclose()
         for _ in range(3):
-            with anyio.fail_after(3), refused("connecting to a closed engine", PeerLostError) as refusal:
+            with anyio.fail_after(patient(3)), refused("connecting to a closed engine", PeerLostError) as refusal:
                 await a.connect(address)
         claim("b" in str(refusal), f"the error does not name the peer: {refusal}")
 
@@ -89,7 +90,7 @@ async def check_connect_to_somebody_silent(spec: Spec) -> None:
             address = msgspec.structs.replace(
                 b.address, incarnation=bytes(16), unix="", tcp_port=silent.getsockname()[1]
             )
-            with anyio.fail_after(2), refused("connecting to somebody silent", PeerLostError):
+            with anyio.fail_after(patient(2)), refused("connecting to somebody silent", PeerLostError):
                 await a.connect(address)
 
 
@@ -152,7 +153,7 @@ async def check_strangers(spec: Spec) -> None:
             sock.sendall(payload)
         await ping(a, b)
         async with spec.engine(label="c") as c:
-            with anyio.fail_after(3):
+            with anyio.fail_after(patient(3)):
                 await c.connect(b.address)
         for sock in sockets:
             sock.close()
@@ -202,7 +203,7 @@ async def check_disconnect_both_at_once(spec: Spec) -> None:
     async with pair(spec) as (a, b):
         for _ in range(10):
             await rally(a, b)
-            with anyio.fail_after(2):
+            with anyio.fail_after(patient(2)):
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(a.disconnect, b.address)
                     tasks.start_soon(b.disconnect, a.address)
@@ -226,7 +227,7 @@ async def check_disconnect_under_traffic(spec: Spec) -> None:
             await b.disconnect(a.address)
             for transfer in transfers:
                 try:
-                    with anyio.fail_after(3):
+                    with anyio.fail_after(patient(3)):
                         await transfer
                 except PeerLostError:
                     pass

@@ -17,6 +17,7 @@ from aio_transfer.errors import AioTransferError, UsageError
 from aio_transfer.testing.claims import claim
 from aio_transfer.testing.engines import exactly, pair
 from aio_transfer.testing.memory import Memory
+from aio_transfer.testing.patience import patient
 from aio_transfer.testing.registry import check
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def outcome(call: Callable[[], object]) -> str:
 async def outcome_of(make: Callable[[], Awaitable[object]]) -> str:
     """Await, and say what came of it if that was not a UsageError."""
     try:
-        with anyio.fail_after(0.5):
+        with anyio.fail_after(patient(0.5)):
             await make()
     except UsageError:
         return ""

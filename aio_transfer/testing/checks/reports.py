@@ -11,6 +11,7 @@ import anyio
 from aio_transfer.testing.claims import claim
 from aio_transfer.testing.engines import exactly, mesh, pair, ping
 from aio_transfer.testing.memory import Memory
+from aio_transfer.testing.patience import patient
 from aio_transfer.testing.registry import check
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ async def check_stall_is_reported_once(spec: Spec) -> None:
 
 async def _cancel_once_reported(listener: Listener, number: int, due: int, scope: anyio.CancelScope) -> None:
     """End a wait when so many stalls of its counter were reported, or never will be; some time later, to see more."""
-    with anyio.move_on_after(2):
+    with anyio.move_on_after(patient(2)):
         while sum(getattr(one, "counter", None) == number for one in listener.heard) < due:  # noqa: ASYNC110
             await anyio.sleep(0.01)
     await anyio.sleep(0.05)
@@ -99,7 +100,7 @@ async def check_no_stall_while_it_moves(spec: Spec) -> None:
     """A wait whose counts keep coming is not reported as stalled."""
     listener = Listener()
     try:
-        async with pair(spec, stall_s=0.15) as (a, b):
+        async with pair(spec, stall_s=patient(0.15)) as (a, b):
             counter = b.counter()
             reference = a.counter_ref(b.address, counter.id)
             async with anyio.create_task_group() as tasks:

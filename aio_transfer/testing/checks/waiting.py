@@ -12,6 +12,7 @@ import anyio.lowlevel
 from aio_transfer.errors import WouldBlock
 from aio_transfer.testing.claims import MISTYPED, claim, refused
 from aio_transfer.testing.engines import exactly, pair, ping, until
+from aio_transfer.testing.patience import patient
 from aio_transfer.testing.registry import check
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ async def check_wait_for_nothing(spec: Spec) -> None:
         queue = Queue(counter)
         async with anyio.create_task_group() as tasks:
             await queue.enter(tasks, first=1)
-            with anyio.fail_after(2):
+            with anyio.fail_after(patient(2)):
                 await counter.wait(0)
             claim(counter.waiting == 1, "a wait for nothing disturbed the queue")
             await raise_by(a, b, counter, 1)
@@ -197,7 +198,7 @@ async def check_wait_for_what_is_no_number(spec: Spec) -> None:
     async with pair(spec) as (a, b):
         counter = b.counter()
         for count in (-1, 1.5, "2", None, 1 << 60, 1 << 80):
-            with refused(f"wait({count!r})", *MISTYPED), anyio.fail_after(1):
+            with refused(f"wait({count!r})", *MISTYPED), anyio.fail_after(patient(1)):
                 await counter.wait(count)  # type: ignore[arg-type]
             with refused(f"wait_nowait({count!r})", *MISTYPED):
                 counter.wait_nowait(count)  # type: ignore[arg-type]

@@ -1,0 +1,296 @@
+"""Our verbs backends with a peer of another make: what each writes, counts and says, the other understands."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+
+from aio_transfer.drivers import (
+    ANY_REGION,
+    PIECE_STRUCT,
+    RUN,
+    Access,
+    Endpoint,
+    EventKind,
+    LocalMemory,
+    Op,
+    RemoteMemory,
+    Status,
+)
+from aio_transfer.selection import load
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+pytest.importorskip("pyverbs.device", reason="pyverbs is not installed", exc_type=ImportError)
+sys.path.insert(0, str(Path(__file__).parent))  # importmode=importlib puts no folder there
+
+import raw_peer
+from pyverbs.pyverbs_error import PyverbsError
+from raw_peer import READ, WRITE, WRITE_WITH_IMM, RawPeer
+
+pytestmark = pytest.mark.timeout(120)  # a virtual machine without help from the processor takes its time
+
+NBYTES = 256 << 10
+GUARD = 4096
+COUNTER = 77
+REVOKE, REVOKED = 1, 2
+REMOTE_ACCESS_ERROR = 10
+BOTH = Access.REMOTE_READ | Access.REMOTE_WRITE
+
+
+class Wire(NamedTuple):
+    """How a backend's blobs hold what docs/verbs.md describes.
+
+    :ivar rail: the one rail of an endpoint's blob; ``blob`` is the way back
+    :ivar key: region, remote key and address from what ``register`` gives; ``keys`` is the way back
+    """
+
+    rail: Callable[[bytes], bytes]
+    blob: Callable[[bytes], bytes]
+    key: Callable[[bytes], tuple[int, int, int]]
+    keys: Callable[[int, int, int], bytes]
+
+
+_KEY = struct.Struct("<IIQ")
+WIRES = {"pyverbs": Wire(bytes, bytes, _KEY.unpack, _KEY.pack)}
+"""Another backend joins by saying how it wraps them."""
+
+
+class Ours:
+    """A driver without an engine, and memory between guards."""
+
+    def __init__(self, backend: str, address: str) -> None:
+        self.wire = WIRES[backend]
+        self.driver: Any = load(backend)(address=address)
+        self.driver.open()
+        self.whole = (ctypes.c_ubyte * (NBYTES + 2 * GUARD))(*[0xEE] * (NBYTES + 2 * GUARD))
+        self.addr = ctypes.addressof(self.whole) + GUARD
+        self.heard: list[tuple[int, int, int, int, bytes]] = []
+        memory = LocalMemory(addr=self.addr, nbytes=NBYTES, access=BOTH)
+        self.key = self.wire.key(self.driver.register(3, memory))
+
+    def bytes(self, at: int, nbytes: int) -> bytes:
+        return ctypes.string_at(self.addr + at, nbytes)
+
+    def hear(self, kind: EventKind, number: int) -> tuple[int, int, int, int, bytes]:
+        """Wait for an event, and keep the others."""
+        ends = time.monotonic() + 20
+        while time.monotonic() < ends:
+            self.heard += self.driver.drain(64)
+            for event in self.heard:
+                if event[:2] == (kind, number):
+                    self.heard.remove(event)
+                    return event
+            time.sleep(0.001)
+        raise AssertionError(f"no {kind!r} of {number}: {self.heard}")
+
+    def counts(self, due: int) -> int:
+        """Wait until the counter has so many counts, and return how many there are."""
+        if self.driver.expect(COUNTER, due) < due:
+            self.hear(EventKind.COUNTER, COUNTER)
+        return self.driver.expect(COUNTER, 0)
+
+    def post(  # noqa: PLR0913 - a work request
+        self, number: int, op: Op, at: int, nbytes: int, *, region: int = 7, immediate: int | None = None
+    ) -> int:
+        """Post one piece with a region of the peer's, and return how it ended."""
+        run = [{"peer": 1, "op": op, "local_region": 3 if nbytes else 0, "remote_region": region, "count": 1}]
+        runs = _records(RUN, run)
+        piece = PIECE_STRUCT.pack(self.addr + at, at, nbytes, immediate or 0, immediate is not None)
+        assert not self.driver.post(number, runs, piece)
+        return self.hear(EventKind.TRANSFER, number)[2]
+
+    def untouched(self) -> bool:
+        """Whether the guards are as they were."""
+        return bytes(self.whole[:GUARD]) == bytes(self.whole[-GUARD:]) == b"\xee" * GUARD
+
+
+def _records(kind: Any, rows: list[dict[str, int]]) -> bytes:
+    import numpy as np
+
+    made = np.zeros(len(rows), kind)
+    for record, row in zip(made, rows, strict=True):
+        for name, value in row.items():
+            record[name] = value
+    return made.tobytes()
+
+
+def _ways() -> list[str]:
+    try:
+        found = raw_peer.addresses()
+    except PyverbsError:
+        return []
+    return ["itself", "cable"] if "10.0.0.2" in found else ["itself"] if found else []
+
+
+WAYS = _ways()
+
+
+@pytest.fixture(params=WIRES)
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=WAYS or [pytest.param("none", marks=pytest.mark.skip(reason="no RDMA device"))])
+def ends(request: pytest.FixtureRequest, backend: str) -> Iterator[tuple[Ours, RawPeer]]:
+    """Ours and the other, connected, each the other's peer 1; by one port, or from left to right of tests/vm."""
+    here, there = ("10.0.0.1", "10.0.0.2") if request.param == "cable" else (raw_peer.addresses()[0],) * 2
+    ours, other = Ours(backend, here), RawPeer(there)
+    try:
+        blob = ours.driver.connect(1, None).blob
+        other.join(ours.wire.rail(blob))
+        assert ours.driver.connect(1, Endpoint(blob=ours.wire.blob(other.rail))).blob == blob
+        keys = ours.wire.keys(9, other.memory.rkey, other.memory.buf)
+        ours.driver.register(7, RemoteMemory(peer=1, nbytes=1 << 20, keys=keys))
+        yield ours, other
+        assert ours.untouched()
+    finally:
+        ours.driver.close()
+        other.close()
+
+
+def test_it_writes_and_we_count(ends: tuple[Ours, RawPeer]) -> None:
+    ours, other = ends
+    _, rkey, addr = ours.key
+    noise = bytes(range(256)) * (NBYTES // 256)
+    other.memory.write(noise, NBYTES, 0)
+    due = 0
+    for nbytes, counts in ((1, 1), (4096, 1), (0, 1), (NBYTES, 1), (100, 128), (100, 256)):
+        other.post(WRITE_WITH_IMM, nbytes, there=(rkey, addr), immediate=counts - 1 << 24 | COUNTER)
+        due += counts
+        assert ours.counts(due) == due
+        assert ours.bytes(0, nbytes) == noise[:nbytes]
+        assert other.complete().status == 0
+    other.post(WRITE, 8, at=8, there=(rkey, addr + NBYTES - 8))
+    assert other.complete().status == 0
+    assert ours.bytes(NBYTES - 8, 8) == noise[8:16]
+    assert ours.driver.statistics()["counts"] == due
+
+
+def test_it_counts_more_than_we_have_room_for(ends: tuple[Ours, RawPeer]) -> None:
+    ours, other = ends
+    for _ in range(100):
+        for _ in range(16):
+            other.post(WRITE_WITH_IMM, 0, immediate=COUNTER)
+        ours.driver.drain(64)
+        assert [other.complete().status for _ in range(16)] == [0] * 16
+    assert ours.counts(1600) == 1600
+
+
+def test_we_write_and_it_counts(ends: tuple[Ours, RawPeer]) -> None:
+    ours, other = ends
+    ours.whole[GUARD : GUARD + 9000] = bytes(index % 251 for index in range(9000))
+    for number, nbytes in enumerate((1, 9000, 0), 1):
+        assert ours.post(number, Op.WRITE, 0, nbytes, immediate=number) == Status.OK
+        wc = other.complete()
+        assert (wc.status, wc.wr_id, wc.wc_flags & 2) == (0, 999 + number, 2)
+        assert socket_order(wc.imm_data) == number
+        assert other.memory.read(nbytes, 0) == ours.bytes(0, nbytes)
+    assert ours.post(4, Op.WRITE, 0, 0, region=ANY_REGION, immediate=4) == Status.OK
+    assert socket_order(other.complete().imm_data) == 4
+    assert ours.post(5, Op.WRITE, 4096, 4096) == Status.OK
+    assert other.memory.read(4096, 4096) == ours.bytes(4096, 4096)
+
+
+def socket_order(immediate: int) -> int:
+    return int.from_bytes(immediate.to_bytes(4, sys.byteorder), "big")
+
+
+def test_both_read(ends: tuple[Ours, RawPeer]) -> None:
+    ours, other = ends
+    other.memory.write(b"of the other", 12, 64)
+    assert ours.post(1, Op.READ, 64, 12) == Status.OK
+    assert ours.bytes(64, 12) == b"of the other"
+    _, rkey, addr = ours.key
+    other.post(READ, 12, at=500, there=(rkey, addr + 64))
+    assert other.complete().status == 0
+    assert other.memory.read(12, 500) == b"of the other"
+
+
+def test_both_speak(ends: tuple[Ours, RawPeer]) -> None:
+    ours, other = ends
+    other.send(struct.pack("<BI", 0, 0) + b"hello")
+    assert ours.hear(EventKind.MESSAGE, 1)[4] == b"hello"
+    assert other.complete().status == 0
+    ours.driver.send(1, 5, b"and to you")
+    assert other.message() == struct.pack("<BI", 0, 0) + b"and to you"
+    ours.hear(EventKind.SENT, 5)
+    other.send(b"\x00")  # no frame at all
+    other.send(struct.pack("<BI", 200, 3))  # of no known kind
+    other.send(struct.pack("<BI", REVOKED, 12345))  # nobody asked
+    assert ours.post(9, Op.WRITE, 0, 8) == Status.OK
+
+
+def test_memory_is_released_when_it_has_let_go(ends: tuple[Ours, RawPeer]) -> None:
+    ours, other = ends
+    region, rkey, addr = ours.key
+    ours.driver.deregister(3)
+    assert other.message() == struct.pack("<BI", REVOKE, region)
+    other.post(WRITE, 8, there=(rkey, addr))  # it has not said that it has let go, and may still write
+    assert other.complete().status == 0
+    assert not any(event[0] == EventKind.RELEASED for event in ours.driver.drain(64))
+    other.send(struct.pack("<BI", REVOKED, region))
+    ours.hear(EventKind.RELEASED, 3)
+    assert other.complete().status == 0
+    other.post(WRITE, 8, there=(rkey, addr))
+    assert other.complete().status == REMOTE_ACCESS_ERROR
+    ours.hear(EventKind.PEER_FAILED, 1)
+
+
+def test_what_it_takes_back_is_stale(ends: tuple[Ours, RawPeer]) -> None:
+    ours, other = ends
+    assert ours.post(1, Op.WRITE, 0, 8) == Status.OK
+    other.send(struct.pack("<BI", REVOKE, 9))
+    assert other.complete().status == 0
+    ours.driver.drain(64)
+    wc = other.complete()
+    assert other.room.read(wc.byte_len, wc.wr_id % 1000 * raw_peer.SLOT) == struct.pack("<BI", REVOKED, 9)
+    assert ours.post(2, Op.WRITE, 0, 8) == Status.STALE_REGION
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_nothing_lands_behind_the_fence(ends: tuple[Ours, RawPeer], lost: bool) -> None:
+    ours, other = ends
+    _, rkey, addr = ours.key
+    other.memory.write(b"before", 6, 0)
+    other.post(WRITE_WITH_IMM, 6, there=(rkey, addr), immediate=COUNTER)
+    assert other.complete().status == 0
+    ours.driver.disconnect(1, lost=lost)
+    ours.hear(EventKind.FENCED, 1)
+    assert ours.driver.expect(COUNTER, 0) == 1, "what had arrived counts"
+    other.memory.write(b"behind", 6, 0)
+    other.post(WRITE_WITH_IMM, 6, there=(rkey, addr), immediate=COUNTER)
+    assert other.complete().status != 0
+    ours.driver.drain(64)
+    assert ours.bytes(0, 6) == b"before"
+    assert ours.driver.expect(COUNTER, 0) == 1
+    assert ours.driver.statistics()["handles"] == 2, "both registrations, and no connection"
+
+
+def test_it_vanishes_under_our_write(ends: tuple[Ours, RawPeer]) -> None:
+    ours, other = ends
+    for pair in other.pairs:
+        pair.close()
+    assert ours.post(1, Op.WRITE, 0, NBYTES) == Status.PEER_LOST
+    ours.hear(EventKind.PEER_FAILED, 1)
+    ours.driver.disconnect(1, lost=True)
+    ours.hear(EventKind.FENCED, 1)
+
+
+@pytest.mark.parametrize("size", [0, 1, 36, 38, 4096])
+def test_endpoints_that_are_none(ends: tuple[Ours, RawPeer], size: int) -> None:
+    from aio_transfer import UsageError
+
+    ours, _ = ends
+    ours.driver.connect(2, None)
+    with pytest.raises(UsageError):
+        ours.driver.connect(2, Endpoint(blob=ours.wire.blob(bytes(size))))
+    ours.driver.disconnect(2, lost=True)
+    ours.hear(EventKind.FENCED, 2)

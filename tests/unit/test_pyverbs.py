@@ -1,0 +1,54 @@
+"""The pyverbs backend where pyverbs or a device is missing: named, explained, and never taken by itself."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import logging
+import sys
+
+import pytest
+
+from aio_transfer import BackendUnavailableError
+from aio_transfer.selection import AUTO, load, names, open_one
+
+
+@pytest.fixture
+def without(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have no pyverbs, whatever is installed."""
+    for name in [name for name in sys.modules if name.split(".")[0] == "pyverbs"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "pyverbs", None)
+    for name in [name for name in sys.modules if name.startswith("aio_transfer.backends.pyverbs.")]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+def test_it_is_named_and_never_chosen() -> None:
+    assert "pyverbs" in names()
+    assert "pyverbs" not in AUTO
+    found = importlib.metadata.entry_points(group="aio_transfer.backends", name="pyverbs")
+    assert [point.value for point in found] == ["aio_transfer.backends.pyverbs:create"]
+
+
+@pytest.mark.usefixtures("without")
+def test_without_pyverbs() -> None:
+    with pytest.raises(BackendUnavailableError, match="cannot be imported") as caught:
+        open_one("pyverbs", {})
+    assert "python3-pyverbs" in caught.value.hint
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pyverbs") is None, reason="pyverbs is not installed")
+@pytest.mark.parametrize(
+    "options", [{"device": "mlx5_99"}, {"address": "192.0.2.77"}, {"address": "nonsense"}], ids=str
+)
+def test_without_such_a_device(options: dict[str, str]) -> None:
+    handlers = list(logging.root.handlers)
+    with pytest.raises(BackendUnavailableError) as caught:
+        open_one("pyverbs", options)
+    assert "rdma link add" in caught.value.hint
+    assert logging.root.handlers == handlers, "importing pyverbs configures logging, and that is undone"
+
+
+def test_unknown_options_are_refused() -> None:
+    with pytest.raises(TypeError):
+        load("pyverbs")(rails=2)
