@@ -17,7 +17,7 @@ constexpr auto kAskAgain = std::chrono::milliseconds(100);  // doubled each time
 // After a goodbye nothing should come: the peer waited for its acknowledgements. This is for what needs none.
 constexpr auto kQuiet = std::chrono::milliseconds(50);
 constexpr auto kQuietAtMost = std::chrono::seconds(1);
-constexpr std::size_t kMostSerials = (kSlotNbytes - sizeof(FrameHead)) / sizeof(std::uint64_t) / 2;
+constexpr std::size_t kMostSerials = (kLeastSlotNbytes - sizeof(FrameHead)) / sizeof(std::uint64_t) / 2;
 constexpr std::size_t kMostDead = 16384;
 constexpr std::size_t kMostWaiting = 1024;  // frames kept for a peer that cannot take or name them yet
 constexpr int kMostRounds = 1000;           // each serves 128 of the sockets that are ready, in turn
@@ -58,14 +58,14 @@ Endpoint FabricDomain::connect(PeerNumber number, const std::optional<Endpoint>&
     std::random_device random;
     peer->number = number;
     peer->token = std::uint64_t{random()} << 32 | random();
-    if (!shared_) peer->own = open_channel(kSlots, peer);
+    if (!shared_) peer->own = open_channel(false, &handles_);
     peer->channel = shared_ ? &*shared_ : &*peer->own;
     std::array<char, 256> name{};
     std::size_t nbytes = name.size();
     abi::Ep* ep = peer->channel->endpoint.get();
     check("fi_getname", ep->cm->getname(&ep->fid, name.data(), &nbytes));
     EndpointBlob blob;
-    blob.provider = info_->fabric_attr->prov_name;
+    blob.provider = kind();
     blob.address.assign(name.data(), nbytes);
     const bool virtual_addresses = (info_->domain_attr->mr_mode & abi::mr_virt_addr) != 0;
     blob.head = {kMagic,
@@ -78,7 +78,7 @@ Endpoint FabricDomain::connect(PeerNumber number, const std::optional<Endpoint>&
     peers_.emplace(number, std::move(made));
     tokens_.emplace(peer->token, peer);
     if (peer->own) {
-      for (std::uint32_t slot = 0; slot < peer->own->slots; ++slot) post_receive(*peer->own, peer, slot);
+      for (std::uint32_t slot = 0; slot < peer->own->receives; ++slot) post_receive(*peer->own, peer, slot);
     }
   }
   if (remote) {
@@ -114,7 +114,7 @@ void FabricDomain::join(Peer& peer, const Endpoint& remote) {
   peer.remote_blob = remote.blob;
   peer.joined = true;
   // One side asks at once, so that the first write does not wait for the handshake; both at a time would collide.
-  if (peer.token < peer.remote.head.token) ask(peer);
+  if (policy_.greets || peer.token < peer.remote.head.token) ask(peer);
   chores_ = true;
   std::vector<std::string> early;
   early.swap(peer.early);
@@ -139,11 +139,13 @@ void FabricDomain::fence_quietly(Peer& peer) {
     // a peer that thaws later finds nobody at the port.
     if (policy_.forgets_connections) end_connections(peer);
     peer.own->endpoint.reset();
-    harvest();
+    // All that was queued when the endpoint closed; each round reads some, and others may add to it meanwhile.
+    for (std::size_t round = 0; harvest() && round <= cq_entries_ / kHarvested; ++round) {
+    }
     for (Operation& operation : operations_) {
       if (operation.peer != &peer || operation.kind == Operation::Kind::idle) continue;
       const Operation forgotten = operation;
-      if (operation.left) {
+      if (operation.left || policy_.close_forgets) {
         recycle(operation);
       } else {  // the provider forgot it; should its completion come yet, it must find the operation
         operation.kind = Operation::Kind::abandoned;
