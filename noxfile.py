@@ -43,10 +43,9 @@ def lint(session: nox.Session) -> None:
     session.install(*group("lint"))
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
-    sources = [
-        str(path) for path in sorted(pathlib.Path("backends").glob("*/*.[ch]*")) if path.suffix in {".h", ".cpp"}
-    ]
-    session.run("clang-format", "--dry-run", "--Werror", *sources)
+    folders = [*pathlib.Path("backends").iterdir(), *map(pathlib.Path, ("tests/efa_emulator", "tests/abi"))]
+    sources = [str(path) for folder in folders for path in folder.glob("*.*") if path.suffix in {".h", ".cpp"}]
+    session.run("clang-format", "--dry-run", "--Werror", *sorted(sources))
 
 
 @nox.session
@@ -100,6 +99,21 @@ def chaos(session: nox.Session) -> None:
     session.run("python", "tests/chaos/chaos.py", *options, env=INSTALLED)
 
 
+@nox.session(default=False)
+@nox.parametrize("devices", [1, 2, 4])
+def efa(session: nox.Session, devices: int) -> None:
+    """libfabric's own efa provider on emulated devices: the conformance suite, and the domain without the core."""
+    install(session, "test")
+    directory = session.create_tmp()
+    inside = ["python", "tests/efa_emulator/emulator.py", directory]
+    settings = INSTALLED | {"EFA_EMULATOR_DEVICES": str(devices)}
+    options = session.posargs or ["-q", "--timeout", "120"]
+    session.run(*inside, "python", "-m", "pytest", "tests/efa", *options, env=settings)
+    if devices == 1 and not session.posargs:
+        program = compile_native_test(session)
+        session.run(*inside, program, "efa", wheel_library(session), env=settings)
+
+
 @nox.session(name="verbs-vm", default=False)
 def verbs_vm(session: nox.Session) -> None:
     """A command beside Soft-RoCE devices in a virtual machine: ``nox -s verbs-vm -- ibv_devinfo``."""
@@ -117,24 +131,33 @@ def demo(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def abi(session: nox.Session) -> None:
-    """Our declarations against the real headers (Debian: libfabric-dev)."""
-    if not pathlib.Path("/usr/include/rdma/fabric.h").exists():
+    """Our declarations against the real headers (Debian: libfabric-dev, libibverbs-dev)."""
+    headers = {"libfabric-dev": "rdma/fabric.h", "libibverbs-dev": "infiniband/efadv.h"}
+    missing = [package for package, header in headers.items() if not pathlib.Path("/usr/include", header).exists()]
+    if missing:
         if os.geteuid() != 0 or shutil.which("apt-get") is None:
-            session.error("needs the headers: apt-get install libfabric-dev")
-        session.run("apt-get", "install", "-y", "-q", "libfabric-dev", external=True)
-    program = pathlib.Path(session.create_tmp()) / "libfabric_check"
-    session.run(
-        "g++",
-        "-std=c++20",
-        "-Wall",
-        "-Wextra",
-        "-Werror",
-        "tests/abi/libfabric_check.cpp",
-        "-o",
-        str(program),
-        external=True,
-    )
-    session.run(str(program), external=True)
+            session.error(f"needs the headers: apt-get install {' '.join(missing)}")
+        session.run("apt-get", "install", "-y", "-q", *missing, external=True)
+    version = session.run("pkg-config", "--modversion", "libefa", external=True, silent=True)
+    rdma_core = str(version).split(".")[2]  # 1.2.44.0 is that of rdma-core 44
+    for check, *flags in (["libfabric_check.cpp"], ["efa_check.cpp", f"-DRDMA_CORE={rdma_core}"]):
+        command = ["g++", "-std=c++20", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", *flags]
+        session.run(*command, str(pathlib.Path("tests/abi", check)), external=True)
+
+
+def wheel_library(session: nox.Session) -> str:
+    """Return the libfabric of the mpich wheel in the session's environment."""
+    return str(pathlib.Path(session.virtualenv.location, "lib/mpich/libfabric.so.1"))
+
+
+def compile_native_test(session: nox.Session, kind: str = "") -> str:
+    """Compile libfabric's domain with its own test; ``kind`` is a sanitizer."""
+    program = str(pathlib.Path(session.create_tmp()) / "libfabric_test")
+    sources = [*map(str, sorted(pathlib.Path("backends/libfabric").glob("*.cpp"))), "tests/native/libfabric_test.cpp"]
+    sanitize = [f"-fsanitize={kind}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"] if kind else []
+    flags = ["-std=c++20", "-g", "-O1", "-Wall", "-Wextra", "-Wconversion", "-Werror", *sanitize]
+    session.run("g++", *flags, *sources, "-ldl", "-o", program, external=True)
+    return program
 
 
 @nox.session(default=False)
@@ -142,15 +165,8 @@ def abi(session: nox.Session) -> None:
 def native(session: nox.Session, kind: str) -> None:
     """libfabric's domain without the core, over TCP; ``LIBFABRIC=path`` tests another library than mpich's."""
     session.install(PYPROJECT["project"]["optional-dependencies"]["libfabric"][0])
-    library = os.environ.get("LIBFABRIC") or str(pathlib.Path(session.virtualenv.location, "lib/mpich/libfabric.so.1"))
-    program = pathlib.Path(session.create_tmp()) / "libfabric_test"
-    sources = [*map(str, sorted(pathlib.Path("backends/libfabric").glob("*.cpp"))), "tests/native/libfabric_test.cpp"]
-    sanitize = [f"-fsanitize={kind}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"] if kind else []
-    warnings = ["-Wall", "-Wextra", "-Wconversion", "-Werror"]
-    session.run(
-        "g++", "-std=c++20", "-g", "-O1", *warnings, *sanitize, *sources, "-ldl", "-o", str(program), external=True
-    )
-    session.run(str(program), "tcp", library, external=True)
+    program = compile_native_test(session, kind)
+    session.run(program, "tcp", os.environ.get("LIBFABRIC") or wheel_library(session), external=True)
 
 
 @nox.session(default=False)
