@@ -17,19 +17,17 @@ namespace efa::abi {
 // ---- values
 inline constexpr int node_unspecified = 7, transport_unspecified = 4;
 inline constexpr std::int32_t port_active = 4;
-inline constexpr std::uint8_t link_layer_unspecified = 0;
 inline constexpr int access_local_write = 1, access_remote_write = 2, access_remote_read = 4;
 inline constexpr std::int32_t qp_type_ud = 4, qp_type_driver = 0xff;
-inline constexpr std::int32_t state_reset = 0, state_init = 1, state_rtr = 2, state_rts = 3, state_err = 6;
+inline constexpr std::int32_t state_rtr = 2, state_rts = 3, state_err = 6;
 inline constexpr int attr_state = 1, attr_qkey = 1 << 6, attr_rnr_retry = 1 << 11;
 inline constexpr std::uint64_t with_write = 1, with_write_imm = 2, with_read = 16;
 inline constexpr std::int32_t wc_send = 0, wc_write = 1, wc_read = 2, wc_recv = 1 << 7, wc_recv_write_imm = wc_recv + 1;
 inline constexpr unsigned wc_with_imm = 2;
 inline constexpr std::int32_t status_success = 0, status_local_length = 1, status_local_qp_operation = 2,
                               status_flushed = 5, status_local_access = 8, status_remote_invalid = 9,
-                              status_remote_access = 10, status_remote_operation = 11, status_retry_exceeded = 12,
-                              status_rnr_exceeded = 13, status_remote_abort = 16, status_timeout = 20,
-                              status_general = 21;
+                              status_remote_access = 10, status_rnr_exceeded = 13, status_remote_abort = 16,
+                              status_timeout = 20, status_general = 21;
 inline constexpr std::int32_t fork_unneeded = 2;
 
 // ---- libefa's

@@ -59,10 +59,9 @@ int query_port(abi::Context*, std::uint8_t port, abi::PortAttr* attr, std::size_
   known.max_msg_sz = kMostSend;
   known.pkey_tbl_len = 1;
   known.max_vl_num = 1;
-  known.active_width = 2;                                          // four lanes
-  known.active_speed = Settings::get().gigabits >= 200 ? 64 : 32;  // of 50 or 25 Gbit/s
-  known.phys_state = 5;                                            // link up
-  known.link_layer = abi::link_layer_unspecified;
+  known.active_width = 2;   // four lanes
+  known.active_speed = 64;  // of 50 Gbit/s
+  known.phys_state = 5;     // link up
   std::memset(attr, 0, nbytes);
   std::memcpy(attr, &known, std::min(nbytes, sizeof known));
   return 0;

@@ -22,8 +22,8 @@ constexpr std::size_t kMostInAir = 512;
 constexpr int kBatch = 64;  // of what one turn does, so that whoever polls gets at the lock
 constexpr auto kLookEvery = std::chrono::milliseconds(20);
 constexpr auto kNap = std::chrono::microseconds(20);
-// A link that was idle has not saved up more than this.
-constexpr auto kBurst = std::chrono::microseconds(200);
+// How far a NIC may send ahead of what its link would take: its thread may be late by as much and lose nothing.
+constexpr auto kBurst = std::chrono::milliseconds(5);
 
 }  // namespace
 
@@ -53,16 +53,18 @@ Nic::~Nic() {
 
 void Nic::join(QueuePair* queue_pair) {
   queue_pairs_.emplace(queue_pair->port().queue_pair, queue_pair);
-  epoll_event event{EPOLLIN, {}};
-  event.data.u64 = queue_pair->port().queue_pair;
-  ::epoll_ctl(epoll_fd_, EPOLL_CTL_ADD, queue_pair->socket(), &event);
+  for (const int fd : queue_pair->sockets()) {
+    epoll_event event{EPOLLIN, {}};
+    event.data.u64 = static_cast<std::uint64_t>(fd) << 16 | queue_pair->port().queue_pair;
+    ::epoll_ctl(epoll_fd_, EPOLL_CTL_ADD, fd, &event);
+  }
   // Not before it is needed: whoever only lists devices has no thread of ours.
   if (!thread_.joinable()) thread_ = std::thread(&Nic::run, this);
 }
 
 void Nic::leave(QueuePair* queue_pair) {
   queue_pairs_.erase(queue_pair->port().queue_pair);
-  ::epoll_ctl(epoll_fd_, EPOLL_CTL_DEL, queue_pair->socket(), nullptr);
+  for (const int fd : queue_pair->sockets()) ::epoll_ctl(epoll_fd_, EPOLL_CTL_DEL, fd, nullptr);
   std::erase_if(air_, [queue_pair](const Packet& packet) { return packet.header.to == queue_pair->port(); });
 }
 
@@ -130,27 +132,37 @@ void Nic::sleep(std::chrono::nanoseconds most) {
 }
 
 bool Nic::receive(Clock::time_point now) {
+  epoll_event ready[kBatch];
+  const int count = air_.size() < kMostInAir ? ::epoll_wait(epoll_fd_, ready, kBatch, 0) : 0;
   bool any = false;
-  for (auto& [number, queue_pair] : queue_pairs_) {
-    for (int i = 0; i < kBatch && air_.size() < kMostInAir; ++i) {
-      const ssize_t got = ::recv(queue_pair->socket(), datagram_.data(), datagram_.size(), MSG_DONTWAIT);
-      if (got < 0) break;
-      const auto nbytes = static_cast<std::size_t>(got);
-      any = true;
-      Packet packet{};
-      if (nbytes < sizeof packet.header) continue;
-      std::memcpy(&packet.header, datagram_.data(), sizeof packet.header);
-      const Header& header = packet.header;
-      if (header.magic != Header::kMagic || header.to != queue_pair->port() || header.kind == Kind::probe) continue;
-      const bool carries = header.kind != Kind::answer && header.kind != Kind::read;
-      if (nbytes - sizeof header != (carries ? header.nbytes : 0)) continue;
-      // A link that is down loses what comes in; it is never sent again.
-      if (!link_up(device) || !link_up(header.from.device)) continue;
-      packet.payload.assign(datagram_.data() + sizeof header, datagram_.data() + nbytes);
-      packet.at = now;
-      newest_ = now;
-      air_.push_back(std::move(packet));
-    }
+  for (int i = 0; i < count; ++i) {
+    // Above the number of the queue pair is that of the socket; it may have gone since.
+    const std::uint64_t which = ready[i].data.u64;
+    const auto found = queue_pairs_.find(static_cast<std::uint16_t>(which));
+    if (found != queue_pairs_.end()) any |= receive(*found->second, static_cast<int>(which >> 16), now);
+  }
+  return any;
+}
+
+bool Nic::receive(const QueuePair& queue_pair, int socket, Clock::time_point now) {
+  bool any = false;
+  while (air_.size() < kMostInAir) {
+    const ssize_t got = ::recv(socket, datagram_.data(), datagram_.size(), MSG_DONTWAIT);
+    if (got < 0) break;
+    const auto nbytes = static_cast<std::size_t>(got);
+    any = true;
+    Packet packet{};
+    if (nbytes < sizeof packet.header) continue;
+    std::memcpy(&packet.header, datagram_.data(), sizeof packet.header);
+    const Header& header = packet.header;
+    if (header.magic != Header::kMagic || header.to != queue_pair.port() || header.kind == Kind::probe) continue;
+    const bool carries = header.kind != Kind::answer && header.kind != Kind::read;
+    if (nbytes - sizeof header != (carries ? header.nbytes : 0)) continue;
+    // A link that is down loses what comes in; it is never sent again.
+    if (!link_up(device) || !link_up(header.from.device)) continue;
+    packet.payload.assign(datagram_.data() + sizeof header, datagram_.data() + nbytes);
+    packet.at = newest_ = now;
+    air_.push_back(std::move(packet));
   }
   return any;
 }

@@ -53,6 +53,7 @@ class Nic {
  private:
   void run();
   bool receive(Clock::time_point now);
+  bool receive(const QueuePair& queue_pair, int socket, Clock::time_point now);
   bool deliver(Clock::time_point now);
   bool launch(Clock::time_point now);
   void look_after(Clock::time_point now);

@@ -44,13 +44,13 @@ void with_immediate(SendWork& work, std::uint32_t immediate) {
 
 }  // namespace
 
-QueuePair::QueuePair(Nic& nic, abi::Context* context, const abi::QpInitAttrEx& attr, bool unsolicited, int socket,
-                     Port port)
+QueuePair::QueuePair(Nic& nic, abi::Context* context, const abi::QpInitAttrEx& attr, bool unsolicited,
+                     std::vector<int> sockets, Port port)
     : abi::QpEx{},
       nic_(nic),
       settings_(Settings::get()),
       port_(port),
-      socket_(socket),
+      sockets_(std::move(sockets)),
       datagrams_(attr.qp_type == abi::qp_type_ud),
       unsolicited_(unsolicited),
       send_depth_(attr.cap.max_send_wr),
@@ -83,22 +83,14 @@ QueuePair::QueuePair(Nic& nic, abi::Context* context, const abi::QpInitAttrEx& a
   wr_set_sge_list = [](abi::QpEx* qp, std::size_t count, const abi::Sge* list) {
     set_parts(of(qp).staged(), count, list, of(qp));
   };
-  wr_set_sge = [](abi::QpEx* qp, std::uint32_t key, std::uint64_t addr, std::uint32_t nbytes) {
-    const abi::Sge one{addr, nbytes, key};
-    set_parts(of(qp).staged(), 1, &one, of(qp));
-  };
   wr_set_inline_data_list = [](abi::QpEx* qp, std::size_t count, const abi::DataBuf* list) {
     set_inline(of(qp).staged(), count, list, of(qp));
-  };
-  wr_set_inline_data = [](abi::QpEx* qp, void* addr, std::size_t nbytes) {
-    const abi::DataBuf one{addr, nbytes};
-    set_inline(of(qp).staged(), 1, &one, of(qp));
   };
 }
 
 // One line for each, in one write, so that those of several processes do not mix.
 QueuePair::~QueuePair() {
-  ::close(socket_);
+  for (const int fd : sockets_) ::close(fd);
   if (settings_.log.empty() || totals_.packets + totals_.messages == 0) return;
   const auto word = [](const char* name, std::uint64_t value) {
     return std::string(name) + "=" + std::to_string(value);
@@ -143,19 +135,31 @@ void QueuePair::reaped(const Completion& completion) {
 
 namespace {
 
-// A number that no other process has on this NIC.
-int bind_number(Nic& nic, Port& port) {
+int bind_path(Port port, unsigned path) {
   const int fd = ::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-  if (fd < 0) return -1;
-  port.device = nic.device;
-  for (int tries = 0; tries < 4096; ++tries) {
-    port.queue_pair = static_cast<std::uint16_t>(1 + nic.dice.below(0xffff));
-    sockaddr_un address{};
-    const socklen_t nbytes = to_sockaddr(port, address);
-    if (::bind(fd, reinterpret_cast<const sockaddr*>(&address), nbytes) == 0) return fd;
-  }
-  ::close(fd);
+  sockaddr_un address{};
+  const socklen_t nbytes = to_sockaddr(port, path, address);
+  if (fd >= 0 && ::bind(fd, reinterpret_cast<const sockaddr*>(&address), nbytes) == 0) return fd;
+  if (fd >= 0) ::close(fd);
   return -1;
+}
+
+// A number that no other process has on this NIC: whoever binds its first path may bind the others.
+std::vector<int> bind_number(Nic& nic, Port& port) {
+  std::vector<int> sockets;
+  port.device = nic.device;
+  for (int tries = 0; tries < 4096 && sockets.empty(); ++tries) {
+    port.queue_pair = static_cast<std::uint16_t>(1 + nic.dice.below(0xffff));
+    for (unsigned path = 0; path < Settings::get().paths; ++path) {
+      const int fd = bind_path(port, path);
+      if (fd < 0) break;
+      sockets.push_back(fd);
+    }
+    if (sockets.size() == Settings::get().paths) break;
+    for (const int fd : sockets) ::close(fd);
+    sockets.clear();
+  }
+  return sockets;
 }
 
 abi::Qp* create(abi::Context* context, const abi::QpInitAttrEx& attr, bool unsolicited) {
@@ -175,9 +179,9 @@ abi::Qp* create(abi::Context* context, const abi::QpInitAttrEx& attr, bool unsol
   Nic& nic = nic_of(context);
   const std::lock_guard lock(nic.mutex);
   Port port;
-  const int fd = bind_number(nic, port);
-  if (fd < 0) return nullptr;
-  auto* pair = new QueuePair(nic, context, attr, unsolicited, fd, port);
+  std::vector<int> sockets = bind_number(nic, port);
+  if (sockets.empty()) return nullptr;
+  auto* pair = new QueuePair(nic, context, attr, unsolicited, std::move(sockets), port);
   nic.join(pair);
   return &pair->base;
 }

@@ -55,7 +55,8 @@ struct ReceiveWork {
 
 class QueuePair : public abi::QpEx {
  public:
-  QueuePair(Nic& nic, abi::Context* context, const abi::QpInitAttrEx& attr, bool unsolicited, int socket, Port port);
+  QueuePair(Nic& nic, abi::Context* context, const abi::QpInitAttrEx& attr, bool unsolicited, std::vector<int> sockets,
+            Port port);
   ~QueuePair();
   QueuePair(const QueuePair&) = delete;
   QueuePair& operator=(const QueuePair&) = delete;
@@ -65,7 +66,7 @@ class QueuePair : public abi::QpEx {
 
   [[nodiscard]] Nic& nic() noexcept { return nic_; }
   [[nodiscard]] Port port() const noexcept { return port_; }
-  [[nodiscard]] int socket() const noexcept { return socket_; }
+  [[nodiscard]] const std::vector<int>& sockets() const noexcept { return sockets_; }
 
   // -- for whoever posts: the ibv_wr calls of one thread
   void begin() { staged_.clear(), staged_error_ = 0; }
@@ -129,8 +130,8 @@ class QueuePair : public abi::QpEx {
   Nic& nic_;
   const Settings& settings_;
   const Port port_;
-  const int socket_;
-  const bool datagrams_;  // UD: nobody answers
+  const std::vector<int> sockets_;  // one for each path
+  const bool datagrams_;            // UD: nobody answers
   const bool unsolicited_;
   std::uint32_t qkey_ = 0;
   std::uint8_t rnr_retry_ = 7;

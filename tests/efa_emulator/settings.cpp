@@ -6,6 +6,8 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "wire.h"
+
 namespace efa {
 
 namespace {
@@ -36,14 +38,13 @@ void set(Integer& value, const char* name, double least, double most) {
 Settings read() {
   Settings settings;
   set(settings.devices, "DEVICES", 1, 4);
-  set(settings.gigabits, "GIGABITS", 100, 200);
   const std::string generation = text("GENERATION");
   settings.writes = generation != "read" && generation != "none";
   settings.reads = generation != "none";
   settings.unsolicited = number("UNSOLICITED", 0, 0, 1) != 0;
   settings.interrupts = number("INTERRUPTS", 1, 0, 1) != 0;
   set(settings.mtu, "MTU", 64, 8192);
-  set(settings.paths, "PATHS", 1, 64);
+  set(settings.paths, "PATHS", 1, kMostPaths);
   set(settings.window, "WINDOW", 1, 256);
   set(settings.hold_us, "HOLD_US", 0, 1e6);
   set(settings.bytes_per_second, "BYTES_PER_SECOND", 0, 1e12);

@@ -8,13 +8,12 @@ namespace efa {
 
 struct Settings {
   unsigned devices = 1;
-  unsigned gigabits = 200;
   bool reads = true, writes = true;
   bool unsolicited = false;  // an immediate consumes no receive
   bool interrupts = true;
   std::uint64_t seed = 0;
   std::uint32_t mtu = 8192;    // of a piece of a read or a write
-  unsigned paths = 8;          // between any two NICs
+  unsigned paths = 8;          // between any two queue pairs
   unsigned window = 64;        // packets under way to a NIC before the first of them has to arrive
   std::uint64_t hold_us = 20;  // how long a lone packet waits for others that could overtake it
   std::uint64_t bytes_per_second = 0;

@@ -207,19 +207,24 @@ QueuePair::Sent QueuePair::transmit(Lane& lane, Header& header, const Parts& par
   }
   const bool payload = header.kind != Kind::answer && header.kind != Kind::probe;
   if (payload) header.sequence = lane.sequence + 1;
-  header.path = static_cast<std::uint16_t>(nic_.dice.below(settings_.paths));
   iovec vectors[1 + kMostParts] = {{&header, sizeof header}};
   std::size_t count = 1;
   for (const auto& [at, nbytes] : places) vectors[count++] = {at, nbytes};
   sockaddr_un address{};
   msghdr message{};
   message.msg_name = &address;
-  message.msg_namelen = to_sockaddr(header.to, address);
   message.msg_iov = vectors;
   message.msg_iovlen = count;
-  if (::sendmsg(socket_, &message, MSG_DONTWAIT | MSG_NOSIGNAL) < 0) {
-    return errno == ECONNREFUSED || errno == ENOENT ? Sent::gone : Sent::blocked;
+  // Any path, and where that is full the next that is not.
+  const std::uint64_t first = nic_.dice.below(settings_.paths);
+  bool sent = false;
+  for (unsigned i = 0; i < settings_.paths && !sent; ++i) {
+    header.path = static_cast<std::uint16_t>((first + i) % settings_.paths);
+    message.msg_namelen = to_sockaddr(header.to, header.path, address);
+    sent = ::sendmsg(sockets_[header.path], &message, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0;
+    if (!sent && (errno == ECONNREFUSED || errno == ENOENT)) return Sent::gone;
   }
+  if (!sent) return Sent::blocked;
   if (payload) {
     ++lane.sequence;
     nic_.launched(header.nbytes, now);

@@ -1,5 +1,6 @@
-// What travels between emulated NICs: datagrams over AF_UNIX, one socket per queue pair, by abstract names, so that
-// nothing is left behind when a process is killed. The kernel neither loses nor repeats any; all disorder is ours.
+// What travels between emulated NICs: datagrams over AF_UNIX, a socket for every path of a queue pair, by abstract
+// names, so that nothing is left behind when a process is killed. The kernel neither loses nor repeats any, and holds
+// ten for each socket (net.unix.max_dgram_qlen); all disorder is ours.
 #pragma once
 
 #include <sys/socket.h>
@@ -27,7 +28,6 @@ enum class Status : std::uint8_t {
   remote_bad_length = 11,
   unresponsive = 13,
   unknown_peer = 14,
-  unreachable = 15,
 };
 
 // A queue pair somewhere: the NIC's number stands for its GID.
@@ -74,11 +74,13 @@ static_assert(sizeof(Header) == 80);
 inline constexpr std::uint32_t kMostSend = 8928;  // one packet: what the real device takes
 inline constexpr std::size_t kMostDatagram = sizeof(Header) + kMostSend;
 
-inline socklen_t to_sockaddr(Port port, sockaddr_un& address) noexcept {
+inline constexpr unsigned kMostPaths = 8;
+
+inline socklen_t to_sockaddr(Port port, unsigned path, sockaddr_un& address) noexcept {
   address = {};
   address.sun_family = AF_UNIX;
-  const int nbytes = std::snprintf(address.sun_path + 1, sizeof address.sun_path - 1, "efa-emulator-%u-%u",
-                                   unsigned{port.device}, unsigned{port.queue_pair});
+  const int nbytes = std::snprintf(address.sun_path + 1, sizeof address.sun_path - 1, "efa-emulator-%u-%u-%u",
+                                   unsigned{port.device}, unsigned{port.queue_pair}, path);
   return static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + static_cast<std::size_t>(nbytes));
 }
 
