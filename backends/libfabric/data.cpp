@@ -170,15 +170,16 @@ Posted FabricDomain::send(PeerNumber number, TransferId message, const std::stri
     return Posted::full;
   std::string frame;
   frame.reserve(sizeof(FrameHead) + payload.size());
-  append_record(frame, FrameHead{peer->remote.head.token, FrameKind::message, 0, message});
+  append_record(frame, FrameHead{peer->remote.head.token, FrameKind::message, 0, message, peer->token});
   frame += payload;
-  const ssize_t result = post_frame(*peer, Operation::Kind::message, message, frame);
+  const ssize_t result = post_frame(*peer, Operation::Kind::message, message, frame, peer->address);
   if (result == -EAGAIN) return Posted::full;
   if (result < 0) sink_.sent(message, {Status::provider, -result, library_.strerror(static_cast<int>(-result))});
   return Posted::more;
 }
 
-ssize_t FabricDomain::post_frame(Peer& peer, Operation::Kind kind, TransferId message, std::string_view frame) {
+ssize_t FabricDomain::post_frame(Peer& peer, Operation::Kind kind, TransferId message, std::string_view frame,
+                                 std::uint64_t to) {
   Channel& channel = *peer.channel;
   if (channel.free_slots.empty()) return -EAGAIN;
   Operation& operation = acquire(kind, &peer);
@@ -187,7 +188,7 @@ ssize_t FabricDomain::post_frame(Peer& peer, Operation::Kind kind, TransferId me
   std::memcpy(channel.at(operation.slot), frame.data(), frame.size());
   abi::Ep* ep = channel.endpoint.get();
   const ssize_t result =
-      ep->msg->send(ep, channel.at(operation.slot), frame.size(), channel.desc(), peer.address, &operation.context);
+      ep->msg->send(ep, channel.at(operation.slot), frame.size(), channel.desc(), to, &operation.context);
   if (result < 0) {
     recycle(operation);
     return result;

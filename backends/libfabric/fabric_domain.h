@@ -144,6 +144,11 @@ struct Peer {
   std::string remote_blob;
   EndpointBlob remote;
   std::uint64_t address = abi::addr_unspec;
+  // Its NICs that none of ours is paired with: they write to us, and ask, and are never written to.
+  struct OtherEnd {
+    std::uint64_t token, address;
+  };
+  std::vector<OtherEnd> others;
 
   std::uint32_t in_flight = 0;
   std::uint64_t nbytes_in_flight = 0;
@@ -159,7 +164,7 @@ struct Peer {
   int repeats = 0;
   std::set<std::uint64_t> revoking, told;  // serials of ours that it must forget; those in the open question
   std::set<std::uint64_t> dead;            // serials of its own that it has deregistered
-  std::deque<std::string> outbox;
+  std::deque<std::pair<std::uint64_t, std::string>> outbox;  // with the address that each goes to
 
   std::vector<Suspended> suspended;
   Clock::time_point suspended_at;
@@ -195,6 +200,7 @@ class FabricDomain final : public Domain {
   void register_remote(RegionNumber region, const RemoteMemory& memory) override;
   void deregister(RegionNumber region) override;
   Endpoint connect(PeerNumber peer, const std::optional<Endpoint>& remote) override;
+  void admit(PeerNumber peer, const Endpoint& other) override;
   void disconnect(PeerNumber peer, bool lost) override;
   Posted post(Flow& flow, std::uint32_t budget) override;
   Posted send(PeerNumber peer, TransferId message, const std::string& payload) override;
@@ -219,11 +225,14 @@ class FabricDomain final : public Domain {
   // peers.cpp
   Peer* find(PeerNumber number) noexcept;
   void join(Peer& peer, const Endpoint& remote);
+  EndpointBlob accept(const Peer& peer, const Endpoint& remote) const;
+  std::uint64_t insert(const EndpointBlob& blob);
   void ask(Peer& peer) noexcept;
   bool tend(Peer& peer, Clock::time_point now);
   void write_question(Peer& peer);
   bool flush_outbox(Peer& peer);
   void received(Peer& peer, const std::byte* frame, std::size_t nbytes);
+  void answer(Peer& peer, const FrameHead& head, std::string_view doubtful, const Peer::OtherEnd& to);
   void answered(Peer& peer, std::uint64_t number, const std::set<std::uint64_t>& dead);
   void resolve(Peer& peer, const Outcome* verdict);
   void forget(Peer& peer, const std::set<std::uint64_t>& serials);
@@ -238,7 +247,7 @@ class FabricDomain final : public Domain {
   std::optional<Outcome> refusal(const Run& run, const Piece& piece, const LocalRegion* local,
                                  const RemoteRegion* remote) const;
   Posted blocked(Peer& peer, Flow& flow);
-  ssize_t post_frame(Peer& peer, Operation::Kind kind, TransferId message, std::string_view frame);
+  ssize_t post_frame(Peer& peer, Operation::Kind kind, TransferId message, std::string_view frame, std::uint64_t to);
   void post_receive(Channel& channel, Peer* peer, std::uint32_t slot);
   bool harvest();
   void complete(const abi::CqEntry& entry);

@@ -1,4 +1,4 @@
-"""Two processes on emulated devices: bytes and counts both ways, and one that is killed or frozen.
+"""Two processes on emulated devices: other counts of NICs on either side, and one that is killed or frozen.
 
 Run as a program this is the other process: it hands memory out, and writes into its parent's for as long as it may.
 """
@@ -105,9 +105,14 @@ def child(request: pytest.FixtureRequest) -> Iterator[Child]:
     one.process.communicate()
 
 
-@pytest.mark.parametrize("child", [DEVICES], indirect=True)
-async def test_both_write(child: Child) -> None:
-    async with open_engine("parent", DEVICES) as engine:
+COUNTS = [(1, 1), (2, 2), (4, 4), (1, 3), (3, 1), (2, 4), (4, 2), (3, 2)]
+
+
+@pytest.mark.parametrize(("here", "child"), COUNTS, indirect=["child"], ids=[f"{a}-{b}" for a, b in COUNTS])
+async def test_sides_may_have_other_counts_of_nics(here: int, child: Child, request: pytest.FixtureRequest) -> None:
+    if max(here, request.node.callspec.params["child"]) > DEVICES:
+        pytest.skip(f"{DEVICES} devices are emulated")
+    async with open_engine("parent", here) as engine:
         memory, source = engine.allocate(NBYTES), engine.allocate(NBYTES)
         region, ours = await engine.register(memory), await engine.register(source)
         counter = engine.counter()
