@@ -43,10 +43,9 @@ def lint(session: nox.Session) -> None:
     session.install(*group("lint"))
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
-    sources = [
-        str(path) for path in sorted(pathlib.Path("backends").glob("*/*.[ch]*")) if path.suffix in {".h", ".cpp"}
-    ]
-    session.run("clang-format", "--dry-run", "--Werror", *sources)
+    folders = [*pathlib.Path("backends").iterdir(), *map(pathlib.Path, ("tests/efa_emulator", "tests/abi"))]
+    sources = [str(path) for folder in folders for path in folder.glob("*.*") if path.suffix in {".h", ".cpp"}]
+    session.run("clang-format", "--dry-run", "--Werror", *sorted(sources))
 
 
 @nox.session
@@ -111,6 +110,21 @@ def chaos(session: nox.Session) -> None:
     session.run("python", "tests/chaos/chaos.py", *options, env=INSTALLED)
 
 
+@nox.session(default=False)
+@nox.parametrize("devices", [1, 2, 4])
+def efa(session: nox.Session, devices: int) -> None:
+    """libfabric's own efa provider on emulated devices: the conformance suite, and the domain without the core."""
+    install(session, "test")
+    directory = session.create_tmp()
+    inside = ["python", "tests/efa_emulator/emulator.py", directory]
+    settings = INSTALLED | {"EFA_EMULATOR_DEVICES": str(devices)}
+    options = session.posargs or ["-q", "--timeout", "120"]
+    session.run(*inside, "python", "-m", "pytest", "tests/efa", *options, env=settings)
+    if devices == 1 and not session.posargs:
+        program = libfabric_test(session)
+        session.run(*inside, program, "efa", wheel_library(session), env=settings)
+
+
 @nox.session(name="verbs-vm", default=False)
 def verbs_vm(session: nox.Session) -> None:
     """A command beside Soft-RoCE devices in a virtual machine: ``nox -s verbs-vm -- ibv_devinfo``."""
@@ -129,17 +143,39 @@ def demo(session: nox.Session) -> None:
 @nox.session(default=False)
 def abi(session: nox.Session) -> None:
     """Our declarations against the real headers (Debian: libfabric-dev, libibverbs-dev)."""
-    headers = {"libfabric-dev": "rdma/fabric.h", "libibverbs-dev": "infiniband/verbs.h"}
+    headers = {"libfabric-dev": "rdma/fabric.h", "libibverbs-dev": "infiniband/efadv.h"}
     missing = [package for package, header in headers.items() if not pathlib.Path("/usr/include", header).exists()]
     if missing:
         if os.geteuid() != 0 or shutil.which("apt-get") is None:
             session.error(f"needs the headers: apt-get install {' '.join(missing)}")
         session.run("apt-get", "install", "-y", "-q", *missing, external=True)
-    for check in ("libfabric_check", "verbs_check"):
+    version = session.run("pkg-config", "--modversion", "libefa", external=True, silent=True)
+    rdma_core = str(version).split(".")[2]  # 1.2.44.0 is that of rdma-core 44
+    for check, *flags in (["libfabric_check"], ["verbs_check"], ["efa_check", f"-DRDMA_CORE={rdma_core}"]):
         program = str(pathlib.Path(session.create_tmp()) / check)
-        warnings = ["-Wall", "-Wextra", "-Werror"]
-        session.run("g++", "-std=c++20", *warnings, f"tests/abi/{check}.cpp", "-o", program, external=True)
+        command = ["g++", "-std=c++20", "-Wall", "-Wextra", "-Werror", *flags, f"tests/abi/{check}.cpp", "-o", program]
+        session.run(*command, external=True)
         session.run(program, external=True)
+
+
+def wheel_library(session: nox.Session) -> str:
+    """Return the libfabric of the mpich wheel in the session's environment."""
+    return str(pathlib.Path(session.virtualenv.location, "lib/mpich/libfabric.so.1"))
+
+
+def compile_test(session: nox.Session, name: str, sources: list[pathlib.Path], kind: str = "") -> str:
+    """Compile a test of native code without the core; ``kind`` is a sanitizer."""
+    program = str(pathlib.Path(session.create_tmp()) / name)
+    sanitize = [f"-fsanitize={kind}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"] if kind else []
+    flags = ["-std=c++20", "-g", "-O1", "-Wall", "-Wextra", "-Wconversion", "-Werror", *sanitize]
+    paths = [*map(str, sources), f"tests/native/{name}.cpp"]
+    session.run("g++", *flags, *paths, "-ldl", "-o", program, external=True)
+    return program
+
+
+def libfabric_test(session: nox.Session, kind: str = "") -> str:
+    """Compile the test of libfabric's domain."""
+    return compile_test(session, "libfabric_test", sorted(pathlib.Path("backends/libfabric").glob("*.cpp")), kind)
 
 
 @nox.session(default=False)
@@ -147,19 +183,9 @@ def abi(session: nox.Session) -> None:
 def native(session: nox.Session, kind: str) -> None:
     """The domain of libfabric alone, over TCP (``LIBFABRIC=path``: another library), and what verbs decides."""
     session.install(PYPROJECT["project"]["optional-dependencies"]["libfabric"][0])
-    library = os.environ.get("LIBFABRIC") or str(pathlib.Path(session.virtualenv.location, "lib/mpich/libfabric.so.1"))
-    program = pathlib.Path(session.create_tmp()) / "libfabric_test"
-    sources = [*map(str, sorted(pathlib.Path("backends/libfabric").glob("*.cpp"))), "tests/native/libfabric_test.cpp"]
-    sanitize = [f"-fsanitize={kind}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"] if kind else []
-    warnings = ["-Wall", "-Wextra", "-Wconversion", "-Werror"]
-    session.run(
-        "g++", "-std=c++20", "-g", "-O1", *warnings, *sanitize, *sources, "-ldl", "-o", str(program), external=True
-    )
-    session.run(str(program), "tcp", library, external=True)
-    program = pathlib.Path(session.create_tmp()) / "verbs_test"
-    sources = ["backends/verbs/gid.cpp", "tests/native/verbs_test.cpp"]
-    session.run("g++", "-std=c++20", "-g", "-O1", *warnings, *sanitize, *sources, "-o", str(program), external=True)
-    session.run(str(program), external=True)
+    library = os.environ.get("LIBFABRIC") or wheel_library(session)
+    session.run(libfabric_test(session, kind), "tcp", library, external=True)
+    session.run(compile_test(session, "verbs_test", [pathlib.Path("backends/verbs/gid.cpp")], kind), external=True)
 
 
 @nox.session(default=False)

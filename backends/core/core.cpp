@@ -119,7 +119,13 @@ void Core::deregister(RegionNumber region) {
 std::vector<Endpoint> Core::connect(PeerNumber peer, const std::optional<std::vector<Endpoint>>& remote) {
   auto lock = enter();
   std::vector<Endpoint> ends;
-  for (std::size_t i = 0; i < domains_.size(); ++i) {
+  const std::size_t own = domains_.size();
+  // Before they are joined, so that whoever asks first is known.
+  for (std::size_t i = own; remote && i < remote->size(); ++i) {
+    domains_[i % own]->connect(peer, std::nullopt);
+    domains_[i % own]->admit(peer, (*remote)[i]);
+  }
+  for (std::size_t i = 0; i < own; ++i) {
     std::optional<Endpoint> far;
     if (remote) far = (*remote)[i % remote->size()];
     ends.push_back(domains_[i]->connect(peer, far));

@@ -88,6 +88,9 @@ class Domain {
   virtual void deregister(RegionNumber region) = 0;
   // First without, then with the peer's end; returns ours both times. The blob is at most 4 KiB.
   virtual Endpoint connect(PeerNumber peer, const std::optional<Endpoint>& remote) = 0;
+  // Another NIC of a peer that has more of them than we: it will write to us, and is not written to. Between the two
+  // calls of connect().
+  virtual void admit(PeerNumber, const Endpoint&) {}
   // Every piece in flight to this peer must be reported as stopped (peer_lost), now or from progress();
   // sink.fenced(peer) follows when nothing it ever started can still land here.
   virtual void disconnect(PeerNumber peer, bool lost) = 0;

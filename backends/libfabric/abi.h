@@ -22,7 +22,7 @@ inline constexpr std::uint64_t msg = 1ull << 1, rma = 1ull << 2, read = 1ull << 
                                remote_cq_data = 1ull << 17, completion = 1ull << 24, delivery_complete = 1ull << 28,
                                mr_dmabuf = 1ull << 40, hmem = 1ull << 47, local_comm = 1ull << 51,
                                remote_comm = 1ull << 52, source_address = 1ull << 57;
-inline constexpr std::uint64_t mode_context = 1ull << 59, mode_context2 = 1ull << 52;
+inline constexpr std::uint64_t mode_context = 1ull << 59, mode_rx_cq_data = 1ull << 56, mode_context2 = 1ull << 52;
 inline constexpr int mr_local = 1 << 2, mr_raw = 1 << 3, mr_virt_addr = 1 << 4, mr_allocated = 1 << 5,
                      mr_prov_key = 1 << 6, mr_endpoint = 1 << 9, mr_hmem = 1 << 10;
 inline constexpr std::uint64_t addr_unspec = ~0ull;

@@ -93,6 +93,7 @@ Posted FabricDomain::post(Flow& flow, std::uint32_t budget) {
   if (peer == nullptr || !peer->joined || peer->leaving) return refuse(kPeerGone);
   // Until it is known why the connection broke, another post could break it again.
   if (!peer->suspended.empty()) return Posted::full;
+  if (policy_.greets && peer->answered == 0) return blocked(*peer, flow);
   if (peer->in_flight >= depth_) return blocked(*peer, flow);
   const std::uint32_t room = std::min({budget, depth_ - peer->in_flight, run.count - flow.next});
   for (std::uint32_t i = 0; i < room; ++i) {
@@ -169,15 +170,16 @@ Posted FabricDomain::send(PeerNumber number, TransferId message, const std::stri
     return Posted::full;
   std::string frame;
   frame.reserve(sizeof(FrameHead) + payload.size());
-  append_record(frame, FrameHead{peer->remote.head.token, FrameKind::message, 0, message});
+  append_record(frame, FrameHead{peer->remote.head.token, FrameKind::message, 0, message, peer->token});
   frame += payload;
-  const ssize_t result = post_frame(*peer, Operation::Kind::message, message, frame);
+  const ssize_t result = post_frame(*peer, Operation::Kind::message, message, frame, peer->address);
   if (result == -EAGAIN) return Posted::full;
   if (result < 0) sink_.sent(message, {Status::provider, -result, library_.strerror(static_cast<int>(-result))});
   return Posted::more;
 }
 
-ssize_t FabricDomain::post_frame(Peer& peer, Operation::Kind kind, TransferId message, std::string_view frame) {
+ssize_t FabricDomain::post_frame(Peer& peer, Operation::Kind kind, TransferId message, std::string_view frame,
+                                 std::uint64_t to) {
   Channel& channel = *peer.channel;
   if (channel.free_slots.empty()) return -EAGAIN;
   Operation& operation = acquire(kind, &peer);
@@ -186,7 +188,7 @@ ssize_t FabricDomain::post_frame(Peer& peer, Operation::Kind kind, TransferId me
   std::memcpy(channel.at(operation.slot), frame.data(), frame.size());
   abi::Ep* ep = channel.endpoint.get();
   const ssize_t result =
-      ep->msg->send(ep, channel.at(operation.slot), frame.size(), channel.desc(), peer.address, &operation.context);
+      ep->msg->send(ep, channel.at(operation.slot), frame.size(), channel.desc(), to, &operation.context);
   if (result < 0) {
     recycle(operation);
     return result;
@@ -201,7 +203,7 @@ void FabricDomain::post_receive(Channel& channel, Peer* peer, std::uint32_t slot
   operation.slot = slot;
   abi::Ep* ep = channel.endpoint.get();
   const ssize_t result =
-      ep->msg->recv(ep, channel.at(slot), kSlotNbytes, channel.desc(), abi::addr_unspec, &operation.context);
+      ep->msg->recv(ep, channel.at(slot), channel.slot_nbytes, channel.desc(), abi::addr_unspec, &operation.context);
   if (result == 0) return;
   recycle(operation);
   if (result == -EAGAIN) unposted_.emplace_back(peer, slot);
@@ -230,7 +232,7 @@ bool FabricDomain::harvest() {
   std::array<abi::CqEntry, 64> entries;
   bool moved = false;
   // Bounded, so that arrivals alone never keep the worker from posting.
-  for (int batch = 0; batch < 16; ++batch) {
+  for (std::size_t batch = 0; batch < kHarvested / entries.size(); ++batch) {
     const ssize_t count = cq_->ops->read(cq_.get(), entries.data(), entries.size());
     if (count == -abi::err_avail) {
       abi::CqErrorEntry error{};
@@ -251,6 +253,7 @@ void FabricDomain::complete(const abi::CqEntry& entry) {
   if ((entry.flags & abi::remote_cq_data) != 0 && (entry.flags & abi::recv) == 0) {
     arrived_ = true;
     sink_.counted(static_cast<std::uint32_t>(entry.data));
+    if (policy_.immediates_consume && entry.op_context != nullptr) renew(*static_cast<Operation*>(entry.op_context));
     return;
   }
   if (entry.op_context == nullptr) return;
@@ -259,11 +262,9 @@ void FabricDomain::complete(const abi::CqEntry& entry) {
   if (operation.kind != Operation::Kind::receive) return finish(operation, {});
   Peer* owner = operation.peer;
   Channel& channel = owner == nullptr ? *shared_ : *owner->channel;
-  const std::uint32_t slot = operation.slot;
-  recycle(operation);
   arrived_ = true;
-  const std::byte* bytes = channel.at(slot);
-  if (entry.nbytes >= sizeof(FrameHead) && entry.nbytes <= kSlotNbytes) {
+  const std::byte* bytes = channel.at(operation.slot);
+  if (entry.nbytes >= sizeof(FrameHead) && entry.nbytes <= channel.slot_nbytes) {
     std::uint64_t token = 0;
     std::memcpy(&token, bytes, sizeof token);
     // Whoever does not quote a token that we gave out is not heard, nor is one who quotes another's.
@@ -271,7 +272,15 @@ void FabricDomain::complete(const abi::CqEntry& entry) {
     if (found != tokens_.end() && (owner == nullptr || owner == found->second))
       received(*found->second, bytes, entry.nbytes);
   }
-  if (owner == nullptr || !owner->closing) post_receive(channel, owner, slot);
+  renew(operation);
+}
+
+// A receive that was used up is posted again.
+void FabricDomain::renew(Operation& operation) {
+  Peer* owner = operation.peer;
+  const std::uint32_t slot = operation.slot;
+  recycle(operation);
+  if (owner == nullptr || !owner->closing) post_receive(owner == nullptr ? *shared_ : *owner->channel, owner, slot);
 }
 
 // An error names its operation by op_context alone: the other fields are not set by every provider.
@@ -279,13 +288,7 @@ void FabricDomain::fail(const abi::CqErrorEntry& error) {
   if (error.op_context == nullptr) return;
   Operation& operation = *static_cast<Operation*>(error.op_context);
   Peer* peer = operation.peer;
-  if (operation.kind == Operation::Kind::receive) {
-    Channel& channel = peer == nullptr ? *shared_ : *peer->channel;
-    const std::uint32_t slot = operation.slot;
-    recycle(operation);
-    if (peer == nullptr || !peer->closing) post_receive(channel, peer, slot);  // truncated: longer than any of ours
-    return;
-  }
+  if (operation.kind == Operation::Kind::receive) return renew(operation);  // truncated: longer than any of ours
   if (operation.kind == Operation::Kind::abandoned) return recycle(operation);
   if (operation.ordered) std::erase(peer->unconfirmed, &operation);
   if (is_broken(error.err) && peer->own && !peer->leaving) suspend_unconfirmed(*peer, error.err);

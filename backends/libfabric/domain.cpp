@@ -37,10 +37,25 @@ bool flag(const Options& options, const char* name, bool otherwise) {
   return yes;
 }
 
-Policy policy_of(const std::string& provider, const Options& options) {
-  const bool efa = provider.starts_with("efa");
-  const bool tcp = provider == "tcp";
-  return {efa, efa, tcp && flag(options, "delivery", true), tcp, flag(options, "unproven", false)};
+Policy policy_of(const abi::Info& info, const Options& options) {
+  const std::string provider = info.fabric_attr->prov_name;
+  Policy policy;
+  policy.unproven = flag(options, "unproven", false);
+  if (provider == "tcp") {
+    policy.delivery = flag(options, "delivery", true);
+    policy.forgets_connections = true;
+  } else if (provider.starts_with("efa")) {
+    const bool direct = info.fabric_attr->name == std::string_view("efa-direct");
+    const std::string endpoints = option(options, "endpoints", direct ? "peer" : "shared");
+    if (endpoints != "shared" && (endpoints != "peer" || !direct)) {
+      throw Failure(Failure::Kind::usage, "libfabric", "option endpoints is " + endpoints);
+    }
+    policy.shared_endpoint = endpoints == "shared";
+    policy.close_revokes = policy.greets = true;
+    policy.close_forgets = direct;
+    policy.immediates_consume = (info.mode & abi::mode_rx_cq_data) != 0;
+  }
+  return policy;
 }
 
 [[noreturn]] void unavailable(const std::string& provider, const std::string& why, int code) {
@@ -49,31 +64,60 @@ Policy policy_of(const std::string& provider, const Options& options) {
                 wheel ? "pip install 'aio-transfer[libfabric]'" : "aio-transfer devices");
 }
 
-InfoPtr discover(const Library& library, const Options& options, const std::string& provider) {
-  const InfoPtr hints(library.dupinfo(nullptr), InfoDeleter{&library});
+// What is asked for, beyond the options.
+struct Wish {
+  std::string fabric;
+  bool gpu = false;
+  bool rx_cq_data = false;
+};
+
+InfoPtr make_hints(const Library& library, const Options& options, const std::string& provider, const Wish& wish) {
+  InfoPtr hints(library.dupinfo(nullptr), InfoDeleter{&library});
   const auto text = [](const std::string& words) { return words.empty() ? nullptr : ::strdup(words.c_str()); };
   const bool efa = provider.starts_with("efa");
-  hints->caps = abi::msg | abi::rma | (efa ? abi::hmem | abi::local_comm | abi::remote_comm : 0);
-  hints->mode = abi::mode_context | abi::mode_context2;
+  hints->caps = abi::msg | abi::rma | (efa ? abi::local_comm | abi::remote_comm : 0) | (wish.gpu ? abi::hmem : 0);
+  hints->mode = abi::mode_context | abi::mode_context2 | (wish.rx_cq_data ? abi::mode_rx_cq_data : 0);
   hints->ep_attr->type = abi::ep_rdm;
   hints->domain_attr->mr_mode = abi::mr_local | abi::mr_virt_addr | abi::mr_allocated | abi::mr_prov_key |
-                                abi::mr_endpoint | (efa ? abi::mr_hmem : 0);
+                                abi::mr_endpoint | (wish.gpu ? abi::mr_hmem : 0);
   hints->domain_attr->threading = abi::thread_domain;  // the core calls with its lock held
   hints->domain_attr->control_progress = hints->domain_attr->data_progress = abi::progress_manual;
-  const std::string interface = option(options, "interface", "");
   hints->fabric_attr->prov_name = text(provider);
-  hints->fabric_attr->name = text(option(options, "fabric", ""));
-  hints->domain_attr->name = text(interface);
-  const bool ip = provider.starts_with("tcp") || provider.starts_with("udp") || provider.starts_with("sockets");
-  const std::string node = option(options, "address", ip && interface.empty() ? "127.0.0.1" : "");
-  abi::Info* list = nullptr;
-  const int result = library.getinfo(library.api_version(), node.empty() ? nullptr : node.c_str(), nullptr,
-                                     node.empty() ? 0 : abi::source_address, hints.get(), &list);
-  if (result < 0) {
-    unavailable(provider, std::string(library.strerror(-result)) + (node.empty() ? "" : ", at address " + node),
-                -result);
+  hints->fabric_attr->name = text(wish.fabric);
+  hints->domain_attr->name = text(option(options, "interface", ""));
+  return hints;
+}
+
+// EFA offers GPU memory only where a GPU's library is, and its direct fabric to those who do not offer receives for
+// immediates only where the device needs none. Each is asked for in turn, the best first.
+std::vector<Wish> wishes(const Options& options, const std::string& provider) {
+  const std::string fabric = option(options, "fabric", "");
+  if (!provider.starts_with("efa")) return {{fabric}};
+  std::vector<Wish> all;
+  if (fabric.empty() || fabric == "efa-direct") {
+    for (const bool rx_cq_data : {false, true}) {
+      for (const bool gpu : {true, false}) all.push_back({"efa-direct", gpu, rx_cq_data});
+    }
   }
-  return {list, InfoDeleter{&library}};
+  if (fabric.empty() || fabric == "efa") {
+    for (const bool gpu : {true, false}) all.push_back({"efa", gpu, false});
+  }
+  return all;
+}
+
+InfoPtr discover(const Library& library, const Options& options, const std::string& provider) {
+  const bool ip = provider.starts_with("tcp") || provider.starts_with("udp") || provider.starts_with("sockets");
+  const bool chosen = !option(options, "interface", "").empty();
+  const std::string node = option(options, "address", ip && !chosen ? "127.0.0.1" : "");
+  int result = -ENODATA;
+  for (const Wish& wish : wishes(options, provider)) {
+    abi::Info* list = nullptr;
+    result = library.getinfo(library.api_version(), node.empty() ? nullptr : node.c_str(), nullptr,
+                             node.empty() ? 0 : abi::source_address, make_hints(library, options, provider, wish).get(),
+                             &list);
+    if (result == 0) return {list, InfoDeleter{&library}};
+  }
+  unavailable(provider, std::string(library.strerror(-result)) + (node.empty() ? "" : ", at address " + node), -result);
 }
 
 }  // namespace
@@ -104,7 +148,7 @@ FabricDomain::FabricDomain(Sink& sink, const Library& library, InfoPtr info, con
     : sink_(sink),
       library_(library),
       info_(std::move(info)),
-      policy_(policy_of(info_->fabric_attr->prov_name, options)),
+      policy_(policy_of(*info_, options)),
       depth_(static_cast<std::uint32_t>(
           std::min(number(options, "depth", 256, 1), static_cast<double>(info_->tx_attr->size)))),
       post_deadline_(number(options, "post_deadline_s", 30, 0)),
@@ -117,8 +161,8 @@ FabricDomain::FabricDomain(Sink& sink, const Library& library, InfoPtr info, con
   if ((mode & abi::mr_endpoint) != 0) policy_.shared_endpoint = true;
   open_queues();
   if (policy_.shared_endpoint) {
-    shared_ = open_channel(kSharedSlots, nullptr);
-    for (std::uint32_t slot = 0; slot < shared_->slots; ++slot) post_receive(*shared_, nullptr, slot);
+    shared_ = open_channel(true, nullptr);
+    for (std::uint32_t slot = 0; slot < shared_->receives; ++slot) post_receive(*shared_, nullptr, slot);
   }
   anchor_ = register_memory(anchor_memory_, sizeof anchor_memory_, abi::remote_write | abi::write, nullptr);
   describe();
@@ -153,7 +197,8 @@ void FabricDomain::open_queues() {
   domain_ = {domain, nullptr};
 
   abi::CqAttr cq_attr{};
-  cq_attr.size = 8192;
+  // EFA's does not grow, and one that overflows is lost, with all that wait for it.
+  cq_attr.size = cq_entries_ = policy_.close_forgets ? 32768 : 8192;
   cq_attr.format = abi::cq_format_data;
   cq_attr.wait_obj = abi::wait_fd;
   abi::Cq* cq = nullptr;
@@ -174,37 +219,57 @@ void FabricDomain::open_queues() {
   av_ = {av, nullptr};
 }
 
-Channel FabricDomain::open_channel(std::uint32_t slots, Peer* peer) {
+Channel FabricDomain::open_channel(bool shared, std::uint64_t* count) {
   Channel channel;
+  channel.receives = policy_.immediates_consume ? kImmediateSlots : shared ? kSharedSlots : kSlots;
+  channel.sends = shared ? kSharedSlots : kSlots;
+  if (policy_.close_forgets && (peers_.size() + 1) * (channel.receives + channel.sends + depth_) > cq_entries_) {
+    throw Failure(
+        Failure::Kind::provider, "connect",
+        "the completions of " + std::to_string(peers_.size() + 1) + " peers could overflow the device's queue", ENOSPC,
+        "endpoints=\"shared\", or a smaller depth");
+  }
   abi::Ep* ep = nullptr;
   check("fi_endpoint", domain_->ops->endpoint(domain_.get(), info_.get(), &ep, nullptr));
-  channel.endpoint = {ep, peer == nullptr ? nullptr : &handles_};
+  channel.endpoint = {ep, count};
   if (std::string_view(info_->fabric_attr->prov_name).starts_with("efa")) {
-    // Our own shm serves this host; the CUDA calls would run in the worker and may wait for a stream. Old versions do
-    // not know the names, and then do neither.
+    // Our own shm serves this host; the CUDA calls would run in the worker and may wait for a stream, and can only be
+    // forbidden where GPU memory was asked for. Old versions do not know the names, and then do neither.
     const bool permitted = false;
     for (const int name : {abi::opt_shared_memory_permitted, abi::opt_cuda_api_permitted}) {
+      if (name == abi::opt_cuda_api_permitted && (info_->caps & abi::hmem) == 0) continue;
       const int result = ep->ops->setopt(&ep->fid, abi::opt_endpoint, name, &permitted, sizeof permitted);
       if (result != -ENOPROTOOPT) check("fi_setopt", result);
+    }
+    std::size_t largest = 0;
+    std::size_t nbytes = sizeof largest;
+    if (ep->ops->getopt(&ep->fid, abi::opt_endpoint, abi::opt_max_msg_size, &largest, &nbytes) == 0) {
+      channel.slot_nbytes = std::min(largest, kSlotNbytes);
     }
   }
   check("fi_ep_bind", abi::bind(&ep->fid, av_.fid(), 0));
   check("fi_ep_bind", abi::bind(&ep->fid, cq_.fid(), abi::send | abi::recv));
   check("fi_enable", abi::enable(&ep->fid));
-  channel.slots = slots;
-  channel.arena = std::make_unique_for_overwrite<std::byte[]>(2 * slots * kSlotNbytes);
-  for (std::uint32_t slot = 2 * slots; slot-- > slots;) channel.free_slots.push_back(slot);
+  const std::uint32_t slots = channel.receives + channel.sends;
+  channel.arena = std::make_unique_for_overwrite<std::byte[]>(slots * channel.slot_nbytes);
+  for (std::uint32_t slot = slots; slot-- > channel.receives;) channel.free_slots.push_back(slot);
   if ((info_->domain_attr->mr_mode & abi::mr_local) != 0) {
-    channel.registration = register_memory(channel.arena.get(), 2 * slots * kSlotNbytes, abi::send | abi::recv,
-                                           peer == nullptr ? nullptr : &handles_);
+    channel.registration =
+        register_memory(channel.arena.get(), slots * channel.slot_nbytes, abi::send | abi::recv, count);
   }
   return channel;
+}
+
+// What both ends must have in common.
+std::string FabricDomain::kind() const {
+  const std::string provider = info_->fabric_attr->prov_name;
+  return provider.starts_with("efa") ? info_->fabric_attr->name : provider;
 }
 
 void FabricDomain::describe() {
   const std::string provider = info_->fabric_attr->prov_name;
   attributes_.name = info_->domain_attr->name;
-  attributes_.provider = provider;
+  attributes_.provider = kind();
   attributes_.same_host = provider == "shm" || provider == "sm2";
   // One gigabyte, so that a stall can be told from a slow piece.
   attributes_.max_piece_nbytes = std::min<std::uint64_t>(info_->ep_attr->max_msg_size, 1ull << 30);
@@ -212,29 +277,29 @@ void FabricDomain::describe() {
       std::min<std::uint64_t>(info_->ep_attr->max_msg_size, kSlotNbytes) - sizeof(FrameHead);
   attributes_.protocol = "RMA write with " + std::to_string(8 * info_->domain_attr->cq_data_size) + "-bit CQ data";
   if (policy_.delivery) attributes_.protocol += ", acknowledged by the peer";
-  if (provider.starts_with("efa") && shared_) {
-    // Which path was taken is asked, never assumed (libfabric #11626).
-    bool emulated = true;
-    std::size_t nbytes = sizeof emulated;
-    abi::Ep* ep = shared_->endpoint.get();
-    const int result = ep->ops->getopt(&ep->fid, abi::opt_endpoint, abi::opt_efa_emulated_write, &emulated, &nbytes);
-    if (result >= 0 && emulated && !policy_.unproven) {
-      // Software copies on after a key is closed, and EFA's datagrams keep no order that could prove the end of it.
-      unavailable(provider, "the device writes no remote memory itself (no RDMA write, or FI_EFA_USE_DEVICE_RDMA=0)",
-                  0);
-    }
-    attributes_.protocol += result < 0 ? ", by the device or emulated (this version cannot say)"
-                            : emulated ? ", emulated in software"
-                                       : ", by the device";
-    std::size_t largest = 0;
-    nbytes = sizeof largest;
-    if (ep->ops->getopt(&ep->fid, abi::opt_endpoint, abi::opt_max_msg_size, &largest, &nbytes) == 0) {
-      // efa-direct: one packet.
-      attributes_.max_message_nbytes = std::min<std::uint64_t>(largest, kSlotNbytes) - sizeof(FrameHead);
-    }
-  }
   attributes_.inline_nbytes = 32 << 10;
   attributes_.inline_pieces = 4;
+  if (!provider.starts_with("efa")) return;
+  attributes_.inline_pieces = 1;  // about 0.45 us each there; more of them keep the caller from its loop
+  if (shared_) return describe_efa(*shared_);
+  describe_efa(open_channel(false, nullptr));
+}
+
+// Which path was taken is asked, never assumed (libfabric #11626).
+void FabricDomain::describe_efa(const Channel& channel) {
+  bool emulated = true;
+  std::size_t nbytes = sizeof emulated;
+  abi::Ep* ep = channel.endpoint.get();
+  const int result = ep->ops->getopt(&ep->fid, abi::opt_endpoint, abi::opt_efa_emulated_write, &emulated, &nbytes);
+  if (result >= 0 && emulated && !policy_.unproven) {
+    // Software copies on after a key is closed, and EFA's datagrams keep no order that could prove the end of it.
+    unavailable(kind(), "the device writes no remote memory itself (no RDMA write, or FI_EFA_USE_DEVICE_RDMA=0)", 0);
+  }
+  attributes_.protocol += result < 0 ? ", by the device or emulated (this version cannot say)"
+                          : emulated ? ", emulated in software"
+                                     : ", by the device";
+  if (policy_.immediates_consume) attributes_.protocol += ", immediates use up receives";
+  attributes_.max_message_nbytes = channel.slot_nbytes - sizeof(FrameHead);
 }
 
 std::optional<std::vector<int>> FabricDomain::arm() {

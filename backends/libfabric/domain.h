@@ -14,7 +14,8 @@ namespace aio::libfabric {
 //   unproven         open providers that break promises (README.md): not tcp, nor efa on a device with RDMA; no
 //   address          source address (node); "127.0.0.1" for the IP providers, unless `interface` is given
 //   interface        domain name, as `aio-transfer devices` shows it
-//   fabric           fabric name, to choose between "efa" and "efa-direct"
+//   fabric           fabric name; of EFA's two the first that has device RDMA, "efa-direct" and then "efa"
+//   endpoints        on efa-direct: "peer" (one each; a lost peer is kept out for certain) or "shared" (fewer queues)
 //   rails            at most this many domains; 1
 //   depth            operations in flight per peer; 256
 //   delivery         over tcp a write completes once the peer has it, not once the kernel does; yes

@@ -19,9 +19,13 @@ namespace aio::libfabric {
 
 using Clock = std::chrono::steady_clock;
 
-inline constexpr std::size_t kSlotNbytes = 32 << 10;  // one message with its header
-inline constexpr std::uint32_t kSlots = 8;            // each way, per endpoint of one peer
-inline constexpr std::uint32_t kSharedSlots = 64;     // each way, where all peers share an endpoint
+inline constexpr std::size_t kSlotNbytes = 32 << 10;      // one message with its header, unless the endpoint takes less
+inline constexpr std::size_t kLeastSlotNbytes = 8 << 10;  // efa-direct: one packet, 8928 bytes
+inline constexpr std::uint32_t kSlots = 8;                // each way, per endpoint of one peer
+inline constexpr std::uint32_t kSharedSlots = 64;         // each way, where all peers share an endpoint
+inline constexpr std::uint32_t kImmediateSlots = 256;     // to receive, where immediates use receives up
+
+inline constexpr std::size_t kHarvested = 1024;  // completions per round at most
 
 // Owns one libfabric object, and counts it where it belongs to a region or a peer.
 template <class Object>
@@ -60,12 +64,20 @@ class Handle {
 
 // What differs between providers, and why.
 struct Policy {
-  // efa: endpoints are NIC queues, too dear for one per peer. The others get one per peer, since closing an endpoint
-  // closes its connections, and that is the only fence software has.
+  // Each peer has an endpoint of its own, since closing that is what keeps out a peer that thaws: over tcp it closes
+  // the connections, on efa-direct the queue pair that its writes name. The fabric `efa` keeps some hundred megabytes
+  // per endpoint, so there all peers share one, and a lost peer is kept out by closing registrations alone.
   bool shared_endpoint = false;
   // efa: the NIC checks every packet against the key, so closing the registration is enough. The software providers
   // (and rxm's receive path) look a key up when an operation begins and keep writing afterwards.
   bool close_revokes = false;
+  // efa-direct: once an endpoint is closed, nothing comes of what was posted to it.
+  bool close_forgets = false;
+  // efa: the device takes remote accesses only from those whose address its owner has inserted (libfabric #11054), so
+  // nothing is written before the peer has answered.
+  bool greets = false;
+  // efa-direct built against an older rdma-core, or on an older device: a write's immediate uses a receive up.
+  bool immediates_consume = false;
   // tcp completes a write when the kernel has taken the bytes: one that the peer then refuses, or never reads, has
   // "succeeded". With FI_DELIVERY_COMPLETE the peer acknowledges, at the price of a system call for each write there
   // (4 KiB pages: 90,000/s instead of 150,000). The stream is ordered, so only the last of a batch asks for it, and
@@ -99,16 +111,17 @@ struct Operation {
   [[nodiscard]] bool slot_held() const noexcept { return slot != kNoSlot; }
 };
 
-// An endpoint with the registered buffers its messages travel through: slots [0, n) receive, [n, 2n) send.
+// An endpoint with the registered buffers its messages travel through: slots [0, receives) receive, the others send.
 struct Channel {
-  std::uint32_t slots = 0;
+  std::uint32_t receives = 0, sends = 0;
+  std::size_t slot_nbytes = kSlotNbytes;
   std::unique_ptr<std::byte[]> arena;
   std::vector<std::uint32_t> free_slots;
   // The endpoint is declared last: it must go before the memory it writes to.
   Handle<abi::Mr> registration;
   Handle<abi::Ep> endpoint;
 
-  [[nodiscard]] std::byte* at(std::uint32_t slot) const noexcept { return arena.get() + slot * kSlotNbytes; }
+  [[nodiscard]] std::byte* at(std::uint32_t slot) const noexcept { return arena.get() + slot * slot_nbytes; }
   [[nodiscard]] void* desc() const noexcept { return registration ? registration->mem_desc : nullptr; }
 };
 
@@ -131,6 +144,11 @@ struct Peer {
   std::string remote_blob;
   EndpointBlob remote;
   std::uint64_t address = abi::addr_unspec;
+  // Its NICs that none of ours is paired with: they write to us, and ask, and are never written to.
+  struct OtherEnd {
+    std::uint64_t token, address;
+  };
+  std::vector<OtherEnd> others;
 
   std::uint32_t in_flight = 0;
   std::uint64_t nbytes_in_flight = 0;
@@ -146,7 +164,7 @@ struct Peer {
   int repeats = 0;
   std::set<std::uint64_t> revoking, told;  // serials of ours that it must forget; those in the open question
   std::set<std::uint64_t> dead;            // serials of its own that it has deregistered
-  std::deque<std::string> outbox;
+  std::deque<std::pair<std::uint64_t, std::string>> outbox;  // with the address that each goes to
 
   std::vector<Suspended> suspended;
   Clock::time_point suspended_at;
@@ -182,6 +200,7 @@ class FabricDomain final : public Domain {
   void register_remote(RegionNumber region, const RemoteMemory& memory) override;
   void deregister(RegionNumber region) override;
   Endpoint connect(PeerNumber peer, const std::optional<Endpoint>& remote) override;
+  void admit(PeerNumber peer, const Endpoint& other) override;
   void disconnect(PeerNumber peer, bool lost) override;
   Posted post(Flow& flow, std::uint32_t budget) override;
   Posted send(PeerNumber peer, TransferId message, const std::string& payload) override;
@@ -195,7 +214,9 @@ class FabricDomain final : public Domain {
   // domain.cpp
   void check(const char* what, ssize_t result) const;
   void open_queues();
-  Channel open_channel(std::uint32_t slots, Peer* peer);
+  Channel open_channel(bool shared, std::uint64_t* count);
+  [[nodiscard]] std::string kind() const;
+  void describe_efa(const Channel& channel);
   void describe();
   // memory.cpp
   Handle<abi::Mr> register_memory(const void* base, std::size_t nbytes, std::uint64_t access, std::uint64_t* count);
@@ -204,11 +225,14 @@ class FabricDomain final : public Domain {
   // peers.cpp
   Peer* find(PeerNumber number) noexcept;
   void join(Peer& peer, const Endpoint& remote);
+  EndpointBlob accept(const Peer& peer, const Endpoint& remote) const;
+  std::uint64_t insert(const EndpointBlob& blob);
   void ask(Peer& peer) noexcept;
   bool tend(Peer& peer, Clock::time_point now);
   void write_question(Peer& peer);
   bool flush_outbox(Peer& peer);
   void received(Peer& peer, const std::byte* frame, std::size_t nbytes);
+  void answer(Peer& peer, const FrameHead& head, std::string_view doubtful, const Peer::OtherEnd& to);
   void answered(Peer& peer, std::uint64_t number, const std::set<std::uint64_t>& dead);
   void resolve(Peer& peer, const Outcome* verdict);
   void forget(Peer& peer, const std::set<std::uint64_t>& serials);
@@ -223,10 +247,11 @@ class FabricDomain final : public Domain {
   std::optional<Outcome> refusal(const Run& run, const Piece& piece, const LocalRegion* local,
                                  const RemoteRegion* remote) const;
   Posted blocked(Peer& peer, Flow& flow);
-  ssize_t post_frame(Peer& peer, Operation::Kind kind, TransferId message, std::string_view frame);
+  ssize_t post_frame(Peer& peer, Operation::Kind kind, TransferId message, std::string_view frame, std::uint64_t to);
   void post_receive(Channel& channel, Peer* peer, std::uint32_t slot);
   bool harvest();
   void complete(const abi::CqEntry& entry);
+  void renew(Operation& operation);
   void fail(const abi::CqErrorEntry& error);
   void departed(Operation& operation);
   void suspend(Operation& operation, int code);
@@ -252,6 +277,7 @@ class FabricDomain final : public Domain {
   std::uint64_t anchor_memory_[8] = {};
   Handle<abi::Mr> anchor_;  // what pieces without payload name: EFA wants a valid region even then
   std::optional<Channel> shared_;
+  std::size_t cq_entries_ = 0;
 
   std::deque<Operation> operations_;  // stable addresses
   std::vector<Operation*> idle_;

@@ -17,7 +17,7 @@ constexpr auto kAskAgain = std::chrono::milliseconds(100);  // doubled each time
 // After a goodbye nothing should come: the peer waited for its acknowledgements. This is for what needs none.
 constexpr auto kQuiet = std::chrono::milliseconds(50);
 constexpr auto kQuietAtMost = std::chrono::seconds(1);
-constexpr std::size_t kMostSerials = (kSlotNbytes - sizeof(FrameHead)) / sizeof(std::uint64_t) / 2;
+constexpr std::size_t kMostSerials = (kLeastSlotNbytes - sizeof(FrameHead)) / sizeof(std::uint64_t) / 2;
 constexpr std::size_t kMostDead = 16384;
 constexpr std::size_t kMostWaiting = 1024;  // frames kept for a peer that cannot take or name them yet
 constexpr int kMostRounds = 1000;           // each serves 128 of the sockets that are ready, in turn
@@ -34,9 +34,10 @@ bool plausible(std::uint32_t format, std::string_view address, std::size_t own_n
   return true;
 }
 
-std::string frame(std::uint64_t token, FrameKind kind, std::uint32_t revoked, std::uint64_t number) {
+std::string frame(std::uint64_t token, FrameKind kind, std::uint32_t revoked, std::uint64_t number,
+                  std::uint64_t from) {
   std::string bytes;
-  append_record(bytes, FrameHead{token, kind, revoked, number});
+  append_record(bytes, FrameHead{token, kind, revoked, number, from});
   return bytes;
 }
 
@@ -58,14 +59,14 @@ Endpoint FabricDomain::connect(PeerNumber number, const std::optional<Endpoint>&
     std::random_device random;
     peer->number = number;
     peer->token = std::uint64_t{random()} << 32 | random();
-    if (!shared_) peer->own = open_channel(kSlots, peer);
+    if (!shared_) peer->own = open_channel(false, &handles_);
     peer->channel = shared_ ? &*shared_ : &*peer->own;
     std::array<char, 256> name{};
     std::size_t nbytes = name.size();
     abi::Ep* ep = peer->channel->endpoint.get();
     check("fi_getname", ep->cm->getname(&ep->fid, name.data(), &nbytes));
     EndpointBlob blob;
-    blob.provider = info_->fabric_attr->prov_name;
+    blob.provider = kind();
     blob.address.assign(name.data(), nbytes);
     const bool virtual_addresses = (info_->domain_attr->mr_mode & abi::mr_virt_addr) != 0;
     blob.head = {kMagic,
@@ -78,7 +79,7 @@ Endpoint FabricDomain::connect(PeerNumber number, const std::optional<Endpoint>&
     peers_.emplace(number, std::move(made));
     tokens_.emplace(peer->token, peer);
     if (peer->own) {
-      for (std::uint32_t slot = 0; slot < peer->own->slots; ++slot) post_receive(*peer->own, peer, slot);
+      for (std::uint32_t slot = 0; slot < peer->own->receives; ++slot) post_receive(*peer->own, peer, slot);
     }
   }
   if (remote) {
@@ -97,6 +98,21 @@ void FabricDomain::join(Peer& peer, const Endpoint& remote) {
     if (remote.blob == peer.remote_blob) return;
     throw Failure(Failure::Kind::usage, "connect", "the peer is already connected, at another endpoint");
   }
+  EndpointBlob blob = accept(peer, remote);
+  peer.address = insert(blob);
+  peer.remote = std::move(blob);
+  peer.remote_blob = remote.blob;
+  peer.joined = true;
+  // One side asks at once, so that the first write does not wait for the handshake; both at a time would collide.
+  if (policy_.greets || peer.token < peer.remote.head.token) ask(peer);
+  chores_ = true;
+  std::vector<std::string> early;
+  early.swap(peer.early);
+  for (const std::string& held : early) received(peer, reinterpret_cast<const std::byte*>(held.data()), held.size());
+}
+
+// Throws unless it is an endpoint that ours can reach.
+EndpointBlob FabricDomain::accept(const Peer& peer, const Endpoint& remote) const {
   EndpointBlob blob = unpack_endpoint(remote.blob);
   const EndpointBlob own = unpack_endpoint(peer.blob);
   if (blob.provider != own.provider) {
@@ -107,18 +123,24 @@ void FabricDomain::join(Peer& peer, const Endpoint& remote) {
     throw Failure(Failure::Kind::usage, "connect",
                   "the peer's address is not of the format that " + own.provider + " uses here");
   }
-  const int inserted = av_->ops->insert(av_.get(), blob.address.data(), 1, &peer.address, 0, nullptr);
+  return blob;
+}
+
+std::uint64_t FabricDomain::insert(const EndpointBlob& blob) {
+  std::uint64_t address = abi::addr_unspec;
+  const int inserted = av_->ops->insert(av_.get(), blob.address.data(), 1, &address, 0, nullptr);
   if (inserted < 0) check("fi_av_insert", inserted);
   if (inserted != 1) throw Failure(Failure::Kind::provider, "fi_av_insert", "the address is refused", EADDRNOTAVAIL);
-  peer.remote = std::move(blob);
-  peer.remote_blob = remote.blob;
-  peer.joined = true;
-  // One side asks at once, so that the first write does not wait for the handshake; both at a time would collide.
-  if (peer.token < peer.remote.head.token) ask(peer);
-  chores_ = true;
-  std::vector<std::string> early;
-  early.swap(peer.early);
-  for (const std::string& held : early) received(peer, reinterpret_cast<const std::byte*>(held.data()), held.size());
+  return address;
+}
+
+void FabricDomain::admit(PeerNumber number, const Endpoint& other) {
+  Peer* peer = find(number);
+  if (peer == nullptr || peer->leaving) return;
+  const EndpointBlob blob = accept(*peer, other);
+  const std::uint64_t token = blob.head.token;
+  if (std::ranges::any_of(peer->others, [token](const Peer::OtherEnd& known) { return known.token == token; })) return;
+  peer->others.push_back({token, insert(blob)});
 }
 
 void FabricDomain::disconnect(PeerNumber number, bool lost) {
@@ -139,11 +161,13 @@ void FabricDomain::fence_quietly(Peer& peer) {
     // a peer that thaws later finds nobody at the port.
     if (policy_.forgets_connections) end_connections(peer);
     peer.own->endpoint.reset();
-    harvest();
+    // All that was queued when the endpoint closed; each round reads some, and others may add to it meanwhile.
+    for (std::size_t round = 0; harvest() && round <= cq_entries_ / kHarvested; ++round) {
+    }
     for (Operation& operation : operations_) {
       if (operation.peer != &peer || operation.kind == Operation::Kind::idle) continue;
       const Operation forgotten = operation;
-      if (operation.left) {
+      if (operation.left || policy_.close_forgets) {
         recycle(operation);
       } else {  // the provider forgot it; should its completion come yet, it must find the operation
         operation.kind = Operation::Kind::abandoned;
@@ -155,6 +179,7 @@ void FabricDomain::fence_quietly(Peer& peer) {
   }
   resolve(peer, &kPeerLost);
   if (peer.joined) av_->ops->remove(av_.get(), &peer.address, 1, 0);
+  for (Peer::OtherEnd& other : peer.others) av_->ops->remove(av_.get(), &other.address, 1, 0);
   tokens_.erase(peer.token);
   std::erase_if(unposted_, [&peer](const auto& waiting) { return waiting.first == &peer; });
   peers_.erase(peer.number);
@@ -193,8 +218,8 @@ void FabricDomain::write_question(Peer& peer) {
   for (const std::uint64_t serial : peer.revoking) {
     if (peer.told.size() < kMostSerials) peer.told.insert(serial);
   }
-  peer.question =
-      frame(peer.remote.head.token, FrameKind::question, static_cast<std::uint32_t>(peer.told.size()), ++peer.asked);
+  peer.question = frame(peer.remote.head.token, FrameKind::question, static_cast<std::uint32_t>(peer.told.size()),
+                        ++peer.asked, peer.token);
   for (const std::uint64_t serial : peer.told) append_record(peer.question, serial);
   std::set<std::uint64_t> doubtful;
   for (const Suspended& suspended : peer.suspended) {
@@ -212,7 +237,7 @@ bool FabricDomain::tend(Peer& peer, Clock::time_point now) {
       if (fresh) write_question(peer);
       // Asked again, since either way may have been lost with a connection.
       if (fresh || (now - peer.asked_at > kAskAgain * (1 << std::min(peer.repeats, 5)) && peer.outbox.empty())) {
-        peer.outbox.push_back(peer.question);
+        peer.outbox.emplace_back(peer.address, peer.question);
         peer.asked_at = now;
         peer.repeats = fresh ? 0 : peer.repeats + 1;
       }
@@ -242,7 +267,8 @@ bool FabricDomain::tend(Peer& peer, Clock::time_point now) {
 bool FabricDomain::flush_outbox(Peer& peer) {
   bool moved = false;
   while (!peer.outbox.empty() && !peer.leaving) {
-    const ssize_t result = post_frame(peer, Operation::Kind::control, 0, peer.outbox.front());
+    const ssize_t result =
+        post_frame(peer, Operation::Kind::control, 0, peer.outbox.front().second, peer.outbox.front().first);
     if (result == -EAGAIN) break;
     peer.outbox.pop_front();  // a failure is made good by the asker, who asks again
     moved = true;
@@ -258,6 +284,15 @@ void FabricDomain::received(Peer& peer, const std::byte* bytes, std::size_t nbyt
   }
   const auto head = read_record<FrameHead>(rest);
   rest.remove_prefix(sizeof head);
+  if (head.from != peer.remote.head.token) {
+    // What it revokes are keys that we never hold: those of another NIC of its.
+    const std::size_t revoked = std::min(std::size_t{head.revoked}, rest.size() / 8);
+    for (const Peer::OtherEnd& other : peer.others) {
+      if (other.token == head.from && head.kind == FrameKind::question)
+        answer(peer, head, rest.substr(8 * revoked), other);
+    }
+    return;
+  }
   switch (head.kind) {
     case FrameKind::message:
       if (!peer.leaving || peer.own) sink_.message(peer.number, std::string(rest));
@@ -265,20 +300,24 @@ void FabricDomain::received(Peer& peer, const std::byte* bytes, std::size_t nbyt
     case FrameKind::question: {
       const std::size_t revoked = std::min(std::size_t{head.revoked}, rest.size() / 8);
       forget(peer, read_serials(rest.substr(0, 8 * revoked)));
-      std::set<std::uint64_t> doubtful = read_serials(rest.substr(8 * revoked));
-      for (const auto& [number, region] : local_regions_) {
-        if (!closing_regions_.contains(number)) doubtful.erase(region.serial);
-      }
-      std::string answer = frame(peer.remote.head.token, FrameKind::answer, 0, head.number);
-      for (const std::uint64_t serial : doubtful) append_record(answer, serial);
-      if (peer.outbox.size() < kMostWaiting) peer.outbox.push_back(std::move(answer));
-      chores_ = true;
-      return;
+      return answer(peer, head, rest.substr(8 * revoked), {head.from, peer.address});
     }
     case FrameKind::answer:
       answered(peer, head.number, read_serials(rest));
       return;
   }
+}
+
+// Says which of the regions that the peer asks about are gone.
+void FabricDomain::answer(Peer& peer, const FrameHead& head, std::string_view asked, const Peer::OtherEnd& to) {
+  std::set<std::uint64_t> doubtful = read_serials(asked);
+  for (const auto& [number, region] : local_regions_) {
+    if (!closing_regions_.contains(number)) doubtful.erase(region.serial);
+  }
+  std::string reply = frame(to.token, FrameKind::answer, 0, head.number, peer.token);
+  for (const std::uint64_t serial : doubtful) append_record(reply, serial);
+  if (peer.outbox.size() < kMostWaiting) peer.outbox.emplace_back(to.address, std::move(reply));
+  chores_ = true;
 }
 
 void FabricDomain::forget(Peer& peer, const std::set<std::uint64_t>& serials) {

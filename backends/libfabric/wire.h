@@ -33,7 +33,7 @@ struct EndpointBlob {
   std::string provider, address;
 };
 
-inline constexpr std::uint32_t kMagic = 0x31464c41;  // "ALF1"
+inline constexpr std::uint32_t kMagic = 0x32464c41;  // "ALF2"
 
 enum class FrameKind : std::uint32_t { message = 1, question = 2, answer = 3 };
 
@@ -42,8 +42,9 @@ struct FrameHead {
   FrameKind kind;
   std::uint32_t revoked;  // question: how many of the serials that follow are revoked; the others are asked about
   std::uint64_t number;
+  std::uint64_t from;  // the sender's: a peer with more NICs than ours speaks from each
 };
-static_assert(sizeof(FrameHead) == 24);
+static_assert(sizeof(FrameHead) == 32);
 
 template <class Record>
 Record read_record(std::string_view bytes) noexcept {

@@ -40,6 +40,7 @@ SAME_VALUE(local_comm, FI_LOCAL_COMM);
 SAME_VALUE(remote_comm, FI_REMOTE_COMM);
 SAME_VALUE(source_address, FI_SOURCE);
 SAME_VALUE(mode_context, FI_CONTEXT);
+SAME_VALUE(mode_rx_cq_data, FI_RX_CQ_DATA);
 SAME_VALUE(mode_context2, FI_CONTEXT2);
 SAME_VALUE(mr_local, FI_MR_LOCAL);
 SAME_VALUE(mr_raw, FI_MR_RAW);

@@ -1,0 +1,91 @@
+"""libfabric's own efa provider on emulated devices, in processes that see them: this one need not."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+HERE = pathlib.Path(__file__).parent
+MIB = 1 << 20
+pytestmark = pytest.mark.timeout(300)  # it compiles, on whatever machine this is
+
+
+def load_emulator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("emulator", HERE.parent / "efa_emulator" / "emulator.py")
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["emulator"] = module  # where a dataclass looks its annotations up
+    spec.loader.exec_module(module)  # type: ignore[union-attr]
+    return module
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> object:
+    emulator = load_emulator()
+    if emulator.find_provider() is None or shutil.which("g++") is None:
+        pytest.skip("needs the mpich wheel, which carries the efa provider, and g++")
+    return emulator.build(tmp_path_factory.mktemp("efa"))
+
+
+@pytest.fixture
+def emulated(built) -> object:
+    built.log.unlink(missing_ok=True)
+    return built
+
+
+def run(emulated, *command: str, **settings: object) -> str:
+    environment = os.environ | emulated.environment(**settings)
+    done = subprocess.run(
+        [sys.executable, *command], env=environment, text=True, capture_output=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def move(emulated, nbytes: int, options: dict[str, object], **settings: object) -> dict[str, object]:
+    return json.loads(run(emulated, str(HERE / "mover.py"), str(nbytes), json.dumps(options), **settings))
+
+
+def test_the_provider_lists_its_fabrics(emulated) -> None:
+    said = [json.loads(line) for line in run(emulated, str(HERE / "listing.py"), devices=4).splitlines()]
+    for number in range(4):
+        for fabric in ("efa-direct", "efa"):
+            assert ["efa", fabric, f"emulated{number}-rdm", 200] in said
+
+
+@pytest.mark.parametrize("rails", [1, 4])
+def test_packets_overtake_each_other_and_all_arrives(emulated, rails: int) -> None:
+    assert "chunk" in move(emulated, 4 * MIB, {"rails": rails}, devices=rails)
+    traffic = emulated.traffic()
+    assert traffic.packets > 6 * 4 * MIB // 8192
+    assert traffic.share > 0.3
+    assert traffic.within > 0
+
+
+def test_devices_that_do_not_write_are_refused(emulated) -> None:
+    for generation in ("read", "none"):
+        said = move(emulated, MIB, {}, generation=generation)
+        assert "the device writes no remote memory itself" in str(said["unavailable"])
+
+
+def test_a_full_queue_and_few_receives_hold_up_nothing(emulated) -> None:
+    assert "chunk" in move(emulated, 4 * MIB, {}, eagain=0.3, send_depth=64)
+
+
+def test_four_nics_carry_four_times_as_much(emulated) -> None:
+    limit = {"bytes_per_second": 8_000_000}  # so little that the CPU is no limit, on a small and busy machine too
+    one = move(emulated, 4 * MIB, {"rails": 1}, devices=1, **limit)
+    four = move(emulated, 4 * MIB, {"rails": 4}, devices=4, **limit)
+    for how in ("chunk", "pages"):
+        assert float(str(four[how])) > 3.5 * float(str(one[how]))

@@ -1,0 +1,87 @@
+// What travels between emulated NICs: datagrams over AF_UNIX, a socket for every path of a queue pair, by abstract
+// names, so that nothing is left behind when a process is killed. The kernel neither loses nor repeats any, and holds
+// ten for each socket (net.unix.max_dgram_qlen); all disorder is ours.
+#pragma once
+
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#include <compare>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+
+namespace efa {
+
+// Statuses of the device, as libfabric lists them (efa_errno.h); they are what vendor_err says.
+enum class Status : std::uint8_t {
+  ok = 0,
+  flushed = 1,
+  unsupported_operation = 3,
+  invalid_ah = 4,
+  invalid_lkey = 5,
+  local_bad_length = 6,
+  bad_address = 7,
+  abort = 8,
+  bad_queue_pair = 9,
+  receiver_not_ready = 10,
+  remote_bad_length = 11,
+  unresponsive = 13,
+  unknown_peer = 14,
+};
+
+// A queue pair somewhere: the NIC's number stands for its GID.
+struct Port {
+  std::uint16_t device = 0;
+  std::uint16_t queue_pair = 0;
+
+  auto operator<=>(const Port&) const = default;
+};
+
+enum class Kind : std::uint8_t {
+  send = 0,
+  write = 1,
+  read = 2,    // asks for bytes
+  data = 3,    // brings them
+  answer = 4,  // a message has arrived, or has not
+  probe = 5,   // is anybody there?
+};
+
+struct Header {
+  std::uint32_t magic = kMagic;
+  Kind kind = Kind::probe;
+  Status status = Status::ok;
+  std::uint8_t rnr_retry = 0;
+  std::uint8_t has_immediate = 0;
+  Port from, to;
+  std::uint32_t qkey = 0;
+  std::uint32_t immediate = 0;
+  std::uint64_t message = 0;   // the initiator's name for it; nobody else gives out the same
+  std::uint64_t sequence = 0;  // of the packet between these two ports
+  std::uint64_t offset = 0;    // of the packet in the message
+  std::uint64_t total = 0;     // bytes of the message
+  std::uint64_t remote_addr = 0;
+  std::uint32_t remote_key = 0;
+  std::uint32_t nbytes = 0;   // of this packet
+  std::uint32_t packets = 0;  // of the message
+  std::uint16_t path = 0;
+  std::uint16_t fails = 0;  // the fault switch chose this message: its second half does not arrive
+
+  static constexpr std::uint32_t kMagic = 0x31616665;  // "efa1"
+};
+static_assert(sizeof(Header) == 80);
+
+inline constexpr std::uint32_t kMostSend = 8928;  // one packet: what the real device takes
+inline constexpr std::size_t kMostDatagram = sizeof(Header) + kMostSend;
+
+inline constexpr unsigned kMostPaths = 8;
+
+inline socklen_t to_sockaddr(Port port, unsigned path, sockaddr_un& address) noexcept {
+  address = {};
+  address.sun_family = AF_UNIX;
+  const int nbytes = std::snprintf(address.sun_path + 1, sizeof address.sun_path - 1, "efa-emulator-%u-%u-%u",
+                                   unsigned{port.device}, unsigned{port.queue_pair}, path);
+  return static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + static_cast<std::size_t>(nbytes));
+}
+
+}  // namespace efa
