@@ -118,6 +118,8 @@ def efa(session: nox.Session, devices: int) -> None:
     directory = session.create_tmp()
     inside = ["python", "tests/efa_emulator/emulator.py", directory]
     settings = INSTALLED | {"EFA_EMULATOR_DEVICES": str(devices)}
+    if devices == 1:
+        settings |= {"EFA_EMULATOR_MEASURE": "1"}
     options = session.posargs or ["-q", "--timeout", "120"]
     session.run(*inside, "python", "-m", "pytest", "tests/efa", *options, env=settings)
     if devices == 1 and not session.posargs:

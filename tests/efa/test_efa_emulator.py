@@ -83,9 +83,10 @@ def test_a_full_queue_and_few_receives_hold_up_nothing(emulated) -> None:
     assert "chunk" in move(emulated, 4 * MIB, {}, eagain=0.3, send_depth=64)
 
 
+@pytest.mark.skipif("EFA_EMULATOR_MEASURE" not in os.environ, reason="needs a quiet machine: nox -s efa")
 def test_four_nics_carry_four_times_as_much(emulated) -> None:
-    limit = {"bytes_per_second": 8_000_000}  # so little that the CPU is no limit, on a small and busy machine too
-    one = move(emulated, 4 * MIB, {"rails": 1}, devices=1, **limit)
-    four = move(emulated, 4 * MIB, {"rails": 4}, devices=4, **limit)
+    limit = {"bytes_per_second": 8_000_000}  # so little that the CPU is no limit, on a small machine too
+    one = move(emulated, 32 * MIB, {"rails": 1}, devices=1, **limit)
+    four = move(emulated, 32 * MIB, {"rails": 4}, devices=4, **limit)
     for how in ("chunk", "pages"):
-        assert float(str(four[how])) > 3.5 * float(str(one[how]))
+        assert float(str(four[how])) > 3.8 * float(str(one[how])), (one, four)
