@@ -220,7 +220,7 @@ async def test_ends_that_no_cable_joins_are_told_apart() -> None:
         target = Target(b, 64)
         _, region = await source(a, 64)
         remote = await target.remote()
-        with anyio.fail_after(30), pytest.raises(UnsupportedError, match="RTR|no address"):
+        with anyio.fail_after(30), pytest.raises(UnsupportedError, match=r"RTR|no address"):
             await a.write(region[:], remote[:])
 
 
