@@ -22,18 +22,18 @@ timespec as_timespec(std::chrono::nanoseconds time) {
 // Returns whether anything happened.
 bool VerbsDomain::look_around() {
   bool moved = drain_events();
+  if (timer_due_ && Clock::now() >= *timer_due_) {
+    std::uint64_t expirations = 0;
+    [[maybe_unused]] const auto got = ::read(timer_.get(), &expirations, sizeof expirations);
+    timer_due_.reset();
+    moved |= tick(Clock::now());
+  }
+  // After the tick, which may leave something to mind: nobody else would wake an idle worker for it.
   if (!timer_due_ && minds_time()) {
     timer_due_ = Clock::now() + kTick;
     const itimerspec when{{}, as_timespec(kTick)};
     ::timerfd_settime(timer_.get(), 0, &when, nullptr);
   }
-  if (!timer_due_) return moved;
-  const auto now = Clock::now();
-  if (now < *timer_due_) return moved;
-  std::uint64_t expirations = 0;
-  [[maybe_unused]] const auto got = ::read(timer_.get(), &expirations, sizeof expirations);
-  timer_due_.reset();
-  moved |= tick(now);
   return moved;
 }
 
@@ -50,6 +50,8 @@ bool VerbsDomain::tick(Clock::time_point now) {
   bool moved = settle_regions();
   if (port_down_since_ && now - *port_down_since_ > settings_.port_down) {
     break_all({Status::peer_lost, abi::event_port_err, "port " + port_.name + " is down"});
+    port_down_since_.reset();  // a new connection finds out by itself
+    moved = true;
   }
   for (auto& [number, peer] : peers_) {
     const bool still = peer->retired == peer->retired_before && peer->data.in_flight() + peer->frames.in_flight() != 0;
