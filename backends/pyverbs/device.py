@@ -106,6 +106,7 @@ class Device:
                     return
                 self.cq.req_notify()  # then look once more, for what came before it took effect
                 self.armed = True
+        self.armed = False  # it was not looked again after the last notification was asked for
 
     def close(self) -> None:
         """Free it; nothing is registered and no pair is left."""

@@ -93,7 +93,10 @@ class PyverbsDriver:
 
     def deregister(self, region: int) -> None:
         """Ask all peers to let go: who used the key later would break its pair, and all that is under way on it."""
-        if self._theirs.pop(region, None) is None and region in self._ours:
+        remote = self._theirs.pop(region, None)
+        if remote is not None:
+            remote.stale = True  # runs that are queued still hold it, and its owner may free it
+        elif region in self._ours:
             links = [link for link in self._links.values() if link.connected]
             self._leaving[region] = self._ours.pop(region), {link.number for link in links}
             for link in links:
@@ -127,6 +130,8 @@ class PyverbsDriver:
         """Queue a batch, and post as much as fits."""
         wanted, found = np.frombuffer(bytes(runs), seam.RUN), np.frombuffer(bytes(pieces), seam.PIECE)
         batch = Batch(transfer, len(wanted))
+        if wanted["after"].any():
+            raise UsageError("a run that follows others: there is one rail, and a pair cuts pieces itself")
         for one in wanted:
             peer, op, ours, theirs = (int(one[name]) for name in ("peer", "op", "local_region", "remote_region"))
             link, remote, mr = self._links.get(peer), self._theirs.get(theirs), self._ours.get(ours)
