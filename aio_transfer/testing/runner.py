@@ -98,8 +98,9 @@ async def run_check(check: Check, spec: Spec, *, deadline_s: float = _DEADLINE_S
     :raises ConformanceError: the backend breaks the contract; the message names the rule, what was seen and the seed
     """
     before = _held()
+    deadline_s = patient(deadline_s)
     try:
-        with anyio.fail_after(patient(deadline_s)):
+        with anyio.fail_after(deadline_s):
             await check.body(spec)
     except TimeoutError as error:
         raise _verdict(check, spec, f"it had not ended after {deadline_s:g} s") from error

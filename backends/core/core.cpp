@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <iterator>
 
 namespace aio {
 
@@ -219,7 +220,6 @@ bool Core::post(TransferId id, const Run* runs, std::size_t n_runs, const Piece*
   transfer->pieces.assign(pieces, pieces + n_pieces);
   std::uint64_t nbytes_inline = UINT64_MAX;
   std::uint32_t pieces_inline = UINT32_MAX;
-  std::vector<Flow*> flows(n_runs, nullptr);  // by run; nothing for an empty one
   for (std::size_t i = 0; i < n_runs; ++i) {
     const Run& run = runs[i];
     if (run.rail >= rails_.size() || std::uint64_t{run.first} + run.count > n_pieces) {
@@ -228,13 +228,12 @@ bool Core::post(TransferId id, const Run* runs, std::size_t n_runs, const Piece*
     if (run.after > i) throw Failure(Failure::Kind::usage, "post", "a run follows more runs than there are before it");
     if (run.count == 0) continue;
     Flow& flow = transfer->flows.emplace_back(Flow{transfer.get(), transfer->pieces.data() + run.first, run});
-    flows[i] = &flow;
-    for (std::size_t before = i - run.after; before < i; ++before) {
-      if (flows[before] == nullptr) continue;
-      if (flows[before]->follower != nullptr) {
-        throw Failure(Failure::Kind::usage, "post", "two runs follow the same one");
-      }
-      flows[before]->follower = &flow;
+    auto before = std::next(transfer->flows.rbegin());
+    for (std::size_t j = i; j-- > i - run.after;) {
+      if (runs[j].count == 0) continue;  // it has no flow
+      if (before->follower != nullptr) throw Failure(Failure::Kind::usage, "post", "two runs follow the same one");
+      before->follower = &flow;
+      ++before;
       ++flow.awaited;
     }
     flow.run.after = flow.awaited;
