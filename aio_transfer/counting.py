@@ -9,8 +9,9 @@ gets any, and a withdrawn waiter takes none.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,8 +21,7 @@ if TYPE_CHECKING:
 __all__ = ("CounterState", "Ticket")
 
 
-@dataclass(eq=False, slots=True)
-class Ticket:
+class Ticket(Struct, eq=False):
     """One waiter's place in the queue.
 
     :param count: how many counts it takes
@@ -34,8 +34,7 @@ class Ticket:
     failure: Callable[[], AioTransferError] | None = None
 
 
-@dataclass(eq=False, slots=True)
-class CounterState:
+class CounterState(Struct, eq=False):
     """A running total and the queue of those who wait for parts of it."""
 
     value: int = 0

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import enum
 import struct
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple, NewType, Protocol, runtime_checkable
 
 import numpy as np
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -115,8 +115,7 @@ class Access(enum.Flag):
     REMOTE_WRITE = enum.auto()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LocalMemory:
+class LocalMemory(Struct, frozen=True, kw_only=True):
     """Our own memory, about to be registered.
 
     :param fd: the memfd that backs it, when it came from :meth:`TransferEngine.allocate`; else ``None``
@@ -130,8 +129,7 @@ class LocalMemory:
     fd_offset: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RemoteMemory:
+class RemoteMemory(Struct, frozen=True, kw_only=True):
     """A peer's memory, about to be named in runs.
 
     :param keys: the bytes its owner's :meth:`Driver.register` returned
@@ -145,8 +143,7 @@ class RemoteMemory:
     fds: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Endpoint:
+class Endpoint(Struct, frozen=True, kw_only=True):
     """One end of a connection, in a form that can travel.
 
     :param fds: only on transports within one host; they travel by SCM_RIGHTS
@@ -156,8 +153,7 @@ class Endpoint:
     fds: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Capabilities:
+class Capabilities(Struct, frozen=True, kw_only=True):
     """What an open driver can do.
 
     :param backend: the driver's name, as in ``backend="shm"``

@@ -16,7 +16,6 @@ import re
 import sys
 import weakref
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -290,7 +289,8 @@ def _extents(shape: int | Sequence[int]) -> tuple[int, ...]:
 
 
 def _huge_page_nbytes() -> int:
-    found = re.search(r"^Hugepagesize:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    with open("/proc/meminfo", encoding="ascii") as file:
+        found = re.search(r"^Hugepagesize:\s+(\d+) kB", file.read(), re.MULTILINE)
     if found is None:
         raise BackendUnavailableError("memfd", "this kernel has no huge pages")
     return int(found[1]) * 1024

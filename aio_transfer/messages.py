@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 import anyio
 import anyio.lowlevel
+from msgspec import Struct
 
 from .control import MAX_MESSAGE_NBYTES, Message, MessageAck
 from .drivers import TransferId
@@ -63,8 +63,7 @@ class Messages:
         return message
 
 
-@dataclass(slots=True, eq=False)
-class _Sending:
+class _Sending(Struct, eq=False):
     """A message that the transport has not disposed of yet."""
 
     peer: Connection

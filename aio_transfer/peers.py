@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import anyio
+from msgspec import Struct, field
 
 from .errors import PeerLostError
 
@@ -67,8 +67,7 @@ class Peer:
         return f"<Peer {self.label} {self.state.value}>"
 
 
-@dataclass(eq=False, slots=True)
-class Connection:
+class Connection(Struct, eq=False):
     """All that is known of one connection; it is never reused for another.
 
     :param number: the drivers' name for it

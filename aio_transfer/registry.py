@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-import secrets
+import os
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -83,7 +83,7 @@ class Registry:
         number = RegionNumber(next(self._numbers))
         keys: dict[str, bytes] = {}
         try:
-            region = Region(self, buffer, access, number=number, generation=secrets.randbits(31))
+            region = Region(self, buffer, access, number=number, generation=int.from_bytes(os.urandom(4)) >> 1)
             for name, one in self._drivers.items():
                 keys[name] = one.driver.register(number, buffer.local_memory(access))
         except BaseException:

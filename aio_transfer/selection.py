@@ -10,6 +10,8 @@ import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from msgspec import Struct
+
 from .errors import AioTransferError, BackendUnavailableError, UnsupportedError, UsageError
 from .transfers import Path
 
@@ -33,8 +35,7 @@ BUILT_IN: Final = {
 GROUP: Final = "aio_transfer.backends"
 
 
-@dataclass(frozen=True, slots=True)
-class OpenDriver:
+class OpenDriver(Struct, frozen=True):
     """A driver that runs, and what it can do."""
 
     name: str

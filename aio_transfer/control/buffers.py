@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import struct
 from collections import deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from aio_transfer.control.codec import announced_fds, decode, encode
 from aio_transfer.control.frames import (
@@ -107,8 +108,7 @@ class FrameReader:
         self._body_nbytes = 0
 
 
-@dataclass(slots=True)
-class _Outgoing:
+class _Outgoing(Struct, eq=False):
     """What is left of one frame. ``fds`` are our duplicates, and leave with its first byte."""
 
     rest: memoryview

@@ -25,11 +25,10 @@ from __future__ import annotations
 import contextlib
 import hmac
 import os
-import secrets
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import anyio
+from msgspec import Struct
 
 from aio_transfer.control.codec import VersionError, clip
 from aio_transfer.control.frames import (
@@ -68,28 +67,25 @@ HANDSHAKE_DEADLINE_S: Final = 10.0
 _FrameT = TypeVar("_FrameT", Hello, Challenge, HelloProof, Welcome)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
-    """What one side brings to a handshake.
+    """What one side brings to a handshake."""
 
-    :param secret: shared by all who may connect; ``None`` where the network is trusted
-    """
+    __slots__ = ("info", "secret")
 
-    info: PeerInfo
-    secret: bytes | None = field(default=None, repr=False)
-
-    def __post_init__(self) -> None:
+    def __init__(self, *, info: PeerInfo, secret: bytes | None = None) -> None:
         """Refuse a secret that is none.
 
+        :param secret: shared by all who may connect; ``None`` where the network is trusted
         :raises UsageError: it is empty
         """
-        if self.secret is not None and not self.secret:
+        if secret is not None and not secret:
             msg = "an empty secret proves nothing: give None, or at least 16 random bytes"
             raise UsageError(msg)
+        self.info = info
+        self.secret = secret
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Session:
+class Session(Struct, frozen=True, kw_only=True):
     """A connection whose other end has been accepted.
 
     :param peer: who is there
@@ -139,7 +135,7 @@ async def call(  # noqa: PLR0913 - everything after the credentials is a keyword
             version=PROTOCOL_VERSION,
             role=role,
             info=credentials.info,
-            nonce=secrets.token_bytes(NONCE_NBYTES),
+            nonce=os.urandom(NONCE_NBYTES),
             session=session,
             expected=expected,
         )
@@ -175,7 +171,7 @@ async def answer(
         _check_user(connection)
         hello = await _expect(connection, Hello)
         _check_version(connection, hello.version)
-        challenge = Challenge(PROTOCOL_VERSION, secrets.token_bytes(NONCE_NBYTES))
+        challenge = Challenge(PROTOCOL_VERSION, os.urandom(NONCE_NBYTES))
         proof = (await _exchange(connection, challenge, HelloProof)).proof
         transcript = make_transcript(hello, challenge)
         _check_proof(connection, proof, prove(credentials.secret, DIALER, transcript))

@@ -5,15 +5,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import secrets
-from pathlib import Path
 from typing import Final
 
 __all__ = ("HOST_IDENTITY_NBYTES", "INCARNATION_NBYTES", "host_identity", "new_incarnation", "new_session")
 
 INCARNATION_NBYTES: Final = 16
 HOST_IDENTITY_NBYTES: Final = 32
-_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+_BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
 # Abstract AF_UNIX names belong to a network namespace, and pidfds and /proc to a pid namespace: two processes that
 # differ in either are, for us, on different hosts even under one kernel.
 _NAMESPACES: Final = ("/proc/self/ns/net", "/proc/self/ns/pid")
@@ -29,9 +27,10 @@ def host_identity() -> bytes:
     :returns: 32 bytes; where ``/proc`` does not tell, random ones, which equal nobody's
     """
     try:
-        parts = (_BOOT_ID.read_text(encoding="ascii").strip(), *map(os.readlink, _NAMESPACES))
+        with open(_BOOT_ID, encoding="ascii") as file:
+            parts = (file.read().strip(), *map(os.readlink, _NAMESPACES))
     except OSError:
-        return secrets.token_bytes(HOST_IDENTITY_NBYTES)
+        return os.urandom(HOST_IDENTITY_NBYTES)
     return hashlib.sha256("\0".join(("aio-transfer host", *parts)).encode()).digest()
 
 
@@ -40,7 +39,7 @@ def new_incarnation() -> bytes:
 
     :returns: 16 random bytes
     """
-    return secrets.token_bytes(INCARNATION_NBYTES)
+    return os.urandom(INCARNATION_NBYTES)
 
 
 def new_session() -> bytes:
@@ -48,4 +47,4 @@ def new_session() -> bytes:
 
     :returns: 16 random bytes
     """
-    return secrets.token_bytes(INCARNATION_NBYTES)
+    return os.urandom(INCARNATION_NBYTES)

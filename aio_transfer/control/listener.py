@@ -12,11 +12,11 @@ import contextlib
 import errno
 import logging
 import socket
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import anyio
 import anyio.lowlevel
+from msgspec import Struct, field
 
 from aio_transfer.control.framing import FrameConnection
 from aio_transfer.control.handshake import HANDSHAKE_DEADLINE_S, answer
@@ -37,8 +37,7 @@ _BACKOFF_S: Final = 0.1
 _LOGGER: Final = logging.getLogger(__name__)
 
 
-@dataclass(slots=True, eq=False)
-class _HalfOpen:
+class _HalfOpen(Struct, eq=False):
     """A connection whose handshake is under way."""
 
     connection: FrameConnection
