@@ -141,11 +141,12 @@ class _AsyncioLoop(_OfThisProcess):
         import asyncio
 
         self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._running = asyncio._get_running_loop  # noqa: SLF001 - does not raise without a loop; 40 ns
 
     def check(self, what: str) -> None:
-        if self._running() is not self._loop or self._born != _forks:
+        # No thread runs two loops at a time. get_running_loop says the same, with a getpid per call before Python 3.12.
+        if threading.get_ident() != self._thread or not self._loop.is_running() or self._born != _forks:
             raise _wrong_place(what, self)
 
     def watch(self, fd: int, on_ready: Callable[[], None]) -> None:

@@ -112,7 +112,9 @@ def open_drivers(backend: str | Iterable[str], options: Mapping[str, Mapping[str
     :raises BackendUnavailableError: a named backend cannot run here, or ``"auto"`` found none that can
     """
     wanted = AUTO if backend == "auto" else (backend,) if isinstance(backend, str) else tuple(backend)
-    unknown = options.keys() - BUILT_IN.keys() - (set(names()) if options else set())
+    unknown = options.keys() - BUILT_IN.keys()
+    if unknown:
+        unknown -= set(names())
     if unknown or not wanted:
         raise UsageError(f"no such backend: {', '.join(sorted(unknown)) or 'none was named'}")
     opened: dict[str, OpenDriver] = {}
