@@ -6,8 +6,6 @@ import operator
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
-import anyio.lowlevel
-
 from .counting import CounterState, Ticket
 from .drivers import PRIVATE_COUNTER_BIT, CounterId
 from .errors import BusyError, ClosedError, ProviderError, UsageError, WouldBlock
@@ -108,18 +106,22 @@ class ImmCounter:
         :cancellation: nothing is consumed
         """
         count = self._checked(count)
-        # Before anything is taken, so that a cancellation here has nothing to undo; and one checkpoint is the cheapest.
-        await anyio.lowlevel.checkpoint()
-        if self._take(count):
+        state, loop = self._state, self._owner.loop
+        if count == 0:
+            await loop.checkpoint()
             return
-        waiter = self._owner.loop.waiter()
+        waiter = loop.waiter()
         ticket = Ticket(count, waiter.wake)
-        self._state.enqueue(ticket)
+        state.enqueue(ticket)
         self._owner.refresh(self)
+        if state.failure is not None and not ticket.granted:
+            state.withdraw(ticket)
+            raise state.failure()
         try:
-            await waiter.wait()
+            # What is there is taken before the checkpoint; a cancellation gives it back either way.
+            await (loop.checkpoint() if ticket.granted else waiter.wait())
         except BaseException:
-            self._state.withdraw(ticket)
+            state.withdraw(ticket)
             if not self._closed:
                 self._owner.refresh(self)
             raise
@@ -243,9 +245,10 @@ class CounterTable:
             need = state.awaited
             single = len(drivers) == 1
             state.deliver(drivers[0].expect(counter.id, need) if single else self._arm_each(counter.id, need))
-            if need:
+            left = state.awaited
+            if left:
                 self.on_wait()
-            if not need or state.awaited == need:
+            if not left or left == need:  # a driver that had enough has disarmed the counter
                 return
 
     def _arm_each(self, number: CounterId, need: int) -> int:
@@ -259,11 +262,16 @@ class CounterTable:
                 return self._arm_each(number, need)
         return total
 
-    def reached(self, number: int) -> None:
+    def reached(self, number: int, total: int) -> None:
         """Handle a driver's COUNTER event."""
         counter = self._counters.get(number)
-        if counter is not None:
-            self.refresh(counter)
+        if counter is None:
+            return
+        if len(self._drivers) == 1:
+            counter._state.deliver(total)  # noqa: SLF001 - the table is its other half
+            if not counter._state.queue:  # noqa: SLF001
+                return
+        self.refresh(counter)
 
     def promise(self, number: int, source: bytes) -> None:
         """Take note that a peer will raise a counter of ours."""

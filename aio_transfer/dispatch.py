@@ -106,7 +106,7 @@ class Dispatcher:
                 if not self._poster.on_transfer_event(number, status, code, payload):
                     self._messenger.on_sent(number, payload.decode(errors="replace") or "the transport failed")
             case EventKind.COUNTER:
-                self._counters.reached(number)
+                self._counters.reached(number, code)
             case EventKind.MESSAGE:
                 peer = self._peering.find(number)
                 if peer is not None:

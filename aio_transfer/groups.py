@@ -159,6 +159,17 @@ class PeerGroup:
             raise ClosedError(f"group {self.name!r}")
 
 
+def _discard(members: dict[bytes, set[bytes]], key: bytes, member: bytes) -> bool:
+    """Take a member out; whether it was in."""
+    known = members.get(key, set())
+    if member not in known:
+        return False
+    known.discard(member)
+    if not known:
+        del members[key]
+    return True
+
+
 def _kept(note: Transfer) -> bool:
     return note.done and note.exception() is None
 
@@ -172,6 +183,10 @@ class GroupBoard:
         self._open: dict[bytes, PeerGroup] = {}
         self._joins: dict[bytes, dict[bytes, tuple[int, int]]] = {}
         self._left: dict[bytes, set[bytes]] = {}
+        # A group that was closed can be made again, and members are not equally fast. Who has left and joined before we
+        # left is in the next one already; who was still in it when we left will leave the one that is over.
+        self._ahead: dict[bytes, set[bytes]] = {}
+        self._behind: dict[bytes, set[bytes]] = {}
         self._passed: dict[bytes, dict[bytes, int]] = {}  # how many barriers a member had passed when it left
         # Members whose connection ended after one side had told the other: that is forgotten, also if they meet again.
         self._parted: dict[bytes, set[bytes]] = {}
@@ -232,26 +247,35 @@ class GroupBoard:
         joined = self._joins.get(group.key, {})
         parted = self._parted.get(group.key, ())
         for peer in group.peers:
-            if peer.incarnation not in joined or peer.incarnation in parted:
+            if peer.incarnation not in joined or peer.incarnation in parted or self._has_left(group, peer.incarnation):
                 error = self._gone(group, peer.incarnation, peer.label)
                 raise error()
 
+    def _has_left(self, group: PeerGroup, incarnation: bytes) -> bool:
+        """Whether a member has left the group as we know it; it may be in the next already."""
+        return incarnation in self._left.get(group.key, ()) or incarnation in self._ahead.get(group.key, ())
+
     def _gone(self, group: PeerGroup, incarnation: bytes, label: str) -> Callable[[], AioTransferError]:
-        if incarnation in self._left.get(group.key, ()):
+        if self._has_left(group, incarnation):
             return lambda: TransferAbortedError("barrier", "it left the group", peer=label)
         reason = self._engine.peering.lost.get(incarnation, "it is gone")
         return lambda: PeerLostError(label, reason, operation="barrier")
 
     def on_join(self, peer: Connection, frame: GroupJoin) -> None:
         """Note a member's counters, also before our own member object exists."""
+        _discard(self._behind, frame.group, peer.incarnation)
         if frame.group in self._joins or len(self._joins) < _MAX_GROUPS:
             self._joins.setdefault(frame.group, {})[peer.incarnation] = frame.counters
-            self._left.get(frame.group, set()).discard(peer.incarnation)
+            if _discard(self._left, frame.group, peer.incarnation):
+                self._ahead.setdefault(frame.group, set()).add(peer.incarnation)
             self._passed.get(frame.group, {}).pop(peer.incarnation, None)
             self._notify()
 
     def on_leave(self, peer: Connection, frame: GroupLeave) -> None:
         """Note that a member is gone after so many barriers; those it has entered can still be passed."""
+        if _discard(self._behind, frame.group, peer.incarnation):
+            return
+        _discard(self._ahead, frame.group, peer.incarnation)
         if frame.group in self._open:
             self._passed.setdefault(frame.group, {})[peer.incarnation] = frame.epoch
         if frame.closing:
@@ -265,6 +289,9 @@ class GroupBoard:
         for key, group in self._open.items():
             if any(member.incarnation == peer.incarnation for member in group.peers):
                 self._parted.setdefault(key, set()).add(peer.incarnation)
+        for members in (self._ahead, self._behind):
+            for key in tuple(members):
+                _discard(members, key, peer.incarnation)
         for key in tuple(self._joins):
             if peer.incarnation in self._joins[key]:
                 self._remove(key, peer)
@@ -285,6 +312,12 @@ class GroupBoard:
     def leave(self, group: PeerGroup, *, closing: bool) -> None:
         """Give a membership up."""
         self._open.pop(group.key, None)
+        ahead = self._ahead.pop(group.key, set())
+        joins = self._joins.pop(group.key, {})
+        if ahead:
+            self._joins[group.key] = {member: joins[member] for member in ahead}
+        if joins.keys() - ahead and len(self._behind) < _MAX_GROUPS:
+            self._behind[group.key] = set(joins.keys() - ahead)
         self._left.pop(group.key, None)
         self._passed.pop(group.key, None)
         self._parted.pop(group.key, None)

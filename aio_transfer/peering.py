@@ -258,8 +258,8 @@ class Peering:
         control = _control(peer)
         # Only AF_UNIX proves a shared host: virtual machines restored from one snapshot have equal identities.
         one = choose(self._drivers, peer.info, same_host=control.is_local)
+        peer.driver = one  # before it is used: if one rail refuses, those that did not are given back with it
         mine = one.driver.connect(peer.number, None)
-        peer.driver = one
         offer = Offer(backend=one.name, blob=mine.blob, fds=len(mine.fds), connection=peer.number)
         await control.send(offer, mine.fds)
         answer, fds = await control.receive()
@@ -292,8 +292,8 @@ class Peering:
                 error = UnsupportedError(f"a path to {peer.label}", needs=offer.backend, has=", ".join(self._drivers))
                 await control.send(Answer(backend=offer.backend, error=clip(str(error))))
                 raise error
+            peer.driver = one  # as above
             mine = one.driver.connect(peer.number, None)
-            peer.driver = one
             try:
                 one.driver.connect(peer.number, Endpoint(blob=offer.blob, fds=fds))
             except AioTransferError as error:

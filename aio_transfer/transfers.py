@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import anyio.lowlevel
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
@@ -120,7 +118,7 @@ class Transfer:
                     self._waiters.remove(waiter)
                 raise
         else:
-            await anyio.lowlevel.checkpoint()
+            await self._loop.checkpoint()
         if self._failure is not None:
             raise self._failure()
 

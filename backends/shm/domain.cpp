@@ -273,6 +273,7 @@ void ShmDomain::disconnect(PeerNumber peer, bool /*lost*/) {
   if (found == links_.end()) return sink_.fenced(peer);
   Link link = std::move(found->second);
   links_.erase(found);
+  if (link.mine == nullptr) return sink_.fenced(peer);  // there was no slot for it
   for (auto at = remotes_.begin(); at != remotes_.end();) {
     if (at->second.peer == peer) reaper_.take(std::move(at->second.mapping));
     at = at->second.peer == peer ? remotes_.erase(at) : std::next(at);

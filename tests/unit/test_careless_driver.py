@@ -7,12 +7,22 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
-from aio_transfer import ClosedError, ProviderError, RemoteRegion, TransferAbortedError, TransferEngine, selection
+from aio_transfer import (
+    ClosedError,
+    ProviderError,
+    RemoteRegion,
+    TransferAbortedError,
+    TransferEngine,
+    UnsupportedError,
+    selection,
+)
 from aio_transfer.backends.core import NativeDriver
 from aio_transfer.errors import PeerLostError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from aio_transfer.drivers import Endpoint, PeerNumber
 
 pytestmark = pytest.mark.anyio
 CARELESS: set[str] = set()
@@ -87,3 +97,29 @@ async def test_drain_closes_the_engine() -> None:
         assert len(waits) == 1
         with pytest.raises(ClosedError):
             a.counter()
+
+
+class Halfway(Careless):
+    """One of its connections fails once some of it is made, as when the second of two rails refuses."""
+
+    left = 0
+
+    def connect(self, peer: PeerNumber, remote: Endpoint | None) -> Endpoint:
+        end = super().connect(peer, remote)
+        Halfway.left -= 1
+        if Halfway.left == 0:
+            raise OSError("no second rail")
+        return end
+
+
+@pytest.mark.parametrize("call", [1, 2, 3, 4], ids=["offer", "answer", "join the caller", "join"])
+async def test_half_made_connections_are_given_back(call: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "load", lambda _: Halfway)
+    with anyio.fail_after(10):
+        async with TransferEngine(backend="careless") as a, TransferEngine(backend="careless") as b:
+            Halfway.left = call
+            with pytest.raises((ProviderError, PeerLostError, UnsupportedError)):
+                await a.connect(b.address)
+            while any(one.statistics().drivers["careless"]["handles"] for one in (a, b)):  # noqa: ASYNC110 - no event
+                await anyio.sleep(0.01)
+            await a.connect(b.address)

@@ -166,6 +166,29 @@ async def check_barrier_opened_again(spec: Spec) -> None:
         claim(a.statistics().counters == 0, f"closed groups left {a.statistics().counters} counters")
 
 
+@check("rule 10")
+async def check_barrier_opened_again_at_once(spec: Spec) -> None:
+    """Members close a group and make it again at their own pace, and each barrier is of one such group."""
+    entered, rng = dict.fromkeys("abc", 0), spec.rng()
+    async with mesh(spec, 3) as engines:
+
+        async def march(engine: TransferEngine, pauses: list[int]) -> None:
+            me = engine.address.label
+            for pause in pauses:
+                group = await engine.group([other.address for other in engines if other is not engine], name="again")
+                for _ in range(2):
+                    await turns(pause)
+                    entered[me] += 1
+                    await group.barrier()
+                    late = [name for name, count in entered.items() if count < entered[me]]
+                    claim(not late, f"{me} left barrier {entered[me]} before {late} had entered it: {entered}")
+                group.close()
+
+        async with anyio.create_task_group() as tasks:
+            for engine in engines:
+                tasks.start_soon(march, engine, rng.permutation(12).tolist())
+
+
 @check("bad input")
 async def check_group_refused(spec: Spec) -> None:
     """A group with oneself, with a peer twice, or that is open already is refused, and leaves nothing."""
