@@ -6,6 +6,8 @@ import operator
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
+import anyio.lowlevel
+
 from .counting import CounterState, Ticket
 from .drivers import PRIVATE_COUNTER_BIT, CounterId
 from .errors import BusyError, ClosedError, ProviderError, UsageError, WouldBlock
@@ -106,10 +108,17 @@ class ImmCounter:
         :cancellation: nothing is consumed
         """
         count = self._checked(count)
+        if count and not self._state.take(count):
+            await self._queue(count)
+        elif self._owner.loop.is_turn_due():
+            try:
+                await anyio.lowlevel.checkpoint()
+            except BaseException:
+                self._state.give_back(count)
+                raise
+
+    async def _queue(self, count: int) -> None:
         state, loop = self._state, self._owner.loop
-        if count == 0:
-            await loop.checkpoint()
-            return
         waiter = loop.waiter()
         ticket = Ticket(count, waiter.wake)
         state.enqueue(ticket)
@@ -118,8 +127,10 @@ class ImmCounter:
             state.withdraw(ticket)
             raise state.failure()
         try:
-            # What is there is taken before the checkpoint; a cancellation gives it back either way.
-            await (loop.checkpoint() if ticket.granted else waiter.wait())
+            if not ticket.granted:
+                await waiter.wait()
+            elif loop.is_turn_due():
+                await anyio.lowlevel.checkpoint()
         except BaseException:
             state.withdraw(ticket)
             if not self._closed:
@@ -153,13 +164,14 @@ class ImmCounter:
 
     def _checked(self, count: int) -> int:
         self._check()
-        try:
-            number = operator.index(count)
-        except TypeError:
-            number = -1
-        if not 0 <= number <= _MAX_COUNT:
+        if type(count) is not int:
+            try:
+                count = operator.index(count)
+            except TypeError:
+                count = -1
+        if not 0 <= count <= _MAX_COUNT:
             raise UsageError(f"cannot wait for {count!r} counts: 0 … 2**47 are possible")
-        return number
+        return count
 
     def _take(self, count: int) -> bool:
         self._check()
@@ -196,6 +208,7 @@ class CounterTable:
         self._check = check
         self.check_place = check_place
         self._drivers = tuple(drivers)
+        self._arm = self._drivers[0].expect if len(self._drivers) == 1 else self._arm_each
         self._counters: dict[int, ImmCounter] = {}
         self._slots = deque(range(_SLOTS))
         self._generations: dict[int, int] = {}
@@ -240,11 +253,9 @@ class CounterTable:
     def refresh(self, counter: ImmCounter) -> None:
         """Deliver the present total and arm every driver so that the next one that matters is told."""
         state = counter._state  # noqa: SLF001
-        drivers = self._drivers
         while True:
             need = state.awaited
-            single = len(drivers) == 1
-            state.deliver(drivers[0].expect(counter.id, need) if single else self._arm_each(counter.id, need))
+            state.deliver(self._arm(counter.id, need))
             left = state.awaited
             if left:
                 self.on_wait()

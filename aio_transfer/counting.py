@@ -59,7 +59,7 @@ class CounterState(Struct, eq=False):
 
     def take(self, count: int) -> bool:
         """Consume at once, if nobody is before us and there is enough."""
-        if self.queue or self.available < count:
+        if self.queue or self.value - self.consumed < count:
             return False
         self.consumed += count
         return True
@@ -71,11 +71,17 @@ class CounterState(Struct, eq=False):
     def deliver(self, total: int) -> None:
         """Take note of the running total and wake whom it satisfies. Totals may be repeated, and never fall."""
         self.value = max(self.value, total)
-        while self.queue and self.queue[0].count <= self.available:
-            ticket = self.queue.popleft()
+        queue = self.queue
+        while queue and queue[0].count <= self.value - self.consumed:
+            ticket = queue.popleft()
             self.consumed += ticket.count
             ticket.granted = True
             ticket.wake()
+
+    def give_back(self, count: int) -> None:
+        """Undo a :meth:`take`."""
+        self.consumed -= count
+        self.deliver(self.value)
 
     def withdraw(self, ticket: Ticket) -> None:
         """Undo a wait that was cancelled: in the queue, or after its grant and before its task ran."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from .control import (
@@ -38,6 +39,7 @@ __all__ = ("Dispatcher",)
 
 _LOGGER: Final = logging.getLogger(__name__)
 
+_COUNTER: Final = int(EventKind.COUNTER)
 _DRAIN_LIMIT: Final = 256
 """Events handled per turn of the loop: a flood must not starve other tasks."""
 
@@ -76,7 +78,7 @@ class Dispatcher:
     def watch(self, one: OpenDriver) -> None:
         """Handle a driver's events from now on."""
         fd = self._watched[one.name] = one.driver.fileno()
-        self._loop.watch(fd, lambda: self._on_ready(one))
+        self._loop.watch(fd, partial(self._on_ready, one))
 
     def unwatch(self, one: OpenDriver) -> None:
         """Stop; before the driver is closed. Idempotent."""
@@ -96,7 +98,10 @@ class Dispatcher:
             self._close()
             return
         for kind, number, status, code, payload in events:
-            self._on_event(kind, number, status, code, payload)
+            if kind == _COUNTER:  # what most loops wake up for
+                self._counters.reached(number, code)
+            else:
+                self._on_event(kind, number, status, code, payload)
         if len(events) == _DRAIN_LIMIT:
             self._loop.call_soon(lambda: self._on_ready(one))
 
@@ -105,8 +110,6 @@ class Dispatcher:
             case EventKind.TRANSFER:
                 if not self._poster.on_transfer_event(number, status, code, payload):
                     self._messenger.on_sent(number, payload.decode(errors="replace") or "the transport failed")
-            case EventKind.COUNTER:
-                self._counters.reached(number, code)
             case EventKind.MESSAGE:
                 peer = self._peering.find(number)
                 if peer is not None:

@@ -296,7 +296,8 @@ class TransferEngine:
         :raises ClosedError: it is not open
         :raises UsageError: another thread, event loop or process
         """
-        self.check_place()
+        if self._listener is not None:
+            self._loop.check("the engine")
         if self._state != "open":
             raise ClosedError("the engine")
 
@@ -416,7 +417,7 @@ class TransferEngine:
             "write",
             remote.peer,
             remote,
-            lambda routes, cursor: plan_write(source, target, routes[0], counter=number, cursor=cursor),
+            lambda route, cursor: plan_write(source, target, route, counter=number, cursor=cursor),
             counter=number,
             leases=(region,),
         )
@@ -443,7 +444,7 @@ class TransferEngine:
             "write_pages",
             remote.peer,
             remote,
-            lambda routes, cursor: plan_pages(source, target, routes[0], counter=number, cursor=cursor),
+            lambda route, cursor: plan_pages(source, target, route, counter=number, cursor=cursor),
             counter=number,
             leases=(region,),
         )
@@ -525,7 +526,7 @@ class TransferEngine:
             "read",
             remote.peer,
             remote,
-            lambda routes, cursor: plan_read(target, source, routes[0], cursor=cursor),
+            lambda route, cursor: plan_read(target, source, route, cursor=cursor),
             leases=(region,),
         )
 
@@ -536,7 +537,7 @@ class TransferEngine:
             "read_pages",
             remote.peer,
             remote,
-            lambda routes, cursor: plan_pages(target, source, routes[0], op=Op.READ, cursor=cursor),
+            lambda route, cursor: plan_pages(target, source, route, op=Op.READ, cursor=cursor),
             leases=(region,),
         )
 
@@ -545,13 +546,15 @@ class TransferEngine:
     ) -> tuple[Region, RemoteRegion]:
         """Check both ends of an operation as far as no peer is needed for it."""
         self.check()
-        require_kinds(local, remote, ours, theirs)
-        region = local.region
-        if region not in self._registry:
+        if type(local) is not ours or type(remote) is not theirs:
+            require_kinds(local, remote, ours, theirs)
+        region, far = local.region, remote.region
+        if region.owner is not self._registry:
             region.require_open()
             raise UsageError(f"{region.name} is not registered with this engine")
-        self._check_other(remote.region.peer)
-        return region, remote.region
+        if far.peer.incarnation == self.address.incarnation:
+            self._check_other(far.peer)
+        return region, far
 
     def _check_other(self, peer: PeerInfo) -> None:
         if peer.incarnation == self.address.incarnation:

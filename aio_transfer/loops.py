@@ -73,12 +73,11 @@ class Loop(Protocol):
         """Make a parking place."""
         ...
 
-    async def checkpoint(self) -> None:
-        """Stand for a wait that was not needed, so that a task for which all goes well does not starve the others.
+    def is_turn_due(self) -> bool:
+        """Whether an await that need not wait shall let others have a turn, so that good luck starves nobody.
 
-        On trio others have a turn, and cancellation is delivered, every time, as that library demands. On asyncio, as
-        with its own queues and locks, an await that need not wait returns at once; here others have a turn at least
-        once in 64 times.
+        On trio always, as that library demands. On asyncio, as with its own queues and locks, such an await returns at
+        once; here others have a turn once in 64 times.
         """
         ...
 
@@ -172,11 +171,12 @@ class _AsyncioLoop(_OfThisProcess):
     def waiter(self) -> Waiter:
         return _AsyncioWaiter(self._loop)
 
-    async def checkpoint(self) -> None:
+    def is_turn_due(self) -> bool:
         self._awaits_left -= 1
-        if self._awaits_left <= 0:
-            self._awaits_left = _AWAITS_PER_TURN
-            await anyio.lowlevel.checkpoint()
+        if self._awaits_left:
+            return False
+        self._awaits_left = _AWAITS_PER_TURN
+        return True
 
     def call_soon(self, call: Callable[[], None]) -> None:
         self._loop.call_soon(call)
@@ -256,8 +256,8 @@ class _TrioLoop(_OfThisProcess):
     def waiter(self) -> Waiter:
         return _TrioWaiter()
 
-    async def checkpoint(self) -> None:
-        await self._trio.lowlevel.checkpoint()
+    def is_turn_due(self) -> bool:
+        return True
 
     def call_soon(self, call: Callable[[], None]) -> None:
         self._token.run_sync_soon(call)

@@ -48,7 +48,7 @@ def plan_write(
     nbytes = source.nbytes
     if nbytes != target.nbytes or not target.region.writable:
         raise _refusal("write", source, target, nbytes, target.nbytes, None)
-    return _contiguous(_WRITE, source, target, route, counter, cursor, 1)
+    return _contiguous(_WRITE, source, target, route, counter, cursor)
 
 
 def plan_read(target: Slice, source: RemoteSlice, route: Route, *, cursor: int = 0) -> Plan:
@@ -60,11 +60,11 @@ def plan_read(target: Slice, source: RemoteSlice, route: Route, *, cursor: int =
     nbytes = target.nbytes
     if nbytes != source.nbytes or not source.region.readable or target.region.readonly:
         raise _refusal("read", source, target, source.nbytes, nbytes, target.region)
-    return _contiguous(_READ, target, source, route, None, cursor, 1)
+    return _contiguous(_READ, target, source, route, None, cursor)
 
 
 def _contiguous(  # noqa: PLR0913, PLR0917 - positional, for speed
-    op: int, local: Slice, remote: RemoteSlice, route: Route, counter: int | None, cursor: int, chunks: int
+    op: int, local: Slice, remote: RemoteSlice, route: Route, counter: int | None, cursor: int, chunks: int = 1
 ) -> Plan:
     nbytes = local.nbytes
     region = local.region

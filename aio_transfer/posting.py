@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 import anyio
 
@@ -75,6 +75,18 @@ class Part(NamedTuple):
     since: float
 
 
+def _lease(leases: tuple[Leased, ...]) -> None:
+    """Lease all, or none.
+
+    :raises ClosedError: one of them is closing
+    """
+    if len(leases) > 1:
+        for leased in leases:
+            leased.require_open()
+    for leased in leases:
+        leased.lease()
+
+
 class Poster:
     """Everything of one engine that is under way to its peers."""
 
@@ -83,7 +95,7 @@ class Poster:
         self._loop = loop
         self._peering = peering
         self._tasks = tasks
-        self.ids = itertools.count(1)
+        self.ids = cast("Iterator[TransferId]", itertools.count(1))
         self._regions = itertools.count(1 << 31)  # imports; an engine's own regions are numbered from 1
         self._requests = itertools.count(1)
         self._cursor = 0
@@ -99,7 +111,7 @@ class Poster:
         operation: str,
         peer: PeerAddress,
         remote: RemoteRegion | None,
-        plan: Planner,
+        plan: Callable[[Route, int], Plan],
         *,
         counter: int | None = None,
         leases: tuple[Leased, ...] = (),
@@ -107,7 +119,7 @@ class Poster:
         """Start an operation with one region of one peer, or queue it until it can start.
 
         :param remote: the peer's region; ``None`` for a bare notification
-        :param plan: makes the batch for a route; called once more if the route is not known yet
+        :param plan: makes the batch for one route; called once more if the route is not known yet
         :param counter: the peer's counter that the batch raises
         :param leases: what must stay as it is meanwhile
         :raises UsageError: from ``plan``: the arguments do not fit; nothing was started
@@ -115,8 +127,9 @@ class Poster:
         """
         bound = self._bound.get(remote.key if remote is not None else (peer.incarnation, 0, 0))
         self._cursor += 1
-        batch = plan((_PROBE if bound is None else bound.route,), self._cursor)
-        transfer = Transfer(self._loop, operation, peer.label, nbytes=batch.nbytes, count=batch.chunks, leases=leases)
+        batch = plan(_PROBE if bound is None else bound.route, self._cursor)
+        _lease(leases)
+        transfer = Transfer(self._loop, operation, peer.label, batch.nbytes, batch.chunks, leases)
         if not batch.chunks or (not batch.nbytes and counter is None):
             transfer.finish_part()  # nothing moves and nobody counts
             return transfer
@@ -124,7 +137,7 @@ class Poster:
         if bound is not None:
             self._post(transfer, bound, batch, promises)
         else:
-            self._defer(transfer, peer, (remote,), plan, promises)
+            self._defer(transfer, peer, (remote,), lambda routes, cursor: plan(routes[0], cursor), promises)
         return transfer
 
     def notify(self, peer: PeerAddress, counter: int) -> Transfer:
@@ -133,7 +146,7 @@ class Poster:
             "notify",
             peer,
             None,
-            lambda routes, cursor: plan_notify(routes[0], counter=counter, cursor=cursor),
+            lambda route, cursor: plan_notify(route, counter=counter, cursor=cursor),
             counter=counter,
         )
 
@@ -149,7 +162,8 @@ class Poster:
         for job in jobs:
             job.plan([_PROBE] * len(job.remotes), 0)
         label = ", ".join(job.peer.label for job in jobs[:4]) + f" and {len(jobs) - 4} more" * (len(jobs) > 4)  # noqa: PLR2004
-        transfer = Transfer(self._loop, operation, label, nbytes=nbytes, count=count, leases=leases)
+        _lease(leases)
+        transfer = Transfer(self._loop, operation, label, nbytes, count, leases)
         for job in jobs:
             transfer.add_part()
             known = [self._bound.get(remote.key) for remote in job.remotes]
@@ -204,7 +218,7 @@ class Poster:
     def _post(self, transfer: Transfer, bound: Bound, batch: Plan, promises: Promises) -> None:
         peer = bound.peer
         self._promise(peer, promises)
-        number = TransferId(next(self.ids))
+        number = next(self.ids)
         transfer.path = bound.path
         try:
             done = bound.one.driver.post(number, batch.runs, batch.pieces)

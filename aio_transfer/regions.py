@@ -45,11 +45,12 @@ class Region(Leased):
     """Memory of ours that a NIC can work on.
 
     :ivar number: the engine's, unique for its life
+    :ivar owner: what registered it
     :ivar buffer: the bytes and whose they are
     :ivar readonly: nothing can be read into it
     """
 
-    __slots__ = ("_owner", "access", "address", "buffer", "generation", "nbytes", "number", "readonly")
+    __slots__ = ("access", "address", "buffer", "generation", "nbytes", "number", "owner", "readonly")
 
     def __init__(
         self, owner: RegionOwner, buffer: Buffer, access: Access, *, number: RegionNumber, generation: int = 0
@@ -62,7 +63,7 @@ class Region(Leased):
         if buffer.readonly and Access.REMOTE_WRITE in access:
             message = f"{type(buffer.owner).__name__} is read-only: peers cannot be granted REMOTE_WRITE"
             raise UsageError(message)
-        self._owner = owner
+        self.owner = owner
         self.buffer = buffer
         self.access = access
         self.number = number
@@ -87,7 +88,7 @@ class Region(Leased):
         """
         self.require_open()
         number: object = getattr(counter, "id", counter)
-        return self._owner.describe_region(self, number)
+        return self.owner.describe_region(self, number)
 
     def pages(
         self, ids: ArrayLike, page_nbytes: int, *, stride_nbytes: int | None = None, offset_nbytes: int = 0
@@ -107,7 +108,7 @@ class Region(Leased):
 
     async def aclose(self) -> None:
         """Take the memory back: wait for transfers that use it, then until no peer can reach it. Idempotent."""
-        await self._owner.close_region(self)
+        await self.owner.close_region(self)
 
     def __getitem__(self, key: slice) -> Slice:
         """Cut bytes out; ``None`` and negative bounds as in Python, but nothing is silently cut to fit.

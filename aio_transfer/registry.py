@@ -71,8 +71,7 @@ class Registry:
 
     def __contains__(self, region: Region) -> bool:
         """Whether it is registered here."""
-        entry = self._regions.get(region.number)
-        return entry is not None and entry[0] is region
+        return region.number in self._regions and region.owner is self
 
     def register(self, memory: object, access: Access) -> Region:
         """Register memory with every driver, or with none.

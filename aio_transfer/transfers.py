@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import anyio.lowlevel
+from msgspec import Struct
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
@@ -33,7 +36,7 @@ class Path:
         return f"{self.backend}/{self.provider} over {', '.join(self.rails)}: {self.protocol}"
 
 
-class Transfer:
+class Transfer(Struct, eq=False):
     """An operation under way. Await it, as often and from as many tasks as you like.
 
     ``await transfer`` returns when the source memory may be reused, and raises only after every piece has stopped.
@@ -46,29 +49,17 @@ class Transfer:
     :cancellation: the await ends at once; the operation goes on and its source stays leased
     """
 
-    __slots__ = ("_failure", "_leases", "_loop", "_parts", "_waiters", "count", "nbytes", "operation", "path", "peer")
-
-    def __init__(  # noqa: PLR0913 - made in one place
-        self, loop: Loop, operation: str, peer: str, *, nbytes: int, count: int, leases: tuple[Leased, ...] = ()
-    ) -> None:
-        """Begin with one part outstanding, and hold a lease on each of ``leases``.
-
-        :raises ClosedError: one of them is closing; none is leased then
-        """
-        self._loop = loop
-        self.operation = operation
-        self.peer = peer
-        self.nbytes = nbytes
-        self.count = count
-        self.path: Path | None = None
-        self._parts = 1
-        self._failure: Callable[[], AioTransferError] | None = None
-        self._waiters: list[Waiter] | None = None
-        self._leases = leases
-        for leased in leases:
-            leased.require_open()
-        for leased in leases:
-            leased.lease()
+    _loop: Loop
+    operation: str
+    peer: str
+    nbytes: int
+    count: int
+    _leases: tuple[Leased, ...] = ()
+    """Each is leased by who made this, and given back with the last part."""
+    path: Path | None = None
+    _parts: int = 1
+    _failure: Callable[[], AioTransferError] | None = None
+    _waiters: list[Waiter] | None = None
 
     @property
     def done(self) -> bool:
@@ -105,26 +96,29 @@ class Transfer:
         :raises TransferAbortedError: it was given up here, because the engine closed
         :raises ProviderError: the transport failed
         """
-        self._loop.check(f"a {self.operation}")
-        if self._parts:
-            if self._waiters is None:
-                self._waiters = []
-            waiter = self._loop.waiter()
-            self._waiters.append(waiter)
-            try:
-                await waiter.wait()
-            except BaseException:
-                if self._waiters is not None:
-                    self._waiters.remove(waiter)
-                raise
-        else:
-            await self._loop.checkpoint()
-        if self._failure is not None:
-            raise self._failure()
+        await self
 
     def __await__(self) -> Generator[object, object, None]:
         """Wait until every piece has stopped."""
-        return self.wait().__await__()
+        if self._parts:
+            yield from self._park().__await__()
+        elif self._loop.is_turn_due():
+            yield from anyio.lowlevel.checkpoint().__await__()
+        if self._failure is not None:
+            raise self._failure()
+
+    async def _park(self) -> None:
+        self._loop.check(f"a {self.operation}")
+        waiter = self._loop.waiter()
+        if self._waiters is None:
+            self._waiters = []
+        self._waiters.append(waiter)
+        try:
+            await waiter.wait()
+        except BaseException:
+            if self._waiters is not None:
+                self._waiters.remove(waiter)
+            raise
 
     def __repr__(self) -> str:
         """Say what, to whom, how much and in what state."""

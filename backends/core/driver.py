@@ -53,7 +53,9 @@ class NativeDriver:
 
     def open(self) -> Capabilities:
         """Open the devices and start the worker."""
-        self._native = NativeCore(self._backend, self._options, self._fabric)
+        self._native = native = NativeCore(self._backend, self._options, self._fabric)
+        # What every operation calls goes straight there. A native core that is closed refuses by itself.
+        self.post, self.expect, self.drain = native.post, native.expect, native.drain  # type: ignore[method-assign]
         return Capabilities(backend=self._backend, **self._native.attributes())
 
     def register(self, region: RegionNumber, memory: LocalMemory | RemoteMemory) -> bytes:
