@@ -25,6 +25,7 @@ from aio_transfer.messages import ReceivedMessage
 from aio_transfer.pages import Pages, RemotePages
 from aio_transfer.peers import Peer, PeerState
 from aio_transfer.regions import Region, RemoteRegion, RemoteSlice, Slice
+from aio_transfer.scatter import PreparedScatter
 from aio_transfer.statistics import Statistics
 from aio_transfer.transfers import Path, Transfer
 
@@ -46,6 +47,7 @@ __all__ = (
     "PeerInfo",
     "PeerLostError",
     "PeerState",
+    "PreparedScatter",
     "ProtocolError",
     "ProviderError",
     "ReceivedMessage",

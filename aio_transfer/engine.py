@@ -31,6 +31,7 @@ from .planner import plan_pages, plan_read, plan_write
 from .posting import Poster
 from .regions import Region, RemoteRegion, RemoteSlice, Slice
 from .registry import Registry
+from .scatter import PreparedScatter
 from .selection import OpenDriver, open_drivers
 from .stalls import StallWatch
 from .statistics import Statistics, paths_of
@@ -491,6 +492,20 @@ class TransferEngine:
             nbytes=sum(source.nbytes for source in sources),
             count=len(targets),
         )
+
+    def prepare_scatter(
+        self, source: Region, targets: Sequence[RemoteRegion], counters: Sequence[int | None]
+    ) -> PreparedScatter:
+        """Prepare what ``group.prepare_scatter`` returns: use that."""
+        self.check()
+        source.require_open()
+        if source not in self._registry:
+            raise UsageError(f"{source.name} is not registered with this engine")
+        for target in targets:
+            self._check_other(target.peer)
+            if not target.writable:
+                raise UsageError(f"scatter to {target.name}: the peer has not granted REMOTE_WRITE")
+        return PreparedScatter(self, source, targets, counters)
 
     async def notify(self, counter: CounterRef) -> None:
         """Raise a peer's counter by one, without a payload.

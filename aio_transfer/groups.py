@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
+from .arguments import counter_of
 from .control import GroupJoin, GroupLeave
 from .errors import AioTransferError, BusyError, ClosedError, PeerLostError, TransferAbortedError, UsageError
 
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from .descriptors import CounterRef, PeerAddress
     from .engine import TransferEngine
     from .peers import Connection
-    from .regions import RemoteSlice, Slice
+    from .regions import Region, RemoteRegion, RemoteSlice, Slice
+    from .scatter import PreparedScatter
     from .transfers import Transfer
 
 __all__ = ("GroupBoard", "PeerGroup")
@@ -93,11 +95,40 @@ class PeerGroup:
     ) -> Transfer:
         """Start what :meth:`scatter` does, and return at once."""
         self._check()
-        members = {peer.incarnation for peer in self.peers}
-        for target in targets:
-            if target.region.peer.incarnation not in members:
-                raise UsageError(f"{target.region.name} belongs to no member of the group")
+        self._require_members([target.region.peer for target in targets])
         return self._engine.submit_scatter(sources, targets, counters=counters)
+
+    def _require_members(self, peers: Sequence[PeerAddress]) -> None:
+        members = {peer.incarnation for peer in self.peers}
+        for peer in peers:
+            if peer.incarnation not in members:
+                raise UsageError(f"{peer.label} is no member of the group")
+
+    async def prepare_scatter(
+        self,
+        source: Region,
+        targets: Sequence[RemoteRegion],
+        *,
+        counters: Sequence[CounterRef | None] | None = None,
+    ) -> PreparedScatter:
+        """Connect to those who are scattered to again and again; each scatter then names offsets and lengths alone.
+
+        :param source: our region
+        :param targets: regions of members that grant REMOTE_WRITE, at most one of each
+        :param counters: by default, per target, the counter in its region's descriptor
+        :raises UsageError: a target is not a member's or grants no write, or the numbers differ
+        :raises PeerLostError: a member cannot be reached
+        """
+        self._check()
+        self._require_members([target.peer for target in targets])
+        if counters is not None and len(counters) != len(targets):
+            raise UsageError(f"{len(counters)} counters for {len(targets)} targets")
+        numbers = [
+            counter_of(target, None if counters is None else counters[index]) for index, target in enumerate(targets)
+        ]
+        prepared = self._engine.prepare_scatter(source, targets, numbers)
+        await prepared.connect()
+        return prepared
 
     async def barrier(self) -> None:
         """Wait until every member has entered this epoch's barrier.

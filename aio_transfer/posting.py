@@ -11,7 +11,9 @@ import itertools
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 import anyio
+import numpy as np
 
+from .backends.core import NativeDriver
 from .control import Abort, GrantReply, GrantRequest, Promise, clip
 from .cutting import Route
 from .drivers import ANY_REGION, PeerNumber, RegionNumber, RemoteMemory, TransferId
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
     from .cutting import Plan
     from .descriptors import PeerAddress
+    from .drivers import Driver
     from .leases import Leased
     from .loops import Loop
     from .peering import Peering
@@ -75,6 +78,15 @@ class Part(NamedTuple):
     since: float
 
 
+def _post_each(driver: Driver, first: int, plan: Plan) -> Sequence[int]:
+    """Post each run of a plan, which has one piece, as a transfer of its own; say which go on."""
+    if isinstance(driver, NativeDriver):
+        return driver.post_each(TransferId(first), plan.runs, plan.pieces)
+    runs, pieces = np.asarray(plan.runs).copy(), np.asarray(plan.pieces)
+    runs["first"] = 0
+    return [i for i in range(len(runs)) if not driver.post(TransferId(first + i), runs[i : i + 1], pieces[i : i + 1])]
+
+
 def _lease(leases: tuple[Leased, ...]) -> None:
     """Lease all, or none.
 
@@ -100,6 +112,8 @@ class Poster:
         self._requests = itertools.count(1)
         self._cursor = 0
         self._bound: dict[_RegionKey, Bound] = {}
+        self.routes_dropped = 0
+        """Rises when a route that was known is no more."""
         self._deferred: set[Transfer] = set()
         self.parts: dict[int, Part] = {}
         self.wake_stall_watch: Callable[[], None] = lambda: None
@@ -176,6 +190,40 @@ class Poster:
         transfer.finish_part()
         return transfer
 
+    def bound(self, remote: RemoteRegion) -> Bound | None:
+        """Return how a peer's region is reached, if that is known."""
+        return self._bound.get(remote.key)
+
+    def submit_prepared(
+        self, label: str, bounds: Sequence[Bound], plan: Plan, counters: Sequence[int | None], source: Leased
+    ) -> Transfer:
+        """Post one run to each of several peers, each a part of its own, by one call of their driver.
+
+        :param plan: one run per bound; what it counts was promised when the routes were resolved
+        :raises ClosedError: the source is closing
+        """
+        source.lease()
+        transfer = Transfer(self._loop, "scatter", label, plan.nbytes, plan.chunks, (source,))
+        transfer.path = bounds[0].path
+        first = next(self.ids)
+        for _ in itertools.islice(self.ids, len(bounds) - 1):
+            pass
+        try:
+            left = _post_each(bounds[0].one.driver, first, plan)
+        except Exception as raised:  # noqa: BLE001 - whatever a driver raises, the transfer ends with it
+            transfer.finish_part(fresh(typed(raised, "scatter", label)))
+            return transfer
+        if left:
+            now = anyio.current_time()
+            for index in left:
+                counter = counters[index]
+                promises = () if counter is None else ((counter, 1),)
+                self.parts[first + index] = Part(transfer, bounds[index].peer, promises, now)
+                transfer.add_part()
+            self.wake_stall_watch()
+        transfer.finish_part()
+        return transfer
+
     def _defer(
         self,
         transfer: Transfer,
@@ -217,7 +265,7 @@ class Poster:
 
     def _post(self, transfer: Transfer, bound: Bound, batch: Plan, promises: Promises) -> None:
         peer = bound.peer
-        self._promise(peer, promises)
+        self.promise(peer, promises)
         number = next(self.ids)
         transfer.path = bound.path
         try:
@@ -251,7 +299,7 @@ class Poster:
         )
         return True
 
-    def _promise(self, peer: Connection, promises: Promises) -> None:
+    def promise(self, peer: Connection, promises: Promises) -> None:
         """Let the receiver know whom it depends on, before anything is written."""
         for counter, _ in promises:
             if counter not in peer.promised:
@@ -277,7 +325,7 @@ class Poster:
         while True:
             peer = self._peering.ensure(address)
             await peer.wait_ready()
-            self._promise(peer, promises)
+            self.promise(peer, promises)
             bound = self._bound.get(key)  # after the wait: another task may have been first
             if bound is not None:
                 return bound
@@ -351,6 +399,7 @@ class Poster:
 
     def forget(self, peer: Connection, region: int) -> None:
         """Drop a region that its owner has taken back."""
+        self.routes_dropped += 1
         for key in [key for key in peer.imports if key[1] == region]:
             self._bound.pop(key, None)
             number = peer.imports.pop(key)
@@ -359,6 +408,7 @@ class Poster:
 
     def drop(self, peer: Connection) -> None:
         """Forget every route of a connection that is over, and let those who wait for one know."""
+        self.routes_dropped += 1
         for key in [key for key, bound in self._bound.items() if bound.peer is peer]:
             del self._bound[key]
         for number in peer.imports.values():

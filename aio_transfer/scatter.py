@@ -1,13 +1,14 @@
 """A scatter whose peers, regions and counters are known beforehand: only offsets and lengths are filled in.
 
 An expert-parallel dispatch scatters from one buffer to the same peers hundreds of times a second. Everything that
-stays the same is written into the records once.
+stays the same is written into the records once, and one native call posts to all peers.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import anyio
 import numpy as np
 
 from aio_transfer import cutting
@@ -22,12 +23,117 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from aio_transfer.cutting import Plan, Route
+    from aio_transfer.engine import TransferEngine
+    from aio_transfer.posting import Bound
     from aio_transfer.regions import Region, RemoteRegion
+    from aio_transfer.transfers import Transfer
 
-__all__ = ("PreparedScatter",)
+__all__ = ("PreparedScatter", "ScatterPlanner")
 
 
 class PreparedScatter:
+    """One chunk of one region of ours to each of the same targets, again and again: ``group.prepare_scatter`` makes it.
+
+    :ivar source: our region
+    :ivar targets: the peers' regions
+    """
+
+    def __init__(
+        self, engine: TransferEngine, source: Region, targets: Sequence[RemoteRegion], counters: Sequence[int | None]
+    ) -> None:
+        """Remember what stays the same; nobody is connected yet."""
+        self._engine = engine
+        self.source = source
+        self.targets = tuple(targets)
+        self._counters = tuple(counters)
+        self._label = f"{len(self.targets)} peers"
+        self._known = -1
+        self._bounds: list[Bound] = []
+        self._planner: ScatterPlanner | None = None
+
+    async def connect(self) -> None:
+        """Connect to every peer, and make its region known, at the same time.
+
+        :raises AioTransferError: why one of them cannot be reached
+        """
+        poster = self._engine.poster
+        promises = [() if counter is None else ((counter, 1),) for counter in self._counters]
+        failures: list[BaseException] = []
+
+        async def bind(index: int) -> None:
+            target = self.targets[index]
+            try:
+                await poster.bind(target.peer, target, promises[index])
+            except Exception as error:  # noqa: BLE001 - not out of the task group, which would wrap it
+                failures.append(error)
+                tasks.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as tasks:
+            for index in range(len(self.targets)):
+                tasks.start_soon(bind, index)
+        if failures:
+            raise failures[0]
+        self._resolve()
+
+    def _resolve(self) -> None:
+        """Take the routes as they are now. They hold until one of the engine's is dropped."""
+        poster = self._engine.poster
+        self._known = poster.routes_dropped
+        self._planner = None
+        bounds = [poster.bound(target) for target in self.targets]
+        there = [bound for bound in bounds if bound is not None]
+        if len(there) == len(bounds) and len({bound.one.name for bound in there}) == 1:
+            self._bounds = there
+            for bound, counter in zip(there, self._counters, strict=True):
+                if counter is not None:
+                    poster.promise(bound.peer, ((counter, 1),))
+            routes = [bound.route for bound in there]
+            self._planner = ScatterPlanner(self.source, self.targets, routes, counters=self._counters)
+
+    async def scatter(self, local_offsets: ArrayLike, remote_offsets: ArrayLike, nbytes: ArrayLike) -> None:
+        """Write ``nbytes[i]`` bytes at ``local_offsets[i]`` to ``remote_offsets[i]`` of target ``i``; each counts once.
+
+        :param local_offsets: per target, in bytes from the beginning of our region
+        :param remote_offsets: per target, in bytes from the beginning of the peer's
+        :param nbytes: per target; 0 still counts
+        :raises UsageError: not one of each per target, or a target lies outside a region; the first such is named
+        :raises PeerLostError: a peer died; what went to the others is unharmed
+        :cancellation: the await ends at once; the writes go on and the source stays leased
+        """
+        await self.submit(local_offsets, remote_offsets, nbytes)
+
+    def submit(self, local_offsets: ArrayLike, remote_offsets: ArrayLike, nbytes: ArrayLike) -> Transfer:
+        """Start what :meth:`scatter` does, and return at once."""
+        self._engine.check()
+        poster = self._engine.poster
+        if poster.routes_dropped != self._known:
+            self._resolve()
+        if self._planner is not None:
+            plan = self._planner.plan(local_offsets, remote_offsets, nbytes, cursor=next(poster.ids))
+            if len(plan.runs) == len(self._bounds):  # otherwise something is too large for one piece
+                return poster.submit_prepared(self._label, self._bounds, plan, self._counters, self.source)
+        return self._submit_slices(*(unsigned(values, "numbers") for values in (local_offsets, remote_offsets, nbytes)))
+
+    def _submit_slices(
+        self, begins: NDArray[np.uint64], remote_begins: NDArray[np.uint64], lengths: NDArray[np.uint64]
+    ) -> Transfer:
+        """Go the long way: a connection has ended, and is made again; or pieces are to be cut."""
+        counts = begins.size, remote_begins.size, lengths.size
+        if counts != (len(self.targets),) * 3:
+            raise UsageError(f"{counts} offsets, offsets and lengths for {len(self.targets)} targets")
+        spans = list(zip(begins.tolist(), remote_begins.tolist(), lengths.tolist(), strict=True))
+        refs = [
+            None if counter is None else self._engine.counter_ref(target, counter)
+            for target, counter in zip(self.targets, self._counters, strict=True)
+        ]
+        return self._engine.submit_scatter(
+            [self.source[begin : begin + length] for begin, _, length in spans],
+            [target[begin : begin + length] for target, (_, begin, length) in zip(self.targets, spans, strict=True)],
+            counters=refs,
+        )
+
+
+class ScatterPlanner:
     """One chunk from ``local`` to each of ``remotes``, again and again."""
 
     def __init__(
@@ -57,8 +163,10 @@ class PreparedScatter:
         self._routes = tuple(routes)
         self._counters = tuple(ids)
         self._room = np.array([remote.nbytes for remote in remotes], np.uint64)
-        self._largest = np.array([_largest(route, count) for route in routes], np.uint64)
+        self._least_room = min([remote.nbytes for remote in remotes], default=0)
+        self._largest = min([_largest(route, count) for route in routes], default=0)
         self._rails = np.array([route.rails for route in routes], np.uint64)
+        self._many_rails = any(route.rails > 1 for route in routes)
         self._first_rails = np.arange(count, dtype=np.uint64)
         self._runs = np.array(
             [
@@ -88,15 +196,20 @@ class PreparedScatter:
         begins = self._numbers(local_offsets, "local offsets")
         remote_begins = self._numbers(remote_offsets, "remote offsets")
         lengths = self._numbers(nbytes, "lengths")
-        self._require_inside(begins, lengths, np.uint64(self._local.nbytes), "source")
-        self._require_inside(remote_begins, lengths, self._room, "target")
-        if np.any(lengths > self._largest):
+        longest = int(lengths.max(initial=0))
+        # Three maxima nearly always show that all is inside; only otherwise is each target looked at.
+        if int(begins.max(initial=0)) + longest > self._local.nbytes:
+            self._require_inside(begins, lengths, np.uint64(self._local.nbytes), "source")
+        if int(remote_begins.max(initial=0)) + longest > self._least_room:
+            self._require_inside(remote_begins, lengths, self._room, "target")
+        if longest > self._largest:
             return self._plan_cut(begins, remote_begins, lengths, cursor)
         words = self._words
         np.add(begins, np.uint64(self._local.address), out=words[:, 0])
         words[:, 1] = remote_begins
         words[:, 2] = lengths
-        self._runs["rail"] = (self._first_rails + np.uint64(cursor)) % self._rails
+        if self._many_rails:
+            self._runs["rail"] = (self._first_rails + np.uint64(cursor)) % self._rails
         return cutting.Plan(self._runs, self._pieces, len(self), int(lengths.sum()))
 
     def _numbers(self, values: ArrayLike, what: str) -> NDArray[np.uint64]:

@@ -100,6 +100,7 @@ class Transfer(Struct, eq=False):
 
     def __await__(self) -> Generator[object, object, None]:
         """Wait until every piece has stopped."""
+        self._loop.check("a transfer")
         if self._parts:
             yield from self._park().__await__()
         elif self._loop.is_turn_due():
@@ -108,7 +109,6 @@ class Transfer(Struct, eq=False):
             raise self._failure()
 
     async def _park(self) -> None:
-        self._loop.check(f"a {self.operation}")
         waiter = self._loop.waiter()
         if self._waiters is None:
             self._waiters = []

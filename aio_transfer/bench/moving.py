@@ -19,7 +19,7 @@ from aio_transfer.errors import AioTransferError, UsageError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from aio_transfer import Transfer
+    from aio_transfer import PreparedScatter, Transfer
 
 __all__ = ("Check", "Move", "Moved", "check", "chunks", "move", "move_raw", "places")
 
@@ -68,7 +68,7 @@ def chunks(count: int, end: str) -> NDArray[np.int64]:
 
 async def move(place: Place, ask: Move) -> Moved:
     """Perform :class:`Move` through the engine."""
-    submit = _submitter(place, ask)
+    submit = await _submitter(place, ask)
     rounds: list[int] = []
     submits: list[int] = []
     under_way: deque[tuple[Transfer, int]] = deque()
@@ -98,7 +98,7 @@ async def move(place: Place, ask: Move) -> Moved:
     )
 
 
-def _submitter(place: Place, ask: Move) -> Callable[[], Transfer]:
+async def _submitter(place: Place, ask: Move) -> Callable[[], Transfer]:
     """Return what submits one batch; everything that a caller names anew for each is named anew."""
     engine, region = place.engines[0], place.held[0].region
     remote = place.remotes[0]
@@ -109,10 +109,19 @@ def _submitter(place: Place, ask: Move) -> Callable[[], Transfer]:
         ours, theirs = places(ask)
         return lambda: engine.submit_pages(region.pages(ours, nbytes), remote.pages(theirs, nbytes))
     if ask.kind == "scatter":
-        sources = [region[i * nbytes : (i + 1) * nbytes] for i in range(ask.count)]
-        targets = [remote[0:nbytes] for remote in place.remotes]
-        return lambda: engine.submit_scatter(sources, targets)
+        prepared = await _prepared(place)
+        begins, ends, lengths = np.arange(ask.count) * nbytes, np.zeros(ask.count, int), np.full(ask.count, nbytes)
+        return lambda: prepared.submit(begins, ends, lengths)
     raise UsageError(f"{ask.kind!r} is none of {', '.join(KINDS)}")
+
+
+async def _prepared(place: Place) -> PreparedScatter:
+    """Return what scatters to every target; it is made once."""
+    if "scatter" not in place.kept:
+        group = await place.engines[0].group([remote.peer for remote in place.remotes])
+        place.kept["scatter"] = await group.prepare_scatter(place.held[0].region, place.remotes)
+    prepared: PreparedScatter = place.kept["scatter"]
+    return prepared
 
 
 async def move_raw(place: Place, ask: Move) -> Moved:

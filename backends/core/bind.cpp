@@ -145,6 +145,12 @@ class NativeCore {
     return core().post(transfer, run.data(), run.size(), piece.data(), piece.size());
   }
 
+  std::vector<std::uint32_t> post_each(TransferId first, nb::handle runs, nb::handle pieces) {
+    const Records<Run> run(runs);
+    const Records<Piece> piece(pieces);
+    return core().post_each(first, run.data(), run.size(), piece.data(), piece.size());
+  }
+
   void send(PeerNumber peer, TransferId message, const nb::bytes& payload) {
     core().send(peer, message, to_string(payload));
   }
@@ -261,6 +267,7 @@ NB_MODULE(_native, m) {
       .def("connect", &NativeCore::connect, "peer"_a, "remote"_a.none())
       .def("disconnect", &NativeCore::disconnect, "peer"_a, "lost"_a)
       .def("post", &NativeCore::post, "transfer"_a, "runs"_a, "pieces"_a)
+      .def("post_each", &NativeCore::post_each, "first"_a, "runs"_a, "pieces"_a)
       .def("send", &NativeCore::send, "peer"_a, "message"_a, "payload"_a)
       .def(
           "expect",

@@ -17,6 +17,12 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+// Waking a loop that sleeps takes some microseconds of whoever does it. While a worker has more to copy, the end of one
+// batch is told along with the next, unless it has waited for so long.
+constexpr auto kBellDelay = std::chrono::microseconds(100);
+constexpr std::size_t kSpareTransfers = 256;
+constexpr std::size_t kSparePieces = 64;
+
 const Outcome kPeerLost{Status::peer_lost, 0, "the connection is closed"};
 
 Fd make_eventfd() {
@@ -214,12 +220,18 @@ void Core::drain(std::vector<Event>& out, std::size_t limit) {
 
 // ------------------------------------------------------------------------------------------------- data path
 
-bool Core::post(TransferId id, const Run* runs, std::size_t n_runs, const Piece* pieces, std::size_t n_pieces) {
-  auto transfer = std::make_unique<Transfer>();
+// Null: there is nothing to move. Records are checked here, so that a bad batch starts nothing.
+std::unique_ptr<Transfer> Core::assemble(TransferId id, const Run* runs, std::size_t n_runs, const Piece* pieces,
+                                         std::size_t n_pieces) {
+  std::unique_ptr<Transfer> transfer;
+  if (spare_.empty()) {
+    transfer = std::make_unique<Transfer>();
+  } else {
+    transfer = std::move(spare_.back());
+    spare_.pop_back();
+  }
   transfer->id = id;
   transfer->pieces.assign(pieces, pieces + n_pieces);
-  std::uint64_t nbytes_inline = UINT64_MAX;
-  std::uint32_t pieces_inline = UINT32_MAX;
   for (std::size_t i = 0; i < n_runs; ++i) {
     const Run& run = runs[i];
     if (run.rail >= rails_.size() || std::uint64_t{run.first} + run.count > n_pieces) {
@@ -237,31 +249,31 @@ bool Core::post(TransferId id, const Run* runs, std::size_t n_runs, const Piece*
       ++flow.awaited;
     }
     flow.run.after = flow.awaited;
-    const auto& attributes = rails_[run.rail].domain->attributes();
-    nbytes_inline = std::min(nbytes_inline, attributes.inline_nbytes);
-    pieces_inline = std::min(pieces_inline, attributes.inline_pieces);
   }
-  if (transfer->flows.empty()) return true;
+  if (transfer->flows.empty()) return nullptr;
   transfer->unfinished = static_cast<std::uint32_t>(transfer->flows.size());
   for (const Piece& piece : transfer->pieces) transfer->nbytes += piece.nbytes;
+  return transfer;
+}
 
-  if (transfer->nbytes <= nbytes_inline && n_pieces <= pieces_inline) {
+// Whether the calling thread may post so much itself.
+bool Core::is_small(std::uint64_t nbytes, std::size_t pieces, const Run* runs, std::size_t n_runs) const {
+  return std::all_of(runs, runs + n_runs, [&](const Run& run) {
+    const auto& attributes = rails_[run.rail].domain->attributes();
+    return nbytes <= attributes.inline_nbytes && pieces <= attributes.inline_pieces;
+  });
+}
+
+bool Core::post(TransferId id, const Run* runs, std::size_t n_runs, const Piece* pieces, std::size_t n_pieces) {
+  auto transfer = assemble(id, runs, n_runs, pieces, n_pieces);
+  if (!transfer) return true;
+  if (is_small(transfer->nbytes, n_pieces, runs, n_runs)) {
     std::unique_lock lock(mutex_, std::try_to_lock);
     if (lock.owns_lock()) {
-      transfer->posting = true;
-      ++stats_.inline_batches;
-      admit(std::move(transfer));
-      start_inline(id);
-      const auto found = transfers_.find(id);
-      if (found == transfers_.end()) return false;  // it ended badly: an event says how
-      if (found->second->unfinished == 0) {
-        transfers_.erase(found);
-        return true;
-      }
-      found->second->posting = false;
+      const bool done = post_inline(std::move(transfer));
       lock.unlock();
-      wake_worker();
-      return false;
+      if (!done) wake_worker();
+      return done;
     }
   }
   {
@@ -272,16 +284,91 @@ bool Core::post(TransferId id, const Run* runs, std::size_t n_runs, const Piece*
   return false;
 }
 
+std::vector<std::uint32_t> Core::post_each(TransferId first, const Run* runs, std::size_t n_runs, const Piece* pieces,
+                                           std::size_t n_pieces) {
+  std::vector<std::unique_ptr<Transfer>> transfers;
+  transfers.reserve(n_runs);
+  std::uint64_t nbytes = 0;
+  for (std::size_t i = 0; i < n_runs; ++i) {
+    Run run = runs[i];
+    if (std::uint64_t{run.first} + run.count > n_pieces || run.after != 0) {
+      throw Failure(Failure::Kind::usage, "post", "a run names pieces that do not exist, or follows another");
+    }
+    const Piece* own = pieces + std::exchange(run.first, 0);
+    transfers.push_back(assemble(first + i, &run, 1, own, run.count));
+    if (transfers.back()) nbytes += transfers.back()->nbytes;
+  }
+  std::vector<std::uint32_t> left;
+  bool rung = true;
+  std::unique_lock lock(mutex_, std::defer_lock);
+  if (is_small(nbytes, n_pieces, runs, n_runs) && lock.try_lock()) {
+    for (auto& domain : domains_) domain->hold_bells();
+    for (std::uint32_t i = 0; i < n_runs; ++i) {
+      if (transfers[i] && !post_inline(std::move(transfers[i]))) left.push_back(i);
+    }
+    for (auto& domain : domains_) rung &= domain->release_bells();
+    lock.unlock();
+  } else {
+    const std::lock_guard inbox(inbox_mutex_);
+    for (std::uint32_t i = 0; i < n_runs; ++i) {
+      if (!transfers[i]) continue;
+      left.push_back(i);
+      inbox_.push_back(std::move(transfers[i]));
+    }
+  }
+  if (!left.empty() || !rung) wake_worker();
+  return left;
+}
+
+// True: all of it is done and well. Otherwise it goes on, or has ended badly, and an event says so.
+bool Core::post_inline(std::unique_ptr<Transfer> owned) {
+  Transfer& transfer = *owned;
+  transfer.posting = true;
+  ++stats_.inline_batches;
+  start(transfer);
+  for (Flow& flow : transfer.flows) {
+    Rail& rail = rails_[flow.run.rail];
+    const auto found = rail.lanes.find(flow.run.peer);
+    // Others wait there already: the worker takes them in turn. Or this one waits for those before it.
+    if (!flow.in_lane || found == rail.lanes.end() || found->second.flows.size() != 1) continue;
+    Lane& lane = found->second;
+    if (turn(rail, lane, flow.run.count) && lane.flows.empty() && lane.messages.empty()) {
+      lane.queued = false;
+      std::erase(rail.active, &lane);
+    }
+  }
+  finish(transfer);
+  transfer.posting = false;
+  if (transfer.unfinished != 0) {
+    transfers_.emplace(transfer.id, std::move(owned));
+    return false;
+  }
+  const bool well = transfer.outcome.ok();
+  if (spare_.size() < kSpareTransfers && transfer.pieces.capacity() <= kSparePieces) {
+    transfer.flows.clear();
+    transfer.nbytes = 0;
+    transfer.outcome = {};
+    spare_.push_back(std::move(owned));
+  }
+  return well;
+}
+
 void Core::admit(std::unique_ptr<Transfer> owned) {
   Transfer& transfer = *owned;
+  transfers_.emplace(transfer.id, std::move(owned));
+  start(transfer);
+  finish(transfer);
+}
+
+// Its caller holds it by one flow more than it has, and lets go with finish(): a flow that fails at once must not end
+// it under whoever walks over the others.
+void Core::start(Transfer& transfer) {
   ++stats_.transfers;
   stats_.nbytes += transfer.nbytes;
-  transfers_.emplace(transfer.id, std::move(owned));
-  ++transfer.unfinished;  // held while we walk: a failing flow must not end it under us
+  ++transfer.unfinished;
   for (Flow& flow : transfer.flows) {
     if (flow.run.after == 0) enqueue(flow);  // the others are when those before them have stopped
   }
-  finish(transfer);
 }
 
 void Core::enqueue(Flow& flow) {
@@ -296,24 +383,6 @@ void Core::enqueue(Flow& flow) {
   flow.in_lane = true;
   found->second.flows.push_back(&flow);
   activate(rail, found->second);
-}
-
-void Core::start_inline(TransferId id) {
-  const auto started = transfers_.find(id);
-  if (started == transfers_.end()) return;
-  for (Flow& flow : started->second->flows) {
-    Rail& rail = rails_[flow.run.rail];
-    const auto found = rail.lanes.find(flow.run.peer);
-    // Others wait there already: the worker takes them in turn. Or this one waits for those before it.
-    if (!flow.in_lane || found == rail.lanes.end() || found->second.flows.size() != 1) continue;
-    Lane& lane = found->second;
-    const bool last = &flow == &started->second->flows.back();
-    if (turn(rail, lane, flow.run.count) && lane.flows.empty() && lane.messages.empty()) {
-      lane.queued = false;
-      std::erase(rail.active, &lane);
-    }
-    if (last || !transfers_.contains(id)) return;  // a failure may have ended it, and `flow` with it
-  }
 }
 
 void Core::activate(Rail& rail, Lane& lane) {
@@ -410,7 +479,8 @@ void Core::take_inbox() {
 
 void Core::emit(Event event) {
   events_.push(std::move(event));
-  counters_.doorbell().ring();
+  if (!in_pass_) return counters_.doorbell().ring();
+  if (!bell_due_) bell_due_ = Clock::now();
 }
 
 void Core::stopped(Flow& flow, std::uint32_t pieces, const Outcome& outcome) {
@@ -473,6 +543,7 @@ bool Core::has_work() {
 
 bool Core::pass() {
   const std::lock_guard lock(mutex_);
+  in_pass_ = !options_.stepped;
   bool moved = false;
   take_inbox();
   for (Rail& rail : rails_) {
@@ -481,7 +552,13 @@ bool Core::pass() {
   }
   const bool waited = events_waiting_;
   events_waiting_ = events_.flush();
-  if (waited && !events_waiting_) counters_.doorbell().ring();
+  in_pass_ = false;
+  const bool busy = moved && std::any_of(rails_.begin(), rails_.end(), [](auto& rail) { return !rail.active.empty(); });
+  const bool due = bell_due_ && (!busy || Clock::now() - *bell_due_ >= kBellDelay);
+  if (due || (waited && !events_waiting_)) {
+    bell_due_.reset();
+    counters_.doorbell().ring();
+  }
   return moved;
 }
 

@@ -28,7 +28,7 @@ struct Transfer {
   TransferId id = 0;
   std::uint64_t nbytes = 0;
   std::uint32_t unfinished = 0;  // flows that may still move
-  bool posting = false;          // Core::post is still on the stack: a clean end needs no event
+  bool posting = false;          // post_inline is still on the stack: a clean end needs no event
   std::vector<Piece> pieces;
   std::deque<Flow> flows;  // stable addresses
   Outcome outcome;
@@ -69,6 +69,10 @@ class Core final : private Sink {
   std::vector<Endpoint> connect(PeerNumber peer, const std::optional<std::vector<Endpoint>>& remote);
   void disconnect(PeerNumber peer, bool lost);
   bool post(TransferId id, const Run* runs, std::size_t n_runs, const Piece* pieces, std::size_t n_pieces);
+  // One transfer per run, numbered from `first` on, so that one that fails fails no other. Returns which go on, or
+  // have ended badly: events follow for those.
+  std::vector<std::uint32_t> post_each(TransferId first, const Run* runs, std::size_t n_runs, const Piece* pieces,
+                                       std::size_t n_pieces);
   void send(PeerNumber peer, TransferId message, std::string payload);
   std::uint64_t expect(std::uint32_t counter, std::int64_t counts) { return counters_.expect(counter, counts); }
   [[nodiscard]] int fileno() const noexcept { return counters_.doorbell().fd; }
@@ -104,8 +108,12 @@ class Core final : private Sink {
   void settle(Flow& flow);
   void finish(Transfer& transfer);
   void enqueue(Flow& flow);
+  std::unique_ptr<Transfer> assemble(TransferId id, const Run* runs, std::size_t n_runs, const Piece* pieces,
+                                     std::size_t n_pieces);
+  [[nodiscard]] bool is_small(std::uint64_t nbytes, std::size_t pieces, const Run* runs, std::size_t n_runs) const;
+  bool post_inline(std::unique_ptr<Transfer> transfer);
   void admit(std::unique_ptr<Transfer> transfer);
-  void start_inline(TransferId id);
+  void start(Transfer& transfer);
   void activate(Rail& rail, Lane& lane);
   bool pump(Rail& rail);
   bool turn(Rail& rail, Lane& lane, std::uint32_t budget);
@@ -135,8 +143,12 @@ class Core final : private Sink {
   std::unordered_map<PeerNumber, unsigned> fences_;      // rails still to fence
   std::unordered_map<RegionNumber, unsigned> releases_;  // rails still to release
   bool events_waiting_ = false;                          // the ring was full: its overflow must be moved on
+  bool in_pass_ = false;                                 // the worker's; what is emitted meanwhile is told at its end
+  std::optional<std::chrono::steady_clock::time_point> bell_due_;
   bool stepping_ = false;  // without a worker: drain() moves things on, and a hook of the domain's may be running
   CoreStatistics stats_{};
+
+  std::vector<std::unique_ptr<Transfer>> spare_;  // the engine's thread's: what it posts next needs no allocation
 
   std::mutex inbox_mutex_;
   std::vector<std::unique_ptr<Transfer>> inbox_;

@@ -12,6 +12,12 @@ constexpr std::uint64_t kLive = 0x80;
 
 constexpr std::uint64_t tag_of(std::uint32_t id) noexcept { return (kLive | ((id >> 16) & kGenerationMask)) << 56; }
 
+void write_one(int eventfd) noexcept {
+  const std::uint64_t one = 1;
+  // It can only fail when the counter is full, and then it is readable already.
+  [[maybe_unused]] const auto written = ::write(eventfd, &one, sizeof one);
+}
+
 constexpr bool is_private(std::uint32_t id) noexcept { return (id & kPrivateBit) != 0; }
 
 }  // namespace
@@ -19,10 +25,17 @@ constexpr bool is_private(std::uint32_t id) noexcept { return (id & kPrivateBit)
 void Doorbell::ring() const noexcept {
   // seq_cst pairs with the owner's "set parked, then look again": one of the two must see the other's store.
   if (parked->load(std::memory_order_seq_cst) != 0 && parked->exchange(0, std::memory_order_seq_cst) != 0) {
-    const std::uint64_t one = 1;
-    // An eventfd write can only fail when its counter is full, and then it is readable already.
-    [[maybe_unused]] const auto written = ::write(fd, &one, sizeof one);
+    if (held != nullptr && held->holding) {
+      held->fds.push_back(fd);
+    } else {
+      write_one(fd);
+    }
   }
+}
+
+void HeldBells::ring_all() noexcept {
+  for (const int fd : fds) write_one(fd);
+  fds.clear();
 }
 
 int CounterTable::find(std::uint32_t id, bool insert) const noexcept {

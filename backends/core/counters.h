@@ -27,10 +27,19 @@ inline constexpr std::uint64_t kCountsMask = (1ull << 56) - 1;
 
 static_assert(std::atomic<std::uint64_t>::is_always_lock_free && std::atomic<std::uint32_t>::is_always_lock_free);
 
+// Bells to be rung later, all together.
+struct HeldBells {
+  bool holding = false;
+  std::vector<int> fds;
+
+  void ring_all() noexcept;
+};
+
 // Wakes a parked event loop, from this process or from a peer's. `parked` is shared; `fd` is each process's own.
 struct Doorbell {
   std::atomic<std::uint32_t>* parked = nullptr;
   int fd = -1;
+  HeldBells* held = nullptr;
 
   void ring() const noexcept;  // at most one write per parking
 };
@@ -55,7 +64,8 @@ struct CounterMemory {
 class CounterTable {
  public:
   CounterTable() = default;
-  CounterTable(CounterMemory* memory, int doorbell_fd) : memory_(memory), bell_{&memory->parked, doorbell_fd} {}
+  CounterTable(CounterMemory* memory, int doorbell_fd, HeldBells* held = nullptr)
+      : memory_(memory), bell_{&memory->parked, doorbell_fd, held} {}
 
   // Any process, any thread: add counts and wake the owner if that reaches what it waits for. The payload the counts
   // stand for must have been written before, by this thread: the add releases it.

@@ -101,6 +101,10 @@ class Domain {
   // it can be reported as stopped. A piece that fails to post is accepted first and then reported as stopped; the core
   // then posts no more of that flow.
   virtual Posted post(Flow& flow, std::uint32_t budget) = 0;
+  // Between the two, peers that are written to need not be woken, so that many are written to before any is. The second
+  // returns whether all have been; otherwise progress() does it.
+  virtual void hold_bells() {}
+  virtual bool release_bells() { return true; }
   // Send one message; its bytes are copied if they are needed after the call. `full`: try again after progress.
   virtual Posted send(PeerNumber peer, TransferId message, const std::string& payload) = 0;
   // Harvest completions, arrivals, fences. Returns whether anything happened.

@@ -53,9 +53,7 @@ class NativeDriver:
 
     def open(self) -> Capabilities:
         """Open the devices and start the worker."""
-        self._native = native = NativeCore(self._backend, self._options, self._fabric)
-        # What every operation calls goes straight there. A native core that is closed refuses by itself.
-        self.post, self.expect, self.drain = native.post, native.expect, native.drain  # type: ignore[method-assign]
+        self._native = NativeCore(self._backend, self._options, self._fabric)
         return Capabilities(backend=self._backend, **self._native.attributes())
 
     def register(self, region: RegionNumber, memory: LocalMemory | RemoteMemory) -> bytes:
@@ -87,6 +85,12 @@ class NativeDriver:
     def post(self, transfer: TransferId, runs: NDArray[np.void] | bytes, pieces: NDArray[np.void] | bytes) -> bool:
         """Copy the records and start them."""
         return self._core.post(transfer, runs, pieces)
+
+    def post_each(
+        self, first: TransferId, runs: NDArray[np.void] | bytes, pieces: NDArray[np.void] | bytes
+    ) -> list[int]:
+        """Start one transfer per run, numbered from ``first`` on; return the indices of those that go on."""
+        return self._core.post_each(first, runs, pieces)
 
     def send(self, peer: PeerNumber, message: TransferId, payload: bytes) -> None:
         """Queue one message."""

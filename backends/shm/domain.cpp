@@ -20,7 +20,8 @@ namespace {
 // enough that an owner who takes its memory back waits some ten microseconds.
 constexpr std::uint64_t kSectionNbytes = 256 << 10;
 constexpr std::uint64_t kTurnNbytes = 1 << 20;
-constexpr std::uint32_t kVectors = 512;  // below IOV_MAX (1024); longer calls gained nothing
+constexpr std::size_t kBellsOfCaller = 4;  // waking our own worker takes as long as waking a peer
+constexpr std::uint32_t kVectors = 512;    // below IOV_MAX (1024); longer calls gained nothing
 
 struct RegionKey {
   std::uint32_t slot, generation, has_fd, version;
@@ -115,6 +116,7 @@ ShmDomain::ShmDomain(Sink& sink, std::shared_ptr<OwnSegment> segment)
 }
 
 ShmDomain::~ShmDomain() {
+  bells_.ring_all();
   // What peers still hold of us must not be used: they see it before their next section.
   Segment& own = *segment_->get();
   for (auto& [number, local] : locals_) own.regions[local.slot].store(0, std::memory_order_seq_cst);
@@ -209,7 +211,7 @@ void ShmDomain::sweep() {
 bool ShmDomain::needs_progress() const noexcept {
   // A peer that takes its leave does so within moments of us; one that does not keeps its slot until its process ends.
   constexpr auto kLeaving = std::chrono::seconds(5);
-  return !releasing_.empty() || !fencing_.empty() ||
+  return !bells_.fds.empty() || !releasing_.empty() || !fencing_.empty() ||
          (!retired_.empty() && std::chrono::steady_clock::now() - retired_.back().since < kLeaving);
 }
 
@@ -260,7 +262,7 @@ Endpoint ShmDomain::connect(PeerNumber peer, const std::optional<Endpoint>& remo
     }
     link.theirs = theirs;
     link.their_nonce = blob.nonce;
-    link.counters = CounterTable(&segment->counters, link.doorbell.get());
+    link.counters = CounterTable(&segment->counters, link.doorbell.get(), &bells_);
     link.segment = segment;
   }
   const auto slot = static_cast<std::uint64_t>(link.mine - segment_->get()->peers);
@@ -271,6 +273,7 @@ Endpoint ShmDomain::connect(PeerNumber peer, const std::optional<Endpoint>& remo
 void ShmDomain::disconnect(PeerNumber peer, bool /*lost*/) {
   const auto found = links_.find(peer);
   if (found == links_.end()) return sink_.fenced(peer);
+  bells_.ring_all();  // while its own is open
   Link link = std::move(found->second);
   links_.erase(found);
   if (link.mine == nullptr) return sink_.fenced(peer);  // there was no slot for it
@@ -294,8 +297,15 @@ Posted ShmDomain::send(PeerNumber /*peer*/, TransferId message, const std::strin
   return Posted::more;
 }
 
+bool ShmDomain::release_bells() {
+  bells_.holding = false;
+  if (bells_.fds.size() <= kBellsOfCaller) bells_.ring_all();
+  return bells_.fds.empty();
+}
+
 bool ShmDomain::progress() {
-  bool moved = false;
+  bool moved = !bells_.fds.empty();
+  bells_.ring_all();
   std::erase_if(releasing_, [&](const auto& entry) {
     if (held(entry.second)) return false;
     free_regions_.insert(free_regions_.begin(), entry.second);  // the longest unused slot first, so generations last

@@ -6,6 +6,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "../core/counters.h"
 #include "../core/domain.h"
 #include "../core/reaper.h"
 #include "segment.h"
@@ -25,6 +26,8 @@ class ShmDomain final : public Domain {
   void disconnect(PeerNumber peer, bool lost) override;
   Posted post(Flow& flow, std::uint32_t budget) override;
   Posted send(PeerNumber peer, TransferId message, const std::string& payload) override;
+  void hold_bells() override { bells_.holding = true; }
+  bool release_bells() override;
   bool progress() override;
   [[nodiscard]] bool needs_progress() const noexcept override;
   std::optional<std::vector<int>> arm() override;
@@ -72,6 +75,7 @@ class ShmDomain final : public Domain {
   Sink& sink_;
   std::shared_ptr<OwnSegment> segment_;
   DomainAttributes attributes_;
+  HeldBells bells_;
   std::unordered_map<PeerNumber, Link> links_;
   std::unordered_map<RegionNumber, Local> locals_;
   std::unordered_map<RegionNumber, Remote> remotes_;

@@ -23,7 +23,7 @@ from aio_transfer.drivers import (
 )
 from aio_transfer.errors import UsageError
 from aio_transfer.planner import Plan, Route, plan_notify, plan_pages, plan_read, plan_scatter, plan_write
-from aio_transfer.scatter import PreparedScatter
+from aio_transfer.scatter import ScatterPlanner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -408,7 +408,7 @@ def test_scatters(  # noqa: PLR0913, PLR0917
     sources = [region[begin : begin + size] for begin, size in zip(begins, sizes, strict=True)]
     targets = [remote[begin : begin + size] for remote, begin, size in zip(remotes, far, sizes, strict=True)]
     if prepared:
-        group = PreparedScatter(region, remotes, routes, counters=counters)
+        group = ScatterPlanner(region, remotes, routes, counters=counters)
         group.plan(np.zeros(len(sizes), int), np.zeros(len(sizes), int), [1] * len(sizes))  # leaves nothing behind
         plan = group.plan(begins, far, sizes, cursor=cursor)
     else:
@@ -441,9 +441,9 @@ def test_scatter_needs_as_many_of_each(
     with pytest.raises(UsageError, match=r"target 1.*5 B do not fit 6 B"):
         plan_scatter([region[0:5]] * 2, [remote[0:5], remote[0:6]], [route()] * 2)
     with pytest.raises(UsageError, match="1 remotes, 2 routes"):
-        PreparedScatter(region, [remote], [route()] * 2)
+        ScatterPlanner(region, [remote], [route()] * 2)
     with pytest.raises(UsageError, match="REMOTE_WRITE"):
-        PreparedScatter(region, [make_remote(9, Access.REMOTE_READ)], [route()])
+        ScatterPlanner(region, [make_remote(9, Access.REMOTE_READ)], [route()])
 
 
 @pytest.mark.parametrize(
@@ -462,6 +462,6 @@ def test_scatter_needs_as_many_of_each(
 def test_prepared_scatter_stays_inside(
     make_region: Callable[..., Region], make_remote: Callable[..., RemoteRegion], offsets: Any, words: str
 ) -> None:
-    group = PreparedScatter(make_region(), [make_remote(), make_remote(100)], [route()] * 2, counters=[1, None])
+    group = ScatterPlanner(make_region(), [make_remote(), make_remote(100)], [route()] * 2, counters=[1, None])
     with pytest.raises(UsageError, match=words):
         group.plan(*offsets)

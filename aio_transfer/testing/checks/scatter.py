@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from aio_transfer.errors import PeerLostError, UsageError
+from aio_transfer.errors import ClosedError, PeerLostError, UsageError
 from aio_transfer.testing.claims import claim, refused
 from aio_transfer.testing.engines import done, exactly, mesh, pair
 from aio_transfer.testing.memory import Memory
@@ -114,3 +114,84 @@ async def check_scatter_of_group(spec: Spec) -> None:
         with refused("a scatter of the group to a stranger", UsageError):
             await group.scatter([source.region[:]], [stranger.remote()[:]])
         group.close()
+
+
+@check("rule 3")
+async def check_scatter_prepared(spec: Spec) -> None:
+    """A prepared scatter moves what each call names, also nothing, also what has to be cut, and counts once each."""
+    rng = spec.rng()
+    nbytes = 300_000  # above what travels whole where there are several rails
+    async with mesh(spec, 4) as (a, *peers):
+        source = await Memory.open(a, 3 * nbytes, rng)
+        targets = [await Memory.open(peer, nbytes, rng) for peer in peers]
+        counters = [peer.counter() for peer in peers]
+        group = await a.group([peer.address for peer in peers])
+        remotes = [target.remote(counter) for target, counter in zip(targets, counters, strict=True)]
+        prepared = await group.prepare_scatter(source.region, remotes)
+        for lengths in ([900, 1, 4096], [0, 17, 0], [nbytes, 5, 20_000], [8, 8, 8]):
+            begins = [int(rng.integers(0, source.array.size - length + 1)) for length in lengths]
+            ends = [int(rng.integers(0, nbytes - length + 1)) for length in lengths]
+            await prepared.scatter(begins, ends, lengths)
+            for target, begin, end, length in zip(targets, begins, ends, lengths, strict=True):
+                target.expect(end, source.array[begin : begin + length])
+        for peer, target, counter in zip(peers, targets, counters, strict=True):
+            await exactly(counter, 4, peer, a)
+            target.verify()
+
+
+@check("rule 8")
+async def check_scatter_prepared_outlives_connections(spec: Spec) -> None:
+    """A prepared scatter connects again after a goodbye; a closed peer fails its own part alone."""
+    rng = spec.rng()
+    async with mesh(spec, 3) as (a, b, c):
+        source = await Memory.open(a, 64, rng)
+        targets = await Memory.open(b, 64, rng), await Memory.open(c, 64, rng)
+        counters = b.counter(), c.counter()
+        group = await a.group([b.address, c.address])
+        remotes = [target.remote(counter) for target, counter in zip(targets, counters, strict=True)]
+        prepared = await group.prepare_scatter(source.region, remotes)
+        await prepared.scatter([0, 0], [0, 0], [64, 64])
+        await a.disconnect(b.address)
+        for _ in range(2):
+            await prepared.scatter([0, 0], [0, 0], [64, 64])
+        await c.aclose()
+        with refused("a scatter to a closed peer", PeerLostError):
+            for _ in range(2):  # the first may still be acknowledged, where goodbyes cross
+                await prepared.scatter([0, 0], [0, 0], [64, 64])
+        targets[0].expect(0, source.array)
+        await counters[0].wait(4)
+        targets[0].verify()
+        claim(source.region.leases == 0, f"{source.region.leases} leases are out")
+
+
+@check("bad input")
+async def check_scatter_prepared_bad_input(spec: Spec) -> None:
+    """A prepared scatter refuses what does not fit, names which, and moves nothing of it."""
+    rng = spec.rng()
+    async with mesh(spec, 3) as (a, b, c):
+        source = await Memory.open(a, 64, rng)
+        targets = await Memory.open(b, 64, rng), await Memory.open(c, 64, rng)
+        group = await a.group([b.address])
+        remotes = [target.remote() for target in targets]
+        with refused("a target of no member", UsageError):
+            await group.prepare_scatter(source.region, remotes)
+        with refused("a counter too many", UsageError):
+            await group.prepare_scatter(source.region, remotes[:1], counters=[None, None])
+        prepared = await group.prepare_scatter(source.region, remotes[:1])
+        for begins, ends, lengths in (
+            ([60], [0], [5]),
+            ([0], [60], [5]),
+            ([0, 0], [0, 0], [1, 1]),
+            ([], [], []),
+            ([-1], [0], [1]),
+            ([0], [0], [2**64 - 1]),
+            ([0.5], [0], [1]),
+        ):
+            with refused(f"{lengths} B from {begins} to {ends}", UsageError):
+                await prepared.scatter(begins, ends, lengths)
+        claim(source.region.leases == 0, f"{source.region.leases} leases are out")
+        for target in targets:
+            target.verify()
+        await source.region.aclose()
+        with refused("a scatter of a closed region", ClosedError):
+            await prepared.scatter([0], [0], [1])
