@@ -19,6 +19,8 @@ namespace {
 // A section is what one fence protects: long enough that entering it (two full barriers, ~20 ns) does not show, short
 // enough that an owner who takes its memory back waits some ten microseconds.
 constexpr std::uint64_t kSectionNbytes = 256 << 10;
+// Of memory that is not mapped: a section is a system call that looks the pages up, so fewer and longer ones.
+constexpr std::uint64_t kForeignSectionNbytes = 1 << 20;
 constexpr std::uint64_t kTurnNbytes = 1 << 20;
 constexpr std::size_t kBellsOfCaller = 4;  // waking our own worker takes as long as waking a peer
 constexpr std::uint32_t kVectors = 512;    // below IOV_MAX (1024); longer calls gained nothing
@@ -340,6 +342,7 @@ Outcome ShmDomain::enter(const Link& link, const Remote* remote) const noexcept 
 struct ShmDomain::Section {
   Flow& flow;
   std::uint32_t budget;
+  std::uint64_t limit;
   std::uint32_t finished = 0;  // pieces, from flow.next on
   std::uint64_t nbytes = 0;
 
@@ -348,7 +351,7 @@ struct ShmDomain::Section {
   }
   // How much of the current piece belongs to this section; the caller moves it, then says so.
   [[nodiscard]] std::uint64_t share(const Piece& piece) const noexcept {
-    return std::min(piece.nbytes - flow.offset, kSectionNbytes - nbytes);
+    return std::min(piece.nbytes - flow.offset, limit - nbytes);
   }
   void moved(const Piece& piece, std::uint64_t n) noexcept {
     nbytes += n;
@@ -369,7 +372,7 @@ bool inside(std::uint64_t offset, std::uint64_t nbytes, std::uint64_t limit) noe
 
 Outcome ShmDomain::copy(Section& section, const Link&, const Remote& remote) {
   const Flow& flow = section.flow;
-  for (const Piece* piece; (piece = section.piece()) != nullptr && section.nbytes < kSectionNbytes;) {
+  for (const Piece* piece; (piece = section.piece()) != nullptr && section.nbytes < section.limit;) {
     if (!inside(piece->remote_offset, piece->nbytes, remote.nbytes)) {
       return {Status::provider, ERANGE, "the piece reaches outside the peer's region"};
     }
@@ -392,7 +395,7 @@ Outcome ShmDomain::copy_process(Section& section, const Link& link, const Remote
   std::array<iovec, kVectors> there;
   std::uint32_t n = 0;
   const Flow& flow = section.flow;
-  for (const Piece* piece; (piece = section.piece()) != nullptr && n < kVectors && section.nbytes < kSectionNbytes;) {
+  for (const Piece* piece; (piece = section.piece()) != nullptr && n < kVectors && section.nbytes < section.limit;) {
     if (!inside(piece->remote_offset, piece->nbytes, remote.nbytes)) {
       return {Status::provider, ERANGE, "the piece reaches outside the peer's region"};
     }
@@ -449,11 +452,12 @@ Posted ShmDomain::post(Flow& flow, std::uint32_t budget) {
   }
   for (std::uint64_t turn = 0; turn < kTurnNbytes && budget != 0 && !flow.exhausted();) {
     Outcome outcome = enter(link, remote);
-    Section section{flow, budget};
+    const bool mapped = remote == nullptr || remote->mapping;
+    Section section{flow, budget, mapped ? kSectionNbytes : kForeignSectionNbytes};
     if (outcome.ok()) {
       static const Remote nowhere{};  // of no bytes: a notification may name it, a payload may not
       const Remote& target = remote != nullptr ? *remote : nowhere;
-      outcome = remote == nullptr || target.mapping ? copy(section, link, target) : copy_process(section, link, target);
+      outcome = mapped ? copy(section, link, target) : copy_process(section, link, target);
     }
     if (outcome.ok()) {
       // Before `busy` is cleared: a count after the fence would be a zombie's.
