@@ -210,7 +210,8 @@ class CounterTable:
         self._drivers = tuple(drivers)
         self._arm = self._drivers[0].expect if len(self._drivers) == 1 else self._arm_each
         self._counters: dict[int, ImmCounter] = {}
-        self._slots = deque(range(_SLOTS))
+        self._fresh = 0  # slots below it have been used
+        self._slots: deque[int] = deque()  # those that are free again
         self._generations: dict[int, int] = {}
         self._poison: dict[int, Callable[[], AioTransferError]] = {}
         self._early: dict[int, set[bytes]] = {}  # promises for well-known counters that are not open yet
@@ -243,10 +244,13 @@ class CounterTable:
         return counter
 
     def _take_slot(self) -> int:
-        if not self._slots:
-            raise ProviderError("engine.counter", code_name=f"{_SLOTS} counters are open")
         # The slot that has been free for longest: its next generation comes as late as possible.
-        slot = self._slots.popleft()
+        if self._fresh < _SLOTS:
+            slot, self._fresh = self._fresh, self._fresh + 1
+        elif self._slots:
+            slot = self._slots.popleft()
+        else:
+            raise ProviderError("engine.counter", code_name=f"{_SLOTS} counters are open")
         generation = self._generations[slot] = (self._generations.get(slot, -1) + 1) % _GENERATIONS
         return PRIVATE_COUNTER_BIT | generation << 16 | slot
 

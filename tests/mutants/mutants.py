@@ -129,8 +129,10 @@ def lease_released_on_cancel() -> AbstractContextManager[Any]:
 def counter_id_reused() -> AbstractContextManager[Any]:
     """A closed counter's slot is given out again at once, in the same generation."""
 
+    right = CounterTable._take_slot
+
     def take_slot(self: CounterTable) -> int:
-        return PRIVATE_COUNTER_BIT | self._slots.pop()
+        return PRIVATE_COUNTER_BIT | self._slots.pop() if self._slots else right(self)
 
     return mock.patch.object(CounterTable, "_take_slot", take_slot)
 
