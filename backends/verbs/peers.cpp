@@ -1,4 +1,6 @@
 // Connecting, and ending connections.
+#include <poll.h>
+
 #include <algorithm>
 #include <bit>
 #include <cerrno>
@@ -18,7 +20,11 @@ const Outcome kPeerLost{Status::peer_lost, 0, "the connection is closed"};
 constexpr std::uint8_t kRnrTimer = 12;
 constexpr std::uint8_t kHopLimit = 64;           // routers between RoCE v2 subnets, as IP's customary default
 constexpr std::uint8_t kMostReadsInFlight = 16;  // what ConnectX offers
-constexpr int kMostRounds = 64;                  // of completions, each up to 1,024
+constexpr int kMostRounds = 64;  // of completions, each up to 1,024
+
+// For the event that ends a QP's hold on shared receives. A device says it within microseconds; Linux 6.1's rdma_rxe
+// never does, and is given the time to run its tasklet.
+constexpr std::chrono::milliseconds kReceivesBack{20}, kReceivesBackOnRxe{1};
 
 // Random, so that a packet of a former connection that comes late is not taken for one of this. 24 bits.
 std::uint32_t random_psn() {
@@ -231,6 +237,7 @@ void VerbsDomain::disconnect(PeerNumber number, bool /*lost*/) {
 // When it returns, nothing of the peer's can reach our memory, and nothing is in flight.
 void VerbsDomain::end(Peer& peer) {
   close_queues(peer);
+  outboxes_.erase(peer.number);
   peers_.erase(peer.number);
 }
 
@@ -239,6 +246,7 @@ void VerbsDomain::close_queues(Peer& peer) {
   // some providers drop the completions of a QP that is destroyed, and with them counts.
   to_error(library_, peer.data);
   to_error(library_, peer.frames);
+  await_receives(peer);
   for (int round = 0; round < kMostRounds && harvest(); ++round) {
   }
   for (Queue* queue : {&peer.data, &peer.frames}) {
@@ -251,8 +259,26 @@ void VerbsDomain::close_queues(Peer& peer) {
   harvest();  // completions that a provider leaves behind would fill the queue
 }
 
+// A QP takes receives from the shared queues before the messages have come whole. They complete when it is in the error
+// state, and then the device says so; those of a QP that is destroyed before are lost, until none is left for anybody.
+void VerbsDomain::await_receives(const Peer& peer) {
+  if (!peer.joined || peer.deputy != nullptr) return;
+  const auto until = Clock::now() + (port_.is_rxe() ? kReceivesBackOnRxe : kReceivesBack);
+  while (!peer.data.emptied || !peer.frames.emptied) {
+    const auto left = std::chrono::ceil<std::chrono::milliseconds>(until - Clock::now()).count();
+    if (left <= 0) return;
+    pollfd told{port_.context->async_fd, POLLIN, 0};
+    ::poll(&told, 1, static_cast<int>(left));
+    drain_events();
+  }
+}
+
 void VerbsDomain::break_off(Peer& peer, Outcome cause) {
   if (!peer.broken.ok()) return;
+  // The cause is one request's; all that follows it failed since there is no connection any more.
+  if (cause.status != Status::peer_lost) {
+    cause = {Status::peer_lost, cause.code, "the connection broke: " + cause.reason};
+  }
   peer.broken = std::move(cause);
   to_error(library_, peer.data);
   to_error(library_, peer.frames);
