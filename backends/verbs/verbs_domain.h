@@ -57,6 +57,7 @@ struct Peer {
   // A peer with fewer NICs has no partner for this one: its turn is served by another of ours. See join().
   VerbsDomain* deputy = nullptr;
   Outcome broken;  // not ok: the connection is over, and why; peer_lost whatever the cause was for whom it hit
+  std::uint64_t read_nbytes = UINT64_MAX;  // larger reads are cut
 
   std::deque<std::pair<FrameKind, std::string>> outbox;  // frames that found no room
   std::uint32_t messages = 0;                            // slots held
@@ -117,6 +118,7 @@ class VerbsDomain final : public Domain {
   Peer* find(PeerNumber number) noexcept;
   Queue open_queue(std::uint32_t depth, std::uint32_t inline_nbytes, abi::Srq* srq);
   void write_blob(Peer& peer);
+  [[nodiscard]] std::uint8_t reads_in_flight(int offered) const noexcept;
   void join(Peer& peer, const Endpoint& remote);
   void start_queue(Queue& queue, const abi::AhAttr& route, const EndpointHead& remote, std::uint32_t qpn,
                    std::uint32_t psn, std::uint32_t own_psn);
@@ -129,6 +131,7 @@ class VerbsDomain final : public Domain {
   // data.cpp
   std::optional<Outcome> refusal(const Run& run, const Piece& piece, const LocalRegion* local,
                                  const RemoteRegion* remote) const;
+  bool read_part(Peer& peer, Flow& flow, const LocalRegion& local, const RemoteRegion& remote);
   bool chain(Peer& peer, Flow& flow, std::uint32_t count, const LocalRegion* local, const RemoteRegion* remote);
   // completions.cpp
   bool harvest();
