@@ -26,6 +26,8 @@ __all__ = ("ARRIVED", "CARRIED", "CHAIN", "COUNTED", "Device")
 PORT_ACTIVE: Final = 4  # infiniband/verbs.h, an ABI; pyverbs has renamed the module of such names
 GID_TYPES: Final = {1: 0, 2: 2}  # by link layer: IBV_GID_TYPE_IB, and _ROCE_V2, since version 1 cannot be routed
 READS: Final = 16  # under way per pair; both ends must mean the same number, and every RC device of today takes it
+# Linux 6.1's rdma_rxe loses its way among several reads, or in a large one: see backends/verbs/peers.cpp.
+RXE, RXE_READS, RXE_READ_NBYTES = 0xFFFFFF, 1, 1 << 18
 AT_ONCE: Final = 64
 CHAIN: Final = 16
 CARRIED, COUNTED, ARRIVED = range(3)  # requests' numbers: a failed one has no `opcode`
@@ -44,7 +46,10 @@ class Device:
             _, self.name, self.port_number, self.gid_index, self.gid = place
             self.context = Context(name=self.name)
             self.port, limits = self.context.query_port(self.port_number), self.context.query_device()
-            self.reads = min(READS, limits.max_qp_rd_atom, limits.max_qp_init_rd_atom)
+            is_rxe, most = limits.vendor_id == RXE, self.port.max_msg_sz
+            self.answers = min(READS, limits.max_qp_rd_atom)
+            self.reads = RXE_READS if is_rxe else min(self.answers, limits.max_qp_init_rd_atom)
+            self.write_nbytes, self.read_nbytes = most, min(most, RXE_READ_NBYTES) if is_rxe else most
             self.pd, others = PD(self.context), _channels()
             self.channel = CompChannel(self.context)
             # pyverbs 44 (Debian 12) does not tell it.

@@ -135,7 +135,8 @@ class PyverbsDriver:
         for one in wanted:
             peer, op, ours, theirs = (int(one[name]) for name in ("peer", "op", "local_region", "remote_region"))
             link, remote, mr = self._links.get(peer), self._theirs.get(theirs), self._ours.get(ours)
-            parts = parts_of(found[one["first"] :][: one["count"]].tobytes(), self._device.port.max_msg_sz)
+            most = self._device.read_nbytes if op == Op.READ else self._device.write_nbytes
+            parts = parts_of(found[one["first"] :][: one["count"]].tobytes(), most)
             run = Run(batch, READ if op == Op.READ else WRITE, remote or NOWHERE, mr.lkey if mr else 0, parts)
             if link is None or link.over or remote is None:
                 self._settle(run, Status.PEER_LOST if remote else Status.STALE_REGION)

@@ -93,7 +93,7 @@ class Link:
             attr = QPAttr(port_num=port, path_mtu=min(mtu, self.device.port.active_mtu))
             attr.ah_attr = AHAttr(dlid=lid, is_global=1, port_num=port, gr=way)
             attr.dest_qp_num, attr.rq_psn, attr.sq_psn = ends.pop(0), ends.pop(0), lane.psn
-            attr.max_dest_rd_atomic = attr.max_rd_atomic = self.device.reads
+            attr.max_dest_rd_atomic, attr.max_rd_atomic = self.device.answers, self.device.reads
             attr.timeout, attr.retry_cnt, attr.min_rnr_timer, attr.rnr_retry = TIMEOUT, RETRIES, RNR_DELAY, RNR_FOR_EVER
             lane.pair.to_rts(attr)
         self.connected = True

@@ -36,7 +36,8 @@ inline constexpr std::uint32_t wc_success = 0, wc_flush_err = 5, wc_rem_access_e
                                wc_rnr_retry_exc_err = 13;
 
 inline constexpr std::uint32_t event_cq_err = 0, event_qp_fatal = 1, event_qp_req_err = 2, event_qp_access_err = 3,
-                               event_device_fatal = 8, event_port_active = 9, event_port_err = 10, event_srq_err = 14;
+                               event_device_fatal = 8, event_port_active = 9, event_port_err = 10, event_srq_err = 14,
+                               event_qp_last_wqe_reached = 16;
 
 // ---- objects
 struct Context;

@@ -41,6 +41,8 @@ bool VerbsDomain::harvest() {
     post_receives();
     moved = true;
   }
+  // What has retired may have been another peer's: room and slots are shared.
+  if (moved) flush_outboxes();
   return moved;
 }
 
@@ -109,7 +111,6 @@ void VerbsDomain::retire(Peer& peer, Queue& queue, std::uint64_t number, const O
   }
   report();
   if (!peer.revocations.empty()) answer_revocations(peer);
-  if (!peer.outbox.empty()) flush_outbox(peer);
 }
 
 void VerbsDomain::finish(Peer& peer, const Request& request, const Outcome& outcome) {
@@ -141,15 +142,11 @@ void VerbsDomain::abandon(Peer& peer, Queue& queue) {
 }
 
 Outcome VerbsDomain::describe_failure(const Peer& peer, const abi::Wc& wc) const {
+  if (!peer.broken.ok()) return peer.broken;  // it only followed another's failure
   const auto code = static_cast<std::int64_t>(wc.status);
   std::string reason = std::string(library_.wc_status_str(wc.status)) + " (" + std::to_string(wc.status);
   if (wc.vendor_err != 0) reason += ", vendor's " + std::to_string(wc.vendor_err);
   reason += ")";
-  if (!peer.broken.ok()) {
-    // It followed another's failure. A closed connection says all; other causes are somebody else's fault.
-    if (peer.broken.status == Status::peer_lost) return peer.broken;
-    return {Status::peer_lost, code, reason + ": the connection broke: " + peer.broken.reason};
-  }
   if (port_down_since_) reason += "; port " + port_.name + " is down";
   switch (wc.status) {
     case abi::wc_rem_access_err:

@@ -63,12 +63,59 @@ Posted VerbsDomain::post(Flow& flow, std::uint32_t budget) {
     const std::uint32_t before = flow.next;
     std::uint32_t fine = 0;
     std::optional<Outcome> refused;
-    while (fine < wanted && !(refused = refusal(run, flow.pieces[before + fine], near, far))) ++fine;
+    const auto is_cut = [&](const Piece& piece) { return run.op == Op::read && piece.nbytes > peer->read_nbytes; };
+    while (fine < wanted && !(refused = refusal(run, flow.pieces[before + fine], near, far))) {
+      if (is_cut(flow.pieces[before + fine])) break;
+      ++fine;
+    }
     if (fine > 0 && !chain(*peer, flow, fine, near, far)) return Posted::more;
     budget -= fine;
     if (refused) return refuse(*refused);
+    if (fine == 0) {
+      if (!read_part(*peer, flow, *near, *far)) return Posted::more;
+      --budget;
+    }
   }
   return Posted::more;
+}
+
+// Posts what comes next of a read that is cut. Each part counts as in flight; the piece is accepted with its last.
+bool VerbsDomain::read_part(Peer& peer, Flow& flow, const LocalRegion& local, const RemoteRegion& remote) {
+  Queue& queue = peer.data;
+  const Piece& piece = flow.pieces[flow.next];
+  const std::uint64_t nbytes = std::min(piece.nbytes - flow.offset, peer.read_nbytes);
+  abi::Sge memory{piece.local_addr + flow.offset, static_cast<std::uint32_t>(nbytes), local.registration->lkey};
+  abi::SendWr request{};
+  request.wr_id = make_wr_id(queue.id, queue.head);
+  request.sg_list = &memory;
+  request.num_sge = 1;
+  request.opcode = abi::wr_rdma_read;
+  request.send_flags = abi::send_signaled;
+  request.remote_addr = remote.key.addr + piece.remote_offset + flow.offset;
+  request.rkey = remote.key.rkey;
+  abi::SendWr* bad = nullptr;
+  const int result = abi::post_send(queue.qp.get(), &request, &bad);
+  ++flow.in_flight;
+  flow.offset += nbytes;
+  if (result != 0 || flow.offset == piece.nbytes) {
+    flow.offset = 0;
+    ++flow.next;
+  }
+  if (result == 0 || bad == nullptr) {  // see chain()
+    Request& entry = queue.at(queue.head);
+    entry = {};
+    entry.flow = &flow;
+    entry.nbytes = nbytes;
+    entry.vouched = queue.head;
+    ++queue.head;
+    --completions_room_;
+    peer.nbytes += nbytes;
+  }
+  if (result == 0) return true;
+  const Outcome cause{Status::provider, result, std::string("ibv_post_send: ") + std::strerror(result)};
+  break_off(peer, cause);
+  if (bad != nullptr) sink_.stopped(flow, 1, cause);
+  return false;
 }
 
 // Posts `count` pieces as one chain. On failure the connection is over; what was accepted comes back flushed.

@@ -52,6 +52,8 @@ class Handle {
   std::uint64_t* count_ = nullptr;
 };
 
+inline constexpr std::uint32_t kRxeVendor = 0xffffff;  // what Linux' rdma_rxe calls itself
+
 // One port of one device, opened.
 struct Port {
   Handle<abi::Context> context;
@@ -62,6 +64,8 @@ struct Port {
   std::vector<PortGid> gids;
 
   [[nodiscard]] bool is_infiniband() const noexcept { return attr.link_layer == abi::link_infiniband; }
+  // Soft-RoCE, which has its quirks.
+  [[nodiscard]] bool is_rxe() const noexcept { return device.vendor_id == kRxeVendor; }
   [[nodiscard]] double gigabits() const noexcept;
 };
 

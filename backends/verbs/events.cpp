@@ -39,7 +39,7 @@ bool VerbsDomain::look_around() {
 
 // Whether anything may end because time passes. Nothing is asked of an idle engine.
 bool VerbsDomain::minds_time() const noexcept {
-  if (!closing_regions_.empty() || port_down_since_) return true;
+  if (!closing_regions_.empty() || port_down_since_ || !outboxes_.empty()) return true;
   for (const auto& [number, peer] : peers_) {
     if (peer->data.in_flight() + peer->frames.in_flight() != 0) return true;
   }
@@ -48,6 +48,7 @@ bool VerbsDomain::minds_time() const noexcept {
 
 bool VerbsDomain::tick(Clock::time_point now) {
   bool moved = settle_regions();
+  flush_outboxes();
   if (port_down_since_ && now - *port_down_since_ > settings_.port_down) {
     break_all({Status::peer_lost, abi::event_port_err, "port " + port_.name + " is down"});
     port_down_since_.reset();  // a new connection finds out by itself
@@ -97,6 +98,11 @@ void VerbsDomain::on_event(const abi::AsyncEvent& event) {
         if (peer->data.qp.get() != event.element.qp && peer->frames.qp.get() != event.element.qp) continue;
         return break_off(*peer,
                          {Status::provider, code, said + ": the peer was refused an access, or broke the protocol"});
+      }
+      return;
+    case abi::event_qp_last_wqe_reached:
+      for (auto& [number, peer] : peers_) {
+        for (Queue* queue : {&peer->data, &peer->frames}) queue->emptied |= queue->qp.get() == event.element.qp;
       }
       return;
     case abi::event_port_err:

@@ -29,6 +29,7 @@ Posted VerbsDomain::send(PeerNumber number, TransferId message, const std::strin
   if (payload.size() > std::min<std::size_t>(attributes_.max_message_nbytes, peer->remote.slot_nbytes)) {
     return end({Status::provider, EMSGSIZE, "the message exceeds what the peer receives"});
   }
+  flush_outbox(*peer);
   if (peer->messages >= kPeerSlots || !peer->outbox.empty() || free_slots_.size() <= kKeptSlots) return Posted::full;
   if (!post_frame(*peer, FrameKind::message, message, payload)) {
     if (peer->broken.ok()) return Posted::full;
@@ -80,12 +81,23 @@ bool VerbsDomain::post_frame(Peer& peer, FrameKind kind, TransferId message, con
 void VerbsDomain::queue_frame(Peer& peer, FrameKind kind, std::string bytes) {
   peer.outbox.emplace_back(kind, std::move(bytes));
   flush_outbox(peer);
+  if (!peer.outbox.empty()) outboxes_.insert(peer.number);
 }
 
 void VerbsDomain::flush_outbox(Peer& peer) {
   while (!peer.outbox.empty() && peer.broken.ok()) {
-    if (!post_frame(peer, peer.outbox.front().first, 0, peer.outbox.front().second)) return;
+    if (!post_frame(peer, peer.outbox.front().first, 0, peer.outbox.front().second)) break;
     peer.outbox.pop_front();
+  }
+  if (!peer.broken.ok()) peer.outbox.clear();
+}
+
+// Called whenever room may have come back. A peer that has nothing under way would never see it by itself.
+void VerbsDomain::flush_outboxes() {
+  for (auto next = outboxes_.begin(); next != outboxes_.end();) {
+    Peer* peer = find(*next);
+    if (peer != nullptr) flush_outbox(*peer);
+    next = peer == nullptr || peer->outbox.empty() ? outboxes_.erase(next) : std::next(next);
   }
 }
 

@@ -34,6 +34,7 @@ struct Queue {
   std::uint64_t tail = 0;     // number of the oldest that has not retired
   std::vector<Request> ring;  // a power of two, at least `depth`
   bool broken = false;        // a request has failed: what follows was flushed, and nothing before it succeeds silently
+  bool emptied = false;       // the device has said that it holds no receive for it any more
 
   [[nodiscard]] std::uint32_t in_flight() const noexcept { return static_cast<std::uint32_t>(head - tail); }
   [[nodiscard]] std::uint32_t room() const noexcept { return depth - in_flight(); }

@@ -56,7 +56,8 @@ struct Peer {
   EndpointHead remote{};
   // A peer with fewer NICs has no partner for this one: its turn is served by another of ours. See join().
   VerbsDomain* deputy = nullptr;
-  Outcome broken;  // not ok: the connection is over, and why
+  Outcome broken;  // not ok: the connection is over, and why; peer_lost whatever the cause was for whom it hit
+  std::uint64_t read_nbytes = UINT64_MAX;  // larger reads are cut
 
   std::deque<std::pair<FrameKind, std::string>> outbox;  // frames that found no room
   std::uint32_t messages = 0;                            // slots held
@@ -117,17 +118,20 @@ class VerbsDomain final : public Domain {
   Peer* find(PeerNumber number) noexcept;
   Queue open_queue(std::uint32_t depth, std::uint32_t inline_nbytes, abi::Srq* srq);
   void write_blob(Peer& peer);
+  [[nodiscard]] std::uint8_t reads_in_flight(int offered) const noexcept;
   void join(Peer& peer, const Endpoint& remote);
   void start_queue(Queue& queue, const abi::AhAttr& route, const EndpointHead& remote, std::uint32_t qpn,
                    std::uint32_t psn, std::uint32_t own_psn);
   abi::AhAttr route_to(const EndpointBlob& remote) const;
   void end(Peer& peer);
   void close_queues(Peer& peer);
+  void await_receives(const Peer& peer);
   void break_off(Peer& peer, Outcome cause);
   void break_all(const Outcome& cause);
   // data.cpp
   std::optional<Outcome> refusal(const Run& run, const Piece& piece, const LocalRegion* local,
                                  const RemoteRegion* remote) const;
+  bool read_part(Peer& peer, Flow& flow, const LocalRegion& local, const RemoteRegion& remote);
   bool chain(Peer& peer, Flow& flow, std::uint32_t count, const LocalRegion* local, const RemoteRegion* remote);
   // completions.cpp
   bool harvest();
@@ -142,6 +146,7 @@ class VerbsDomain final : public Domain {
   bool post_frame(Peer& peer, FrameKind kind, TransferId message, const std::string& bytes);
   void queue_frame(Peer& peer, FrameKind kind, std::string bytes);
   void flush_outbox(Peer& peer);
+  void flush_outboxes();
   void received(Peer& peer, FrameKind kind, std::string_view bytes);
   void answer_revocations(Peer& peer);
   // events.cpp
@@ -180,6 +185,7 @@ class VerbsDomain final : public Domain {
   std::set<RegionNumber> closing_regions_;
   std::uint64_t next_serial_ = 1;
   std::unordered_map<PeerNumber, std::unique_ptr<Peer>> peers_;
+  std::set<PeerNumber> outboxes_;                                       // of peers whose frames wait for room
   std::unordered_map<std::uint32_t, std::pair<Peer*, Queue*>> queues_;  // by their ids
   std::unordered_map<std::uint32_t, Peer*> by_qpn_;
   std::uint32_t next_queue_ = 1;

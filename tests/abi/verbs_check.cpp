@@ -69,6 +69,7 @@ SAME_VALUE(event_device_fatal, IBV_EVENT_DEVICE_FATAL);
 SAME_VALUE(event_port_active, IBV_EVENT_PORT_ACTIVE);
 SAME_VALUE(event_port_err, IBV_EVENT_PORT_ERR);
 SAME_VALUE(event_srq_err, IBV_EVENT_SRQ_ERR);
+SAME_VALUE(event_qp_last_wqe_reached, IBV_EVENT_QP_LAST_WQE_REACHED);
 
 SAME_SIZE(ContextOps, ibv_context_ops);
 SAME_NAME(ContextOps, ibv_context_ops, poll_cq);
@@ -107,6 +108,7 @@ SAME_NAME(GidEntry, ibv_gid_entry, gid_index);
 SAME_NAME(GidEntry, ibv_gid_entry, port_num);
 SAME_NAME(GidEntry, ibv_gid_entry, gid_type);
 SAME_SIZE(DeviceAttr, ibv_device_attr);
+SAME_NAME(DeviceAttr, ibv_device_attr, vendor_id);
 SAME_NAME(DeviceAttr, ibv_device_attr, max_qp_wr);
 SAME_NAME(DeviceAttr, ibv_device_attr, max_cqe);
 SAME_NAME(DeviceAttr, ibv_device_attr, max_qp_rd_atom);
