@@ -103,6 +103,7 @@ class Core final : private Sink {
   void emit(Event event);
   void settle(Flow& flow);
   void finish(Transfer& transfer);
+  [[nodiscard]] std::uint16_t way_to(PeerNumber peer, std::uint16_t rail) const noexcept;
   void enqueue(Flow& flow);
   void admit(std::unique_ptr<Transfer> transfer);
   void start_inline(TransferId id);

@@ -83,6 +83,26 @@ def test_a_full_queue_and_few_receives_hold_up_nothing(emulated) -> None:
     assert "chunk" in move(emulated, 4 * MIB, {}, eagain=0.3, send_depth=64)
 
 
+@pytest.mark.parametrize("loop", ["asyncio", "trio"])
+def test_no_packet_comes_through(emulated, loop: str) -> None:
+    links = emulated.root / "links"
+    links.write_text("0")
+    said = json.loads(run(emulated, str(HERE / "links.py"), "greeting", loop, str(links), links=links, timeout_ms=200))
+    assert "has not answered" in said["said"]
+    assert 1 < said["seconds"] < 10
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "trio"])
+def test_one_of_two_links_is_cut(emulated, loop: str) -> None:
+    links = emulated.root / "links"
+    links.write_text("11")
+    settings = {"devices": 2, "links": links, "timeout_ms": 500, "bytes_per_second": 60_000_000}
+    said = json.loads(run(emulated, str(HERE / "links.py"), "rail", loop, str(links), **settings))
+    assert said["said"]
+    assert said["value"] == 1  # nothing is counted of what failed
+    assert said["seconds"] < 10
+
+
 @pytest.mark.skipif("EFA_EMULATOR_MEASURE" not in os.environ, reason="needs a quiet machine: nox -s efa")
 def test_four_nics_carry_four_times_as_much(emulated) -> None:
     limit = {"bytes_per_second": 8_000_000}  # so little that the CPU is no limit, on a small machine too
