@@ -46,13 +46,15 @@ Policy policy_of(const abi::Info& info, const Options& options) {
     policy.forgets_connections = true;
   } else if (provider.starts_with("efa")) {
     const bool direct = info.fabric_attr->name == std::string_view("efa-direct");
-    const std::string endpoints = option(options, "endpoints", direct ? "peer" : "shared");
-    if (endpoints != "shared" && (endpoints != "peer" || !direct)) {
+    const std::string endpoints = option(options, "endpoints", "peer");
+    if (endpoints != "shared" && endpoints != "peer") {
       throw Failure(Failure::Kind::usage, "libfabric", "option endpoints is " + endpoints);
     }
     policy.shared_endpoint = endpoints == "shared";
-    policy.close_revokes = policy.greets = true;
-    policy.close_forgets = direct;
+    policy.close_revokes = policy.greets = policy.close_forgets = true;
+    policy.close_waits = !direct;
+    policy.rnr_retry = static_cast<int>(number(options, "rnr_retry", -1, 0));
+    if (policy.rnr_retry > 7) throw Failure(Failure::Kind::usage, "libfabric", "option rnr_retry exceeds 7");
     policy.immediates_consume = (info.mode & abi::mode_rx_cq_data) != 0;
   }
   return policy;
@@ -240,6 +242,11 @@ Channel FabricDomain::open_channel(bool shared, std::uint64_t* count) {
       if (name == abi::opt_cuda_api_permitted && (info_->caps & abi::hmem) == 0) continue;
       const int result = ep->ops->setopt(&ep->fid, abi::opt_endpoint, name, &permitted, sizeof permitted);
       if (result != -ENOPROTOOPT) check("fi_setopt", result);
+    }
+    if (policy_.rnr_retry >= 0) {
+      const auto times = static_cast<std::size_t>(policy_.rnr_retry);
+      check("fi_setopt of FI_OPT_EFA_RNR_RETRY",
+            ep->ops->setopt(&ep->fid, abi::opt_endpoint, abi::opt_efa_rnr_retry, &times, sizeof times));
     }
     std::size_t largest = 0;
     std::size_t nbytes = sizeof largest;

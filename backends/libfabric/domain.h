@@ -15,7 +15,9 @@ namespace aio::libfabric {
 //   address          source address (node); "127.0.0.1" for the IP providers, unless `interface` is given
 //   interface        domain name, as `aio-transfer devices` shows it
 //   fabric           fabric name; of EFA's two the first that has device RDMA, "efa-direct" and then "efa"
-//   endpoints        on efa-direct: "peer" (one each; a lost peer is kept out for certain) or "shared" (fewer queues)
+//   endpoints        on efa: "peer" (one each; a lost peer is kept out for certain) or "shared" (fewer queues)
+//   rnr_retry        on efa: how often the device tries again where it finds no receive, 0 to 7; 7 is for ever
+//   huge_pages       on efa: let the provider take huge pages for buffers of its own (FI_EFA_USE_HUGE_PAGE); its choice
 //   rails            at most this many domains; 1
 //   depth            operations in flight per peer; 256
 //   delivery         over tcp a write completes once the peer has it, not once the kernel does; yes

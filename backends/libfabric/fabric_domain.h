@@ -66,17 +66,22 @@ class Handle {
 // What differs between providers, and why.
 struct Policy {
   // Each peer has an endpoint of its own, since closing that is what keeps out a peer that thaws: over tcp it closes
-  // the connections, on efa-direct the queue pair that its writes name. The fabric `efa` keeps some hundred megabytes
-  // per endpoint, so there all peers share one, and a lost peer is kept out by closing registrations alone.
+  // the connections, on efa the queue pair that its writes name. Where all share one, a lost peer is kept out by
+  // closing registrations alone, and what is under way to it has to end by itself.
   bool shared_endpoint = false;
   // efa: the NIC checks every packet against the key, so closing the registration is enough. The software providers
   // (and rxm's receive path) look a key up when an operation begins and keep writing afterwards.
   bool close_revokes = false;
-  // efa-direct: once an endpoint is closed, nothing comes of what was posted to it.
+  // efa: once an endpoint is closed, nothing comes of what was posted to it.
   bool close_forgets = false;
+  // The fabric `efa`: closing an endpoint waits, on the calling thread, until the device has given up what is under
+  // way.
+  bool close_waits = false;
   // efa: the device takes remote accesses only from those whose address its owner has inserted (libfabric #11054), so
   // nothing is written before the peer has answered. Nor, for want of another sign, after packets were lost.
   bool greets = false;
+  // efa: how often the device offers a packet again that found no receive; 7 is for ever. -1: the provider's choice.
+  int rnr_retry = -1;
   // efa-direct built against an older rdma-core, or on an older device: a write's immediate uses a receive up.
   bool immediates_consume = false;
   // tcp completes a write when the kernel has taken the bytes: one that the peer then refuses, or never reads, has
@@ -179,6 +184,7 @@ struct Peer {
   std::uint64_t verdict_number = 0;
 
   bool leaving = false;  // disconnect() was called
+  bool lost = false;     // and said that nobody is there any more
   bool closing = false;  // the endpoint is being closed: every error is peer_lost
   Clock::time_point leaving_since;
 

@@ -17,6 +17,7 @@ constexpr auto kAskAgain = std::chrono::milliseconds(100);  // doubled each time
 // After a goodbye nothing should come: the peer waited for its acknowledgements. This is for what needs none.
 constexpr auto kQuiet = std::chrono::milliseconds(50);
 constexpr auto kQuietAtMost = std::chrono::seconds(1);
+constexpr auto kUnderwayAtMost = std::chrono::seconds(30);  // beyond any timeout of a device
 constexpr std::size_t kMostSerials = (kLeastSlotNbytes - sizeof(FrameHead)) / sizeof(std::uint64_t) / 2;
 constexpr std::size_t kMostDead = 16384;
 constexpr std::size_t kMostWaiting = 1024;  // frames kept for a peer that cannot take or name them yet
@@ -158,9 +159,11 @@ void FabricDomain::disconnect(PeerNumber number, bool lost) {
   if (peer == nullptr) return sink_.fenced(number);
   if (!peer->leaving) peer->leaving_since = Clock::now();
   peer->leaving = true;
+  peer->lost |= lost;
   resolve(*peer, &kPeerLost);
-  // A shared endpoint cannot be closed for one peer: what is under way ends by itself or by the provider's timeout.
-  if (lost && peer->own) return fence(*peer);
+  // A shared endpoint cannot be closed for one peer: what is under way ends by itself or by the device's timeout. Where
+  // closing waits for that, we wait for it, and serve the others meanwhile.
+  if (lost && peer->own && (!policy_.close_waits || peer->in_flight == 0)) return fence(*peer);
   chores_ = true;
 }
 
@@ -268,7 +271,10 @@ bool FabricDomain::tend(Peer& peer, Clock::time_point now) {
   if (peer.leaving) {
     const bool quiet =
         now - std::max(last_arrival_, peer.leaving_since) > kQuiet || now - peer.leaving_since > kQuietAtMost;
-    if (quiet && (peer.own || peer.in_flight == 0)) {
+    const bool still = peer.in_flight == 0;
+    const bool waits = !peer.own || policy_.close_waits;
+    if ((still && peer.lost && peer.own) || (quiet && (still || !waits)) ||
+        (peer.own && now - peer.leaving_since > kUnderwayAtMost)) {
       fence(peer);
       return true;
     }

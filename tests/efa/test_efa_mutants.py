@@ -18,9 +18,8 @@ from aio_transfer.testing import Spec, check_backend
 from aio_transfer.testing.plugin import unavailable
 from aio_transfer.testing.schedules import ScheduleError, run_schedules
 
-TESTS = Path(__file__).parent.parent
-sys.path.insert(0, str(TESTS / "conformance"))  # importmode=importlib puts no folder there
-sys.path.insert(0, str(TESTS / "mutants"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "conformance"))  # importmode=importlib puts no folder there
+sys.path.insert(0, str(Path(__file__).parent.parent / "mutants"))
 
 import mutants
 import test_kit

@@ -395,7 +395,8 @@ void test_disconnect(bool lost) {
     const auto outstanding = batch.flow.in_flight;
     a.domain->disconnect(kB, lost);
     batch.flow.failed = true;
-    CHECK(drive({&a}, [&] { return a.sink.fences.size() == 1; }, 3));
+    // The fabric `efa` cannot close an endpoint before all that is under way has stopped.
+    CHECK(drive({&a}, [&] { return a.sink.fences.size() == 1; }, extra.contains("fabric") ? 30 : 3));
     CHECK(batch.flow.in_flight == 0);
     std::printf("  %u pieces under way, %zu reported as lost\n", outstanding, a.sink.failures_seen.size());
     for (const auto& outcome : a.sink.failures_seen) CHECK(outcome.status == Status::peer_lost);
@@ -468,7 +469,8 @@ void test_arrived_before_fence() {
   CHECK(run({&a}, a, batch));
   CHECK(a.sink.failures_seen.empty() && b.sink.counts.size() == 1);
   b.domain->disconnect(kA, true);
-  CHECK(b.sink.fences.size() == 1 && b.sink.counts.size() == 101);
+  CHECK(drive({&b}, [&] { return b.sink.fences.size() == 1; }));
+  CHECK(b.sink.counts.size() == 101);
 }
 
 // Three nodes write, notify, read and message each other while regions come and go, and now and then a key is wrong,
@@ -743,9 +745,8 @@ void test_unread_message() {
   // While it is not connected, posting drives libfabric, and nothing reads its queue.
   for (int i = 0; i < 20; ++i) a.domain->send(2, 3, "nobody hears this");
   a.domain->disconnect(kB, true);
-  CHECK(a.sink.fences == std::vector<PeerNumber>{kB});
   a.domain->disconnect(2, true);
-  drive_for({&a}, 0.01);
+  CHECK(drive({&a}, [&] { return a.sink.fences.size() == 2; }));
   CHECK(a.domain->handles() == 0);
 }
 
