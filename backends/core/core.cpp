@@ -505,6 +505,13 @@ bool Core::pass() {
 
 void Core::run() noexcept {
   ::pthread_setname_np(::pthread_self(), "aio-transfer");
+  if (!options_.cpus.empty()) {
+    cpu_set_t cpus;
+    CPU_ZERO(&cpus);
+    for (const int cpu : options_.cpus) CPU_SET(static_cast<unsigned>(cpu) % CPU_SETSIZE, &cpus);
+    // Refused where a container has none of them: then it runs where it is let.
+    ::pthread_setaffinity_np(::pthread_self(), sizeof cpus, &cpus);
+  }
   unsigned idle_rounds = 0;
   auto idle_since = Clock::now();
   while (!stop_.load(std::memory_order_relaxed)) {

@@ -37,7 +37,8 @@ struct Transfer {
 struct CoreOptions {
   std::chrono::microseconds spin{0};  // how long the worker looks again before it blocks
   bool always_spin = false;
-  bool stepped = false;  // no worker: every drain() moves things on by one pass, on its caller's thread
+  std::vector<int> cpus;  // where the worker may run; empty: anywhere
+  bool stepped = false;   // no worker: every drain() moves things on by one pass, on its caller's thread
 };
 
 struct CoreStatistics {

@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <random>
+#include <sstream>
 
 #include "fabric_domain.h"
 
@@ -107,6 +108,26 @@ std::vector<Wish> wishes(const Options& options, const std::string& provider) {
   return all;
 }
 
+// What may be opened, in the order in which it is asked for.
+std::vector<abi::Info*> choose(abi::Info* list, const std::string& provider, const std::string& interfaces) {
+  std::vector<abi::Info*> offered, chosen;
+  std::set<std::string> seen;
+  for (abi::Info* info = list; info != nullptr; info = info->next) {
+    // "tcp" also matches "tcp;ofi_rxm", which is another path with other promises.
+    if (provider == info->fabric_attr->prov_name && seen.insert(info->domain_attr->name).second)
+      offered.push_back(info);
+  }
+  if (interfaces.empty()) return offered;
+  std::istringstream names(interfaces);
+  for (std::string name; std::getline(names, name, ',');) {
+    const auto found =
+        std::ranges::find_if(offered, [&name](abi::Info* info) { return name == info->domain_attr->name; });
+    if (found == offered.end()) unavailable(provider, "no interface " + name, ENODEV);
+    chosen.push_back(*found);
+  }
+  return chosen;
+}
+
 InfoPtr discover(const Library& library, const Options& options, const std::string& provider) {
   const bool ip = provider.starts_with("tcp") || provider.starts_with("udp") || provider.starts_with("sockets");
   const bool chosen = !option(options, "interface", "").empty();
@@ -135,10 +156,8 @@ std::vector<std::unique_ptr<Domain>> open_domains(Sink& sink, const Options& opt
   const auto rails = static_cast<std::size_t>(number(options, "rails", 1, 1));
   const InfoPtr list = discover(library, options, provider);
   std::vector<std::unique_ptr<Domain>> domains;
-  std::set<std::string> seen;
-  for (abi::Info* info = list.get(); info != nullptr && domains.size() < rails; info = info->next) {
-    // "tcp" also matches "tcp;ofi_rxm", which is another path with other promises.
-    if (provider != info->fabric_attr->prov_name || !seen.insert(info->domain_attr->name).second) continue;
+  for (abi::Info* info : choose(list.get(), provider, option(options, "interfaces", ""))) {
+    if (domains.size() == rails) break;
     InfoPtr own(library.dupinfo(info), InfoDeleter{&library});
     domains.push_back(std::make_unique<FabricDomain>(sink, library, std::move(own), options));
   }

@@ -79,6 +79,21 @@ def test_devices_that_do_not_write_are_refused(emulated) -> None:
         assert "the device writes no remote memory itself" in str(said["unavailable"])
 
 
+def test_devices_near_a_node_are_taken(emulated) -> None:
+    said = move(emulated, MIB, {"near": "numa1"}, devices=4)
+    assert said["rails"] == ["emulated2-rdm", "emulated3-rdm"]
+    told = emulated.root / "topology.json"
+    told.write_text(json.dumps({"gpu": {"devices": ["emulated3", "emulated0"]}}))
+    said = move(emulated, MIB, {"near": "gpu", "topology": str(told)}, devices=4)
+    assert said["rails"] == ["emulated3-rdm", "emulated0-rdm"]
+
+
+def test_the_other_fabric_and_its_settings(emulated) -> None:
+    options = {"fabric": "efa", "rnr_retry": 7, "huge_pages": False}
+    said = move(emulated, MIB, options, send_depth=256, receive_depth=512)
+    assert said["rails"] == ["emulated0-rdm"]
+
+
 def test_a_full_queue_and_few_receives_hold_up_nothing(emulated) -> None:
     assert "chunk" in move(emulated, 4 * MIB, {}, eagain=0.3, send_depth=64)
 
@@ -110,6 +125,13 @@ def test_one_of_two_links_is_cut(emulated, loop: str) -> None:
     assert said["said"]
     assert said["value"] == 1  # nothing is counted of what failed
     assert said["seconds"] < 10
+
+
+def test_a_slice_of_the_suite(emulated) -> None:
+    suite = [str(HERE / "test_efa_conformance.py"), "-k", "asyncio and (pages_ or counters_ or regions_)"]
+    said = run(emulated, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout", "60", *suite, devices=2)
+    assert "passed" in said
+    assert emulated.traffic().share > 0.3
 
 
 @pytest.mark.skipif("EFA_EMULATOR_MEASURE" not in os.environ, reason="needs a quiet machine: nox -s efa")
