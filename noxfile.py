@@ -123,8 +123,11 @@ def efa(session: nox.Session, devices: int) -> None:
     options = session.posargs or ["-q", "--timeout", "120"]
     session.run(*inside, "python", "-m", "pytest", "tests/efa", *options, env=settings)
     if devices == 1 and not session.posargs:
-        program = libfabric_test(session)
-        session.run(*inside, program, "efa", wheel_library(session), env=settings)
+        for program in (libfabric_test(session), post_overhead(session)):
+            session.run(*inside, program, "efa", wheel_library(session), env=settings)
+        # The provider's other fabric keeps buffers for every slot of the device's queues.
+        settings |= {"EFA_FABRIC": "efa", "EFA_EMULATOR_SEND_DEPTH": "512", "EFA_EMULATOR_RECEIVE_DEPTH": "1024"}
+        session.run(*inside, "python", "-m", "pytest", "tests/efa/test_efa_conformance.py", *options, env=settings)
 
 
 @nox.session(name="verbs-vm", default=False)
@@ -178,6 +181,14 @@ def compile_test(session: nox.Session, name: str, sources: list[pathlib.Path], k
 def libfabric_test(session: nox.Session, kind: str = "") -> str:
     """Compile the test of libfabric's domain."""
     return compile_test(session, "libfabric_test", sorted(pathlib.Path("backends/libfabric").glob("*.cpp")), kind)
+
+
+def post_overhead(session: nox.Session) -> str:
+    """Compile the measurement of what a page costs in libfabric's domain."""
+    program = str(pathlib.Path(session.create_tmp()) / "post_overhead")
+    sources = [*sorted(pathlib.Path("backends/libfabric").glob("*.cpp")), "tests/native/post_overhead.cpp"]
+    session.run("g++", "-std=c++20", "-O3", *map(str, sources), "-ldl", "-o", program, external=True)
+    return program
 
 
 @nox.session(default=False)

@@ -10,6 +10,8 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <sstream>
+
 #include "../libfabric/domain.h"
 #include "../shm/domain.h"
 #include "../verbs/domain.h"
@@ -62,6 +64,8 @@ class NativeCore {
     };
     core.always_spin = option("progress") == "spin";
     if (const auto spin = option("spin_us"); !spin.empty()) core.spin = std::chrono::microseconds(std::stoll(spin));
+    std::istringstream cpus(option("cpus"));
+    for (std::string cpu; std::getline(cpus, cpu, ',');) core.cpus.push_back(static_cast<int>(std::stoul(cpu)));
     if (backend == "shm") {
       auto segment = std::make_shared<shm::OwnSegment>();
       Core::Wiring wiring{&segment->get()->counters, segment->doorbell_fd(), segment};

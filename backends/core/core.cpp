@@ -172,7 +172,7 @@ void Core::disconnect(PeerNumber peer, bool lost) {
 
 void Core::send(PeerNumber peer, TransferId id, std::string payload) {
   auto lock = enter();
-  Rail& rail = rails_.front();
+  Rail& rail = rails_[way_to(peer, 0)];
   const auto found = rail.lanes.find(peer);
   if (found == rail.lanes.end()) return sent(id, kPeerLost);
   found->second.messages.push_back({id, std::move(payload)});
@@ -371,7 +371,18 @@ void Core::start(Transfer& transfer) {
   }
 }
 
+// The rail that was planned, or the next one that reaches the peer.
+std::uint16_t Core::way_to(PeerNumber peer, std::uint16_t rail) const noexcept {
+  const std::size_t rails = rails_.size();
+  for (std::size_t i = 0; i < rails && rails > 1; ++i) {
+    const auto next = static_cast<std::uint16_t>((rail + i) % rails);
+    if (rails_[next].domain->reaches(peer)) return next;
+  }
+  return rail;
+}
+
 void Core::enqueue(Flow& flow) {
+  flow.run.rail = way_to(flow.run.peer, flow.run.rail);
   Rail& rail = rails_[flow.run.rail];
   const auto found = rail.lanes.find(flow.run.peer);
   Outcome& outcome = flow.transfer->outcome;
@@ -397,6 +408,13 @@ bool Core::turn(Rail& rail, Lane& lane, std::uint32_t budget) {
   while (budget > 0 && !lane.flows.empty()) {
     Flow& flow = *lane.flows.front();
     if (!flow.transfer->outcome.ok()) flow.failed = true;  // a sibling failed: post no more of it
+    if (flow.next == 0 && flow.offset == 0 && !flow.failed && way_to(lane.peer, flow.run.rail) != flow.run.rail) {
+      lane.flows.pop_front();
+      flow.in_lane = false;
+      moved = true;
+      enqueue(flow);
+      continue;
+    }
     const std::uint32_t before = flow.next;
     const std::uint64_t offset = flow.offset;
     Posted posted = Posted::more;
@@ -564,6 +582,13 @@ bool Core::pass() {
 
 void Core::run() noexcept {
   ::pthread_setname_np(::pthread_self(), "aio-transfer");
+  if (!options_.cpus.empty()) {
+    cpu_set_t cpus;
+    CPU_ZERO(&cpus);
+    for (const int cpu : options_.cpus) CPU_SET(static_cast<unsigned>(cpu) % CPU_SETSIZE, &cpus);
+    // Refused where a container has none of them: then it runs where it is let.
+    ::pthread_setaffinity_np(::pthread_self(), sizeof cpus, &cpus);
+  }
   unsigned idle_rounds = 0;
   auto idle_since = Clock::now();
   while (!stop_.load(std::memory_order_relaxed)) {

@@ -37,7 +37,8 @@ struct Transfer {
 struct CoreOptions {
   std::chrono::microseconds spin{0};  // how long the worker looks again before it blocks
   bool always_spin = false;
-  bool stepped = false;  // no worker: every drain() moves things on by one pass, on its caller's thread
+  std::vector<int> cpus;  // where the worker may run; empty: anywhere
+  bool stepped = false;   // no worker: every drain() moves things on by one pass, on its caller's thread
 };
 
 struct CoreStatistics {
@@ -107,6 +108,7 @@ class Core final : private Sink {
   void emit(Event event);
   void settle(Flow& flow);
   void finish(Transfer& transfer);
+  [[nodiscard]] std::uint16_t way_to(PeerNumber peer, std::uint16_t rail) const noexcept;
   void enqueue(Flow& flow);
   std::unique_ptr<Transfer> assemble(TransferId id, const Run* runs, std::size_t n_runs, const Piece* pieces,
                                      std::size_t n_pieces);

@@ -115,6 +115,9 @@ class Domain {
   // already. A transport that can notice arrivals only by polling returns no fd and true from polled().
   virtual std::optional<std::vector<int>> arm() = 0;
   [[nodiscard]] virtual bool polled() const noexcept { return false; }
+  // Packets come through to this peer, as far as is known. Where they do not, what has not begun leaves by another
+  // rail.
+  [[nodiscard]] virtual bool reaches(PeerNumber) const noexcept { return true; }
   // Open native handles, for leak checks: zero once every region and peer is gone.
   [[nodiscard]] virtual std::uint64_t handles() const noexcept = 0;
 };

@@ -13,9 +13,19 @@ def create(**options: object) -> NativeDriver:
     """Make an unopened libfabric driver.
 
     :param options: ``provider`` (``"tcp"``, ``"efa"``), ``address`` or ``interface``, ``rails``, ``library``; all of
-        them in ``backends/libfabric/domain.h``
+        them in ``backends/libfabric/domain.h``. With efa also ``near``, a GPU's PCI address or ``"numa0"``: the devices
+        nearest to it, all of them unless ``rails`` is given, with the worker on the cores there; and ``topology``, a
+        file that tells what is near: ``nearest.py``
+    :raises UsageError: nothing is near
     """
     given = {name: value for name, value in options.items() if value is not None}
+    near, topology = given.pop("near", None), given.pop("topology", "")
+    if near is not None:
+        from aio_transfer.backends.libfabric.nearest import place_of  # few need it
+
+        place = place_of(str(near), str(topology))
+        found: dict[str, object] = {"interfaces": ",".join(f"{device}-rdm" for device in place.devices)}
+        given = {"rails": len(place.devices), "cpus": ",".join(map(str, place.cores))} | found | given
     return NativeDriver("libfabric", {"search": ":".join(_wheel_libraries()), **given})
 
 

@@ -40,7 +40,8 @@ inline constexpr int control_getwait = 5, control_enable = 6;
 // ---- endpoint options
 inline constexpr int opt_endpoint = 0;
 inline constexpr int opt_cuda_api_permitted = 10, opt_shared_memory_permitted = 11, opt_max_msg_size = 12;
-inline constexpr int opt_efa_emulated_write = -(0xefa << 16) + 2, opt_efa_use_device_rdma = -(0xefa << 16) + 4;
+inline constexpr int opt_efa_rnr_retry = -(0xefa << 16), opt_efa_emulated_write = -(0xefa << 16) + 2,
+                     opt_efa_use_device_rdma = -(0xefa << 16) + 4;
 
 // ---- error numbers above errno's
 inline constexpr int err_avail = 259, err_nokey = 266;

@@ -22,6 +22,12 @@ bool is_stale(const abi::CqErrorEntry& error, bool efa) noexcept {
          (efa && error.prov_errno == efa_remote_bad_address);
 }
 
+// EFA's device has sent it again and again, and nothing came back.
+bool is_unresponsive(const abi::CqErrorEntry& error) noexcept {
+  constexpr int efa_unresponsive = 13, efa_unreachable = 15;  // efa_io_defs.h; the latter had never answered
+  return error.prov_errno == efa_unresponsive || error.prov_errno == efa_unreachable;
+}
+
 bool is_broken(int code) noexcept {
   return code == ECANCELED || code == ECONNRESET || code == EPIPE || code == ENOTCONN || code == ECONNABORTED ||
          code == ESHUTDOWN || code == EIO;
@@ -56,7 +62,8 @@ ssize_t FabricDomain::post_piece(Peer& peer, Op op, const Piece& piece, const Lo
   const KeyBlob& key = bare ? peer.remote.head.anchor : remote->key;
   const abi::RmaIov target{key.base + (bare ? 0 : piece.remote_offset), piece.nbytes, key.key};
   void* desc = bare ? anchor_->mem_desc : local->registration->mem_desc;
-  const abi::RmaMessage message{&where, &desc, 1, peer.address, &target, 1, &operation.context, piece.immediate};
+  const abi::RmaMessage message{&where,         &desc, 1, peer.partner().address, &target, 1, &operation.context,
+                                piece.immediate};
   abi::Ep* ep = peer.channel->endpoint.get();
   if (op == Op::read) return ep->rma->readmsg(ep, &message, abi::completion);
   operation.ordered = policy_.delivery;
@@ -93,7 +100,15 @@ Posted FabricDomain::post(Flow& flow, std::uint32_t budget) {
   if (peer == nullptr || !peer->joined || peer->leaving) return refuse(kPeerGone);
   // Until it is known why the connection broke, another post could break it again.
   if (!peer->suspended.empty()) return Posted::full;
-  if (policy_.greets && peer->answered == 0) return blocked(*peer, flow);
+  if (policy_.greets && !peer->greeted()) {
+    // This has a clock of its own: frames that go out and fail, where no packet comes through, would set the other
+    // back.
+    const std::chrono::duration<double> waited = Clock::now() - peer->greeting_since;
+    if (waited < post_deadline_) return Posted::full;
+    return refuse({Status::provider, ETIMEDOUT,
+                   "the peer's NIC has not answered for " + std::to_string(static_cast<int>(waited.count())) +
+                       " s: no packet comes through, a security group or a firewall may be between"});
+  }
   if (peer->in_flight >= depth_) return blocked(*peer, flow);
   const std::uint32_t room = std::min({budget, depth_ - peer->in_flight, run.count - flow.next});
   for (std::uint32_t i = 0; i < room; ++i) {
@@ -172,7 +187,7 @@ Posted FabricDomain::send(PeerNumber number, TransferId message, const std::stri
   frame.reserve(sizeof(FrameHead) + payload.size());
   append_record(frame, FrameHead{peer->remote.head.token, FrameKind::message, 0, message, peer->token});
   frame += payload;
-  const ssize_t result = post_frame(*peer, Operation::Kind::message, message, frame, peer->address);
+  const ssize_t result = post_frame(*peer, Operation::Kind::message, message, frame, peer->partner().address);
   if (result == -EAGAIN) return Posted::full;
   if (result < 0) sink_.sent(message, {Status::provider, -result, library_.strerror(static_cast<int>(-result))});
   return Posted::more;
@@ -249,6 +264,12 @@ bool FabricDomain::harvest() {
   return moved;
 }
 
+// All that is queued now: each round reads some of it, and others may add to it meanwhile.
+void FabricDomain::harvest_queued() {
+  for (std::size_t round = 0; harvest() && round <= cq_entries_ / kHarvested; ++round) {
+  }
+}
+
 void FabricDomain::complete(const abi::CqEntry& entry) {
   if ((entry.flags & abi::remote_cq_data) != 0 && (entry.flags & abi::recv) == 0) {
     arrived_ = true;
@@ -291,19 +312,31 @@ void FabricDomain::fail(const abi::CqErrorEntry& error) {
   if (operation.kind == Operation::Kind::receive) return renew(operation);  // truncated: longer than any of ours
   if (operation.kind == Operation::Kind::abandoned) return recycle(operation);
   if (operation.ordered) std::erase(peer->unconfirmed, &operation);
-  if (is_broken(error.err) && peer->own && !peer->leaving) suspend_unconfirmed(*peer, error.err);
+  const bool unresponsive = policy_.greets && is_unresponsive(error);
+  if (unresponsive) lose_sight(*peer);
+  const bool broken = is_broken(error.err) && peer->own && !unresponsive;
+  if (broken && !peer->leaving) suspend_unconfirmed(*peer, error.err);
   if (operation.kind == Operation::Kind::control) return finish(operation, {});
   if (peer->closing || peer->leaving) return finish(operation, kPeerGone);
   if (is_stale(error, policy_.close_revokes) || (operation.serial != 0 && peer->dead.contains(operation.serial))) {
     return finish(operation, {Status::stale_region, error.err,
                               std::string(library_.strerror(error.err)) + ": the peer has deregistered the region"});
   }
-  if (is_broken(error.err) && peer->own) return suspend(operation, error.err);
+  if (broken) return suspend(operation, error.err);
   std::array<char, 128> text{};
   std::string reason = library_.strerror(error.err);
   const char* words = cq_->ops->strerror(cq_.get(), error.prov_errno, error.err_data, text.data(), text.size());
   if (words != nullptr && error.prov_errno != 0) reason += std::string("; ") + words;
   finish(operation, {Status::provider, error.err, std::move(reason)});
+}
+
+// The link between the two NICs is gone, or one of them. Nothing more is written that way before the peer has answered
+// again; the core takes the other rails meanwhile.
+void FabricDomain::lose_sight(Peer& peer) {
+  if (!peer.greeted() || !peer.joined || peer.leaving) return;
+  peer.greeting = peer.partner().asked + 1;
+  peer.greeting_since = Clock::now();
+  ask(peer.partner());
 }
 
 // A write under Policy::delivery that the provider has completed.
@@ -328,8 +361,8 @@ void FabricDomain::suspend(Operation& operation, int code) {
   if (operation.kind != Operation::Kind::control) {
     if (peer.suspended.empty()) peer.suspended_at = Clock::now();
     peer.suspended.push_back({operation.flow, operation.message, operation.serial, code});
-    peer.verdict_number = peer.asked + 1;
-    ask(peer);
+    peer.verdict_number = peer.partner().asked + 1;
+    ask(peer.partner());
     operation.kind = Operation::Kind::control;
   }
   finish(operation, {});

@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <random>
+#include <sstream>
 
 #include "fabric_domain.h"
 
@@ -46,13 +47,15 @@ Policy policy_of(const abi::Info& info, const Options& options) {
     policy.forgets_connections = true;
   } else if (provider.starts_with("efa")) {
     const bool direct = info.fabric_attr->name == std::string_view("efa-direct");
-    const std::string endpoints = option(options, "endpoints", direct ? "peer" : "shared");
-    if (endpoints != "shared" && (endpoints != "peer" || !direct)) {
+    const std::string endpoints = option(options, "endpoints", "peer");
+    if (endpoints != "shared" && endpoints != "peer") {
       throw Failure(Failure::Kind::usage, "libfabric", "option endpoints is " + endpoints);
     }
     policy.shared_endpoint = endpoints == "shared";
-    policy.close_revokes = policy.greets = true;
-    policy.close_forgets = direct;
+    policy.close_revokes = policy.greets = policy.close_forgets = true;
+    policy.close_waits = !direct;
+    policy.rnr_retry = static_cast<int>(number(options, "rnr_retry", -1, 0));
+    if (policy.rnr_retry > 7) throw Failure(Failure::Kind::usage, "libfabric", "option rnr_retry exceeds 7");
     policy.immediates_consume = (info.mode & abi::mode_rx_cq_data) != 0;
   }
   return policy;
@@ -105,6 +108,26 @@ std::vector<Wish> wishes(const Options& options, const std::string& provider) {
   return all;
 }
 
+// What may be opened, in the order in which it is asked for.
+std::vector<abi::Info*> choose(abi::Info* list, const std::string& provider, const std::string& interfaces) {
+  std::vector<abi::Info*> offered, chosen;
+  std::set<std::string> seen;
+  for (abi::Info* info = list; info != nullptr; info = info->next) {
+    // "tcp" also matches "tcp;ofi_rxm", which is another path with other promises.
+    if (provider == info->fabric_attr->prov_name && seen.insert(info->domain_attr->name).second)
+      offered.push_back(info);
+  }
+  if (interfaces.empty()) return offered;
+  std::istringstream names(interfaces);
+  for (std::string name; std::getline(names, name, ',');) {
+    const auto found =
+        std::ranges::find_if(offered, [&name](abi::Info* info) { return name == info->domain_attr->name; });
+    if (found == offered.end()) unavailable(provider, "no interface " + name, ENODEV);
+    chosen.push_back(*found);
+  }
+  return chosen;
+}
+
 InfoPtr discover(const Library& library, const Options& options, const std::string& provider) {
   const bool ip = provider.starts_with("tcp") || provider.starts_with("udp") || provider.starts_with("sockets");
   const bool chosen = !option(options, "interface", "").empty();
@@ -133,10 +156,8 @@ std::vector<std::unique_ptr<Domain>> open_domains(Sink& sink, const Options& opt
   const auto rails = static_cast<std::size_t>(number(options, "rails", 1, 1));
   const InfoPtr list = discover(library, options, provider);
   std::vector<std::unique_ptr<Domain>> domains;
-  std::set<std::string> seen;
-  for (abi::Info* info = list.get(); info != nullptr && domains.size() < rails; info = info->next) {
-    // "tcp" also matches "tcp;ofi_rxm", which is another path with other promises.
-    if (provider != info->fabric_attr->prov_name || !seen.insert(info->domain_attr->name).second) continue;
+  for (abi::Info* info : choose(list.get(), provider, option(options, "interfaces", ""))) {
+    if (domains.size() == rails) break;
     InfoPtr own(library.dupinfo(info), InfoDeleter{&library});
     domains.push_back(std::make_unique<FabricDomain>(sink, library, std::move(own), options));
   }
@@ -240,6 +261,11 @@ Channel FabricDomain::open_channel(bool shared, std::uint64_t* count) {
       if (name == abi::opt_cuda_api_permitted && (info_->caps & abi::hmem) == 0) continue;
       const int result = ep->ops->setopt(&ep->fid, abi::opt_endpoint, name, &permitted, sizeof permitted);
       if (result != -ENOPROTOOPT) check("fi_setopt", result);
+    }
+    if (policy_.rnr_retry >= 0) {
+      const auto times = static_cast<std::size_t>(policy_.rnr_retry);
+      check("fi_setopt of FI_OPT_EFA_RNR_RETRY",
+            ep->ops->setopt(&ep->fid, abi::opt_endpoint, abi::opt_efa_rnr_retry, &times, sizeof times));
     }
     std::size_t largest = 0;
     std::size_t nbytes = sizeof largest;

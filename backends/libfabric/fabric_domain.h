@@ -2,6 +2,7 @@
 // connects and fences, data.cpp moves bytes, wire.h says what travels.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <deque>
 #include <map>
@@ -65,17 +66,22 @@ class Handle {
 // What differs between providers, and why.
 struct Policy {
   // Each peer has an endpoint of its own, since closing that is what keeps out a peer that thaws: over tcp it closes
-  // the connections, on efa-direct the queue pair that its writes name. The fabric `efa` keeps some hundred megabytes
-  // per endpoint, so there all peers share one, and a lost peer is kept out by closing registrations alone.
+  // the connections, on efa the queue pair that its writes name. Where all share one, a lost peer is kept out by
+  // closing registrations alone, and what is under way to it has to end by itself.
   bool shared_endpoint = false;
   // efa: the NIC checks every packet against the key, so closing the registration is enough. The software providers
   // (and rxm's receive path) look a key up when an operation begins and keep writing afterwards.
   bool close_revokes = false;
-  // efa-direct: once an endpoint is closed, nothing comes of what was posted to it.
+  // efa: once an endpoint is closed, nothing comes of what was posted to it.
   bool close_forgets = false;
+  // The fabric `efa`: closing an endpoint waits, on the calling thread, until the device has given up what is under
+  // way.
+  bool close_waits = false;
   // efa: the device takes remote accesses only from those whose address its owner has inserted (libfabric #11054), so
-  // nothing is written before the peer has answered.
+  // nothing is written before the peer has answered. Nor, for want of another sign, after packets were lost.
   bool greets = false;
+  // efa: how often the device offers a packet again that found no receive; 7 is for ever. -1: the provider's choice.
+  int rnr_retry = -1;
   // efa-direct built against an older rdma-core, or on an older device: a write's immediate uses a receive up.
   bool immediates_consume = false;
   // tcp completes a write when the kernel has taken the bytes: one that the peer then refuses, or never reads, has
@@ -134,6 +140,19 @@ struct Suspended {
   int code;
 };
 
+// One NIC of a peer. Questions to it: one is open at a time, each answered by its number. See memory.cpp.
+struct End {
+  std::uint64_t token = 0;  // what frames to it must quote, and what those from it say that they are from
+  std::uint64_t address = abi::addr_unspec;
+  std::uint64_t wanted = 0, asked = 0, answered = 0;
+  std::string question;
+  Clock::time_point asked_at;
+  int repeats = 0;
+  std::set<std::uint64_t> revoking, told;  // serials of ours that it must forget; those in the open question
+
+  [[nodiscard]] bool owes() const noexcept { return wanted > answered; }
+};
+
 struct Peer {
   PeerNumber number;
   std::uint64_t token;         // what it must quote
@@ -142,13 +161,13 @@ struct Peer {
   std::string blob;  // our end
   bool joined = false;
   std::string remote_blob;
+  // Under Policy::greets: the answer before which nothing is written, and since when it is waited for.
+  std::uint64_t greeting = 1;
+  Clock::time_point greeting_since;
   EndpointBlob remote;
-  std::uint64_t address = abi::addr_unspec;
-  // Its NICs that none of ours is paired with: they write to us, and ask, and are never written to.
-  struct OtherEnd {
-    std::uint64_t token, address;
-  };
-  std::vector<OtherEnd> others;
+  // The first is the one that our NIC is paired with. None of ours is with the others: they write to us, and ask and
+  // are asked, and are never written to.
+  std::vector<End> ends = std::vector<End>(1);
 
   std::uint32_t in_flight = 0;
   std::uint64_t nbytes_in_flight = 0;
@@ -157,13 +176,7 @@ struct Peer {
 
   std::vector<std::string> early;  // messages that came before connect() named their sender
 
-  // Questions to the peer: one is open at a time, each answered by its number. See memory.cpp.
-  std::uint64_t wanted = 0, asked = 0, answered = 0;
-  std::string question;
-  Clock::time_point asked_at;
-  int repeats = 0;
-  std::set<std::uint64_t> revoking, told;  // serials of ours that it must forget; those in the open question
-  std::set<std::uint64_t> dead;            // serials of its own that it has deregistered
+  std::set<std::uint64_t> dead;                              // serials of its own that it has deregistered
   std::deque<std::pair<std::uint64_t, std::string>> outbox;  // with the address that each goes to
 
   std::vector<Suspended> suspended;
@@ -171,8 +184,16 @@ struct Peer {
   std::uint64_t verdict_number = 0;
 
   bool leaving = false;  // disconnect() was called
+  bool lost = false;     // and said that nobody is there any more
   bool closing = false;  // the endpoint is being closed: every error is peer_lost
   Clock::time_point leaving_since;
+
+  [[nodiscard]] End& partner() noexcept { return ends.front(); }
+  [[nodiscard]] bool greeted() const noexcept { return ends.front().answered >= greeting; }
+  [[nodiscard]] End* find(std::uint64_t token) noexcept {
+    const auto found = std::ranges::find(ends, token, &End::token);
+    return found == ends.end() ? nullptr : &*found;
+  }
 };
 
 struct LocalRegion {
@@ -180,7 +201,8 @@ struct LocalRegion {
   unsigned access;
   Handle<abi::Mr> registration;
   bool revoking = false;
-  std::map<PeerNumber, std::uint64_t> awaited;  // after the registration is closed: the answer that must have come
+  // After the registration is closed: by peer, and its end's token, the answer that must have come.
+  std::map<std::pair<PeerNumber, std::uint64_t>, std::uint64_t> awaited;
 };
 
 struct RemoteRegion {
@@ -208,6 +230,7 @@ class FabricDomain final : public Domain {
   [[nodiscard]] bool needs_progress() const noexcept override { return chores_; }
   std::optional<std::vector<int>> arm() override;
   [[nodiscard]] bool polled() const noexcept override { return wait_fd_ < 0; }
+  [[nodiscard]] bool reaches(PeerNumber peer) const noexcept override;
   [[nodiscard]] std::uint64_t handles() const noexcept override { return handles_ + remote_regions_.size(); }
 
  private:
@@ -227,13 +250,14 @@ class FabricDomain final : public Domain {
   void join(Peer& peer, const Endpoint& remote);
   EndpointBlob accept(const Peer& peer, const Endpoint& remote) const;
   std::uint64_t insert(const EndpointBlob& blob);
-  void ask(Peer& peer) noexcept;
+  void ask(End& end) noexcept;
   bool tend(Peer& peer, Clock::time_point now);
-  void write_question(Peer& peer);
+  void put_question(Peer& peer, End& end, Clock::time_point now);
+  void write_question(Peer& peer, End& end);
   bool flush_outbox(Peer& peer);
   void received(Peer& peer, const std::byte* frame, std::size_t nbytes);
-  void answer(Peer& peer, const FrameHead& head, std::string_view doubtful, const Peer::OtherEnd& to);
-  void answered(Peer& peer, std::uint64_t number, const std::set<std::uint64_t>& dead);
+  void answer(Peer& peer, const End& end, std::uint64_t number, std::string_view doubtful);
+  void answered(Peer& peer, End& end, std::uint64_t number, const std::set<std::uint64_t>& dead);
   void resolve(Peer& peer, const Outcome* verdict);
   void forget(Peer& peer, const std::set<std::uint64_t>& serials);
   void fence(Peer& peer);
@@ -250,9 +274,11 @@ class FabricDomain final : public Domain {
   ssize_t post_frame(Peer& peer, Operation::Kind kind, TransferId message, std::string_view frame, std::uint64_t to);
   void post_receive(Channel& channel, Peer* peer, std::uint32_t slot);
   bool harvest();
+  void harvest_queued();
   void complete(const abi::CqEntry& entry);
   void renew(Operation& operation);
   void fail(const abi::CqErrorEntry& error);
+  void lose_sight(Peer& peer);
   void departed(Operation& operation);
   void suspend(Operation& operation, int code);
   void suspend_unconfirmed(Peer& peer, int code);

@@ -116,6 +116,11 @@ const Library& load(const Options& options) {
   auto found = loaded.find(asked);
   if (found == loaded.end()) found = loaded.emplace(asked, find(options)).first;
   if (plugged) offer_plugins(found->second);
+  const std::string huge_pages = option(options, "huge_pages", "");
+  // Read when the provider is loaded, which is when it is first asked for.
+  if (!huge_pages.empty()) {
+    ::setenv("FI_EFA_USE_HUGE_PAGE", huge_pages == "True" || huge_pages == "true" || huge_pages == "1" ? "1" : "0", 1);
+  }
   return found->second;
 }
 

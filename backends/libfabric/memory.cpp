@@ -5,14 +5,13 @@
 // takes, registration or not; nothing tells the owner that one is in progress. And a header with an unknown key ends
 // the whole connection, so that innocent operations die with it. So a region is taken back in two rounds of questions:
 //
-//   1. Every peer is told to forget the region. It stops what it has not posted yet (stale_region), and answers. The
-//      answer leaves after what it had posted (one connection per peer, in order), so nothing of it is under way now,
-//      and no connection breaks.
-//   2. The registration is closed, and every peer is asked once more. For a well-behaved peer this is idle. For one
-//   that
-//      went on writing, the answer proves that the header of any write that was let in before the closing lies behind
-//      us in the stream, with its payload; and since our question left after the responses to its reads, that those
-//      have left our memory too.
+//   1. Every NIC of every peer is told to forget the region. It stops what it has not posted yet (stale_region), and
+//      answers. The answer leaves after what it had posted (one connection per NIC, in order), so nothing of it is
+//      under way now, and no connection breaks.
+//   2. The registration is closed, and all are asked once more. For a well-behaved peer this is idle. For one that went
+//      on writing, the answer proves that the header of any write that was let in before the closing lies behind us in
+//      the stream, with its payload; and since our question left after the responses to its reads, that those have left
+//      our memory too.
 //
 // Then the memory is released. A peer that does not answer holds it until it is fenced: that is contract 8.
 #include <cerrno>
@@ -92,8 +91,10 @@ void FabricDomain::deregister(RegionNumber number) {
 void FabricDomain::revoke(LocalRegion& region) {
   region.revoking = true;
   for (auto& [number, peer] : peers_) {
-    peer->revoking.insert(region.serial);
-    ask(*peer);
+    for (End& end : peer->ends) {
+      end.revoking.insert(region.serial);
+      ask(end);
+    }
   }
 }
 
@@ -104,20 +105,28 @@ void FabricDomain::settle_regions() {
     LocalRegion& region = local_regions_.at(number);
     if (region.registration) {
       bool told = true;
-      for (const auto& [peer_number, peer] : peers_) told &= !peer->revoking.contains(region.serial);
+      for (const auto& [peer_number, peer] : peers_) {
+        for (const End& end : peer->ends) told &= !end.revoking.contains(region.serial);
+      }
       if (!told) {
         ++next;
         continue;
       }
       region.registration.reset();
       if (region.revoking) {
-        for (auto& [peer_number, peer] : peers_) region.awaited[peer_number] = peer->asked + 1;
-        for (auto& [peer_number, peer] : peers_) ask(*peer);
+        for (auto& [peer_number, peer] : peers_) {
+          for (End& end : peer->ends) {
+            region.awaited[{peer_number, end.token}] = end.asked + 1;
+            ask(end);
+          }
+        }
       }
     }
     std::erase_if(region.awaited, [this](const auto& awaited) {
-      const Peer* peer = find(awaited.first);
-      return peer == nullptr || peer->answered >= awaited.second;
+      const auto& [which, number] = awaited;
+      Peer* peer = find(which.first);
+      const End* end = peer == nullptr ? nullptr : peer->find(which.second);
+      return end == nullptr || end->answered >= number;
     });
     if (!region.awaited.empty()) {
       ++next;

@@ -17,6 +17,7 @@ constexpr auto kAskAgain = std::chrono::milliseconds(100);  // doubled each time
 // After a goodbye nothing should come: the peer waited for its acknowledgements. This is for what needs none.
 constexpr auto kQuiet = std::chrono::milliseconds(50);
 constexpr auto kQuietAtMost = std::chrono::seconds(1);
+constexpr auto kUnderwayAtMost = std::chrono::seconds(30);  // beyond any timeout of a device
 constexpr std::size_t kMostSerials = (kLeastSlotNbytes - sizeof(FrameHead)) / sizeof(std::uint64_t) / 2;
 constexpr std::size_t kMostDead = 16384;
 constexpr std::size_t kMostWaiting = 1024;  // frames kept for a peer that cannot take or name them yet
@@ -46,6 +47,11 @@ std::string frame(std::uint64_t token, FrameKind kind, std::uint32_t revoked, st
 Peer* FabricDomain::find(PeerNumber number) noexcept {
   const auto found = peers_.find(number);
   return found == peers_.end() ? nullptr : found->second.get();
+}
+
+bool FabricDomain::reaches(PeerNumber number) const noexcept {
+  const auto found = peers_.find(number);
+  return !policy_.greets || found == peers_.end() || found->second->greeted();
 }
 
 Endpoint FabricDomain::connect(PeerNumber number, const std::optional<Endpoint>& remote) {
@@ -99,12 +105,14 @@ void FabricDomain::join(Peer& peer, const Endpoint& remote) {
     throw Failure(Failure::Kind::usage, "connect", "the peer is already connected, at another endpoint");
   }
   EndpointBlob blob = accept(peer, remote);
-  peer.address = insert(blob);
+  peer.partner().address = insert(blob);
+  peer.partner().token = blob.head.token;
   peer.remote = std::move(blob);
   peer.remote_blob = remote.blob;
   peer.joined = true;
+  peer.greeting_since = Clock::now();
   // One side asks at once, so that the first write does not wait for the handshake; both at a time would collide.
-  if (policy_.greets || peer.token < peer.remote.head.token) ask(peer);
+  if (policy_.greets || peer.token < peer.partner().token) ask(peer.partner());
   chores_ = true;
   std::vector<std::string> early;
   early.swap(peer.early);
@@ -139,8 +147,11 @@ void FabricDomain::admit(PeerNumber number, const Endpoint& other) {
   if (peer == nullptr || peer->leaving) return;
   const EndpointBlob blob = accept(*peer, other);
   const std::uint64_t token = blob.head.token;
-  if (std::ranges::any_of(peer->others, [token](const Peer::OtherEnd& known) { return known.token == token; })) return;
-  peer->others.push_back({token, insert(blob)});
+  if (peer->find(token) != nullptr) return;
+  End end;
+  end.token = token;
+  end.address = insert(blob);
+  peer->ends.push_back(std::move(end));
 }
 
 void FabricDomain::disconnect(PeerNumber number, bool lost) {
@@ -148,9 +159,11 @@ void FabricDomain::disconnect(PeerNumber number, bool lost) {
   if (peer == nullptr) return sink_.fenced(number);
   if (!peer->leaving) peer->leaving_since = Clock::now();
   peer->leaving = true;
+  peer->lost |= lost;
   resolve(*peer, &kPeerLost);
-  // A shared endpoint cannot be closed for one peer: what is under way ends by itself or by the provider's timeout.
-  if (lost && peer->own) return fence(*peer);
+  // A shared endpoint cannot be closed for one peer: what is under way ends by itself or by the device's timeout. Where
+  // closing waits for that, we wait for it, and serve the others meanwhile.
+  if (lost && peer->own && (!policy_.close_waits || peer->in_flight == 0)) return fence(*peer);
   chores_ = true;
 }
 
@@ -160,10 +173,10 @@ void FabricDomain::fence_quietly(Peer& peer) {
     // Over tcp this closes the listener and every connection; what was queued is flushed into the queue as errors, and
     // a peer that thaws later finds nobody at the port.
     if (policy_.forgets_connections) end_connections(peer);
+    // The device forgets what is queued along with the queue pair, and its sender has been told that it is here.
+    if (policy_.close_forgets) harvest_queued();
     peer.own->endpoint.reset();
-    // All that was queued when the endpoint closed; each round reads some, and others may add to it meanwhile.
-    for (std::size_t round = 0; harvest() && round <= cq_entries_ / kHarvested; ++round) {
-    }
+    harvest_queued();
     for (Operation& operation : operations_) {
       if (operation.peer != &peer || operation.kind == Operation::Kind::idle) continue;
       const Operation forgotten = operation;
@@ -178,8 +191,9 @@ void FabricDomain::fence_quietly(Peer& peer) {
     }
   }
   resolve(peer, &kPeerLost);
-  if (peer.joined) av_->ops->remove(av_.get(), &peer.address, 1, 0);
-  for (Peer::OtherEnd& other : peer.others) av_->ops->remove(av_.get(), &other.address, 1, 0);
+  for (End& end : peer.ends) {
+    if (end.address != abi::addr_unspec) av_->ops->remove(av_.get(), &end.address, 1, 0);
+  }
   tokens_.erase(peer.token);
   std::erase_if(unposted_, [&peer](const auto& waiting) { return waiting.first == &peer; });
   peers_.erase(peer.number);
@@ -208,40 +222,43 @@ void FabricDomain::fence(Peer& peer) {
 
 // ------------------------------------------------------------------------------------------- questions and answers
 
-void FabricDomain::ask(Peer& peer) noexcept {
-  peer.wanted = peer.asked + 1;
+void FabricDomain::ask(End& end) noexcept {
+  end.wanted = end.asked + 1;
   chores_ = true;
 }
 
-void FabricDomain::write_question(Peer& peer) {
-  peer.told.clear();
-  for (const std::uint64_t serial : peer.revoking) {
-    if (peer.told.size() < kMostSerials) peer.told.insert(serial);
+void FabricDomain::write_question(Peer& peer, End& end) {
+  end.told.clear();
+  for (const std::uint64_t serial : end.revoking) {
+    if (end.told.size() < kMostSerials) end.told.insert(serial);
   }
-  peer.question = frame(peer.remote.head.token, FrameKind::question, static_cast<std::uint32_t>(peer.told.size()),
-                        ++peer.asked, peer.token);
-  for (const std::uint64_t serial : peer.told) append_record(peer.question, serial);
+  end.question =
+      frame(end.token, FrameKind::question, static_cast<std::uint32_t>(end.told.size()), ++end.asked, peer.token);
+  for (const std::uint64_t serial : end.told) append_record(end.question, serial);
+  if (&end != &peer.partner()) return;  // we hold no keys of its
   std::set<std::uint64_t> doubtful;
   for (const Suspended& suspended : peer.suspended) {
     if (suspended.serial != 0 && doubtful.size() < kMostSerials) doubtful.insert(suspended.serial);
   }
-  for (const std::uint64_t serial : doubtful) append_record(peer.question, serial);
+  for (const std::uint64_t serial : doubtful) append_record(end.question, serial);
+}
+
+void FabricDomain::put_question(Peer& peer, End& end, Clock::time_point now) {
+  if (!end.owes()) return;
+  const bool fresh = end.asked == end.answered;
+  if (fresh) write_question(peer, end);
+  // Asked again, since either way may have been lost with a connection.
+  if (!fresh && (now - end.asked_at <= kAskAgain * (1 << std::min(end.repeats, 5)) || !peer.outbox.empty())) return;
+  peer.outbox.emplace_back(end.address, end.question);
+  end.asked_at = now;
+  end.repeats = fresh ? 0 : end.repeats + 1;
 }
 
 // What one peer needs of time and room. May end it. Returns whether anything moved.
 bool FabricDomain::tend(Peer& peer, Clock::time_point now) {
   bool moved = false;
   if (peer.joined) {
-    if (peer.wanted > peer.answered) {
-      const bool fresh = peer.asked == peer.answered;
-      if (fresh) write_question(peer);
-      // Asked again, since either way may have been lost with a connection.
-      if (fresh || (now - peer.asked_at > kAskAgain * (1 << std::min(peer.repeats, 5)) && peer.outbox.empty())) {
-        peer.outbox.emplace_back(peer.address, peer.question);
-        peer.asked_at = now;
-        peer.repeats = fresh ? 0 : peer.repeats + 1;
-      }
-    }
+    for (End& end : peer.ends) put_question(peer, end, now);
     moved = flush_outbox(peer);
   }
   if (!peer.suspended.empty() && now - peer.suspended_at > verdict_) {
@@ -254,13 +271,16 @@ bool FabricDomain::tend(Peer& peer, Clock::time_point now) {
   if (peer.leaving) {
     const bool quiet =
         now - std::max(last_arrival_, peer.leaving_since) > kQuiet || now - peer.leaving_since > kQuietAtMost;
-    if (quiet && (peer.own || peer.in_flight == 0)) {
+    const bool still = peer.in_flight == 0;
+    const bool waits = !peer.own || policy_.close_waits;
+    if ((still && peer.lost && peer.own) || (quiet && (still || !waits)) ||
+        (peer.own && now - peer.leaving_since > kUnderwayAtMost)) {
       fence(peer);
       return true;
     }
   }
-  chores_ |=
-      peer.leaving || !peer.suspended.empty() || (peer.joined && (peer.wanted > peer.answered || !peer.outbox.empty()));
+  chores_ |= peer.leaving || !peer.suspended.empty() ||
+             (peer.joined && (!peer.outbox.empty() || std::ranges::any_of(peer.ends, &End::owes)));
   return moved;
 }
 
@@ -284,39 +304,32 @@ void FabricDomain::received(Peer& peer, const std::byte* bytes, std::size_t nbyt
   }
   const auto head = read_record<FrameHead>(rest);
   rest.remove_prefix(sizeof head);
-  if (head.from != peer.remote.head.token) {
-    // What it revokes are keys that we never hold: those of another NIC of its.
-    const std::size_t revoked = std::min(std::size_t{head.revoked}, rest.size() / 8);
-    for (const Peer::OtherEnd& other : peer.others) {
-      if (other.token == head.from && head.kind == FrameKind::question)
-        answer(peer, head, rest.substr(8 * revoked), other);
-    }
-    return;
-  }
+  End* end = peer.find(head.from);
+  if (end == nullptr) return;
+  const bool paired = end == &peer.partner();  // the others' keys are none that we hold
   switch (head.kind) {
     case FrameKind::message:
       if (!peer.leaving || peer.own) sink_.message(peer.number, std::string(rest));
       return;
     case FrameKind::question: {
       const std::size_t revoked = std::min(std::size_t{head.revoked}, rest.size() / 8);
-      forget(peer, read_serials(rest.substr(0, 8 * revoked)));
-      return answer(peer, head, rest.substr(8 * revoked), {head.from, peer.address});
+      if (paired) forget(peer, read_serials(rest.substr(0, 8 * revoked)));
+      return answer(peer, *end, head.number, rest.substr(8 * revoked));
     }
     case FrameKind::answer:
-      answered(peer, head.number, read_serials(rest));
-      return;
+      return answered(peer, *end, head.number, paired ? read_serials(rest) : std::set<std::uint64_t>{});
   }
 }
 
 // Says which of the regions that the peer asks about are gone.
-void FabricDomain::answer(Peer& peer, const FrameHead& head, std::string_view asked, const Peer::OtherEnd& to) {
+void FabricDomain::answer(Peer& peer, const End& end, std::uint64_t number, std::string_view asked) {
   std::set<std::uint64_t> doubtful = read_serials(asked);
-  for (const auto& [number, region] : local_regions_) {
-    if (!closing_regions_.contains(number)) doubtful.erase(region.serial);
+  for (const auto& [region_number, region] : local_regions_) {
+    if (!closing_regions_.contains(region_number)) doubtful.erase(region.serial);
   }
-  std::string reply = frame(to.token, FrameKind::answer, 0, head.number, peer.token);
+  std::string reply = frame(end.token, FrameKind::answer, 0, number, peer.token);
   for (const std::uint64_t serial : doubtful) append_record(reply, serial);
-  if (peer.outbox.size() < kMostWaiting) peer.outbox.emplace_back(to.address, std::move(reply));
+  if (peer.outbox.size() < kMostWaiting) peer.outbox.emplace_back(end.address, std::move(reply));
   chores_ = true;
 }
 
@@ -329,14 +342,14 @@ void FabricDomain::forget(Peer& peer, const std::set<std::uint64_t>& serials) {
   }
 }
 
-void FabricDomain::answered(Peer& peer, std::uint64_t number, const std::set<std::uint64_t>& dead) {
-  if (number != peer.asked || number == peer.answered) return;  // of a question that was asked twice
-  peer.answered = number;
-  for (const std::uint64_t serial : peer.told) peer.revoking.erase(serial);
-  peer.told.clear();
-  if (!peer.revoking.empty()) ask(peer);
+void FabricDomain::answered(Peer& peer, End& end, std::uint64_t number, const std::set<std::uint64_t>& dead) {
+  if (number != end.asked || number == end.answered) return;  // of a question that was asked twice
+  end.answered = number;
+  for (const std::uint64_t serial : end.told) end.revoking.erase(serial);
+  end.told.clear();
+  if (!end.revoking.empty()) ask(end);
   forget(peer, dead);
-  if (number >= peer.verdict_number) resolve(peer, nullptr);
+  if (&end == &peer.partner() && number >= peer.verdict_number) resolve(peer, nullptr);
   settle_regions();
 }
 

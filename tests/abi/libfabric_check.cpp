@@ -69,6 +69,7 @@ SAME_VALUE(err_nokey, FI_ENOKEY);
 #if AT_LEAST(1, 18)
 SAME_VALUE(opt_cuda_api_permitted, FI_OPT_CUDA_API_PERMITTED);
 SAME_VALUE(opt_efa_emulated_write, FI_OPT_EFA_EMULATED_WRITE);
+SAME_VALUE(opt_efa_rnr_retry, FI_OPT_EFA_RNR_RETRY);
 #endif
 #if AT_LEAST(1, 19)
 SAME_VALUE(opt_shared_memory_permitted, FI_OPT_SHARED_MEMORY_PERMITTED);

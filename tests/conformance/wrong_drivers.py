@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from aio_transfer.backends import libfabric
 from aio_transfer.backends.core import NativeDriver
 from aio_transfer.drivers import PIECE, RUN, EventKind, LocalMemory
 
@@ -16,10 +17,13 @@ if TYPE_CHECKING:
 
 
 class Wrong(NativeDriver):
-    """shm, with what it posts changed."""
+    """shm, or libfabric where that has options, with what it posts changed."""
 
-    def __init__(self, **_: object) -> None:
-        super().__init__("shm")
+    def __init__(self, **options: object) -> None:
+        if options:
+            super().__init__("libfabric", libfabric.create(**options)._options)
+        else:
+            super().__init__("shm")
 
     def post(self, transfer: TransferId, runs: Any, pieces: Any) -> bool:
         changed = np.frombuffer(bytes(pieces), PIECE).copy()

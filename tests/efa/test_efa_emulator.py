@@ -79,8 +79,59 @@ def test_devices_that_do_not_write_are_refused(emulated) -> None:
         assert "the device writes no remote memory itself" in str(said["unavailable"])
 
 
+def test_devices_near_a_node_are_taken(emulated) -> None:
+    said = move(emulated, MIB, {"near": "numa1"}, devices=4)
+    assert said["rails"] == ["emulated2-rdm", "emulated3-rdm"]
+    told = emulated.root / "topology.json"
+    told.write_text(json.dumps({"gpu": {"devices": ["emulated3", "emulated0"]}}))
+    said = move(emulated, MIB, {"near": "gpu", "topology": str(told)}, devices=4)
+    assert said["rails"] == ["emulated3-rdm", "emulated0-rdm"]
+
+
+def test_the_other_fabric_and_its_settings(emulated) -> None:
+    options = {"fabric": "efa", "rnr_retry": 7, "huge_pages": False}
+    said = move(emulated, MIB, options, send_depth=256, receive_depth=512)
+    assert said["rails"] == ["emulated0-rdm"]
+
+
 def test_a_full_queue_and_few_receives_hold_up_nothing(emulated) -> None:
     assert "chunk" in move(emulated, 4 * MIB, {}, eagain=0.3, send_depth=64)
+
+
+def test_a_striped_write_counts_once_under_faults(emulated) -> None:
+    count = 10_000 if "EFA_EMULATOR_MEASURE" in os.environ else 300
+    faults = {"eagain": 0.2, "late": 0.3, "failed_completions": 0.01}
+    said = json.loads(run(emulated, str(HERE / "stripes.py"), str(count), "132000", devices=4, **faults))
+    assert said["exact"] == count
+    assert said["failed"] > 0
+    assert said["pieces"] > 4 * count
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "trio"])
+def test_no_packet_comes_through(emulated, loop: str) -> None:
+    links = emulated.root / "links"
+    links.write_text("0")
+    said = json.loads(run(emulated, str(HERE / "links.py"), "greeting", loop, str(links), links=links, timeout_ms=200))
+    assert "has not answered" in said["said"]
+    assert 1 < said["seconds"] < 10
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "trio"])
+def test_one_of_two_links_is_cut(emulated, loop: str) -> None:
+    links = emulated.root / "links"
+    links.write_text("11")
+    settings = {"devices": 2, "links": links, "timeout_ms": 500, "bytes_per_second": 60_000_000}
+    said = json.loads(run(emulated, str(HERE / "links.py"), "rail", loop, str(links), **settings))
+    assert said["said"]
+    assert said["value"] == 1  # nothing is counted of what failed
+    assert said["seconds"] < 10
+
+
+def test_a_slice_of_the_suite(emulated) -> None:
+    suite = [str(HERE / "test_efa_conformance.py"), "-k", "asyncio and (pages_ or counters_ or regions_)"]
+    said = run(emulated, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout", "60", *suite, devices=2)
+    assert "passed" in said
+    assert emulated.traffic().share > 0.3
 
 
 @pytest.mark.skipif("EFA_EMULATOR_MEASURE" not in os.environ, reason="needs a quiet machine: nox -s efa")

@@ -129,7 +129,12 @@ def _lay_out_sysfs(sysfs: Path) -> None:
         device = sysfs / "devices" / "pci0000:00" / f"0000:00:{0x1B + number:02x}.0"
         device.mkdir(parents=True, exist_ok=True)
         _link(device / "driver", driver)
+        (device / "numa_node").write_text(f"{number // 2}\n")  # two by two
+        (device / "local_cpulist").write_text("0\n")
         _link(sysfs / "class" / "infiniband" / f"emulated{number}" / "device", device)
+        port = sysfs / "class" / "infiniband" / f"emulated{number}" / "ports" / "1"
+        port.mkdir(parents=True, exist_ok=True)
+        (port / "state").write_text("4: ACTIVE\n")
 
 
 def _link(link: Path, target: Path) -> None:

@@ -106,7 +106,7 @@ void Nic::run() {
       if (blocked_ || !air_.empty()) {
         nap = kNap;
       } else {
-        nap = waits || !settings_.links.empty() ? std::chrono::nanoseconds(kLookEvery) : std::chrono::hours(1);
+        nap = waits || settings_.gives_up ? std::chrono::nanoseconds(kLookEvery) : std::chrono::hours(1);
       }
       asleep_ = true;
     }

@@ -58,6 +58,7 @@ Settings read() {
   set(settings.timeout_ms, "TIMEOUT_MS", 1, 1e6);
   settings.log = text("LOG");
   settings.links = text("LINKS");
+  settings.gives_up = !settings.links.empty() || !text("TIMEOUT_MS").empty();
   const char* sysfs = std::getenv("SYSFS_PATH");
   settings.sysfs = sysfs == nullptr ? "/sys" : sysfs;
   const std::string seed = text("SEED");

@@ -25,7 +25,8 @@ struct Settings {
   double failed_completions = 0.0;  // ... fails half-way
   std::string log;                  // a line for every queue pair that ends
   std::string links;                // a file with a character for every device: '0' is a link that is down
-  std::uint64_t timeout_ms = 1000;  // until what a link lost fails
+  std::uint64_t timeout_ms = 1000;  // until what nobody answers fails
+  bool gives_up = false;            // it does: where links go down, or the time was named
   std::string sysfs;
 
   static const Settings& get();

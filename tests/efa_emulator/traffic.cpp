@@ -267,8 +267,8 @@ void QueuePair::look_after(Clock::time_point now) {
   std::map<Port, bool> asked;
   for (const auto& [message, work] : outstanding_) {
     if (now - work.since > kProbeAfter) asked[work.to] = true;
-    // Only a link that was down loses packets, so only where there may be such does a deadline mean anything.
-    if (!settings_.links.empty() && now - work.since > timeout) overdue.push_back(message);
+    // Only a link that was down loses packets, and only a frozen process is silent; elsewhere the machine is slow.
+    if (settings_.gives_up && now - work.since > timeout) overdue.push_back(message);
   }
   for (const std::uint64_t message : overdue) complete(message, Status::unresponsive);
   for (const auto& [port, old] : asked) {

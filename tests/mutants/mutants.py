@@ -1,6 +1,7 @@
 """Deliberate bugs, each with one rule of the contract broken: the random schedules must see every one.
 
-Those of the data plane are switches of the simulated fabric; the others replace a method of the engine or the driver.
+Those of the data plane are switches of the simulated fabric; the others replace a method of the engine or the driver,
+and so work on every native backend.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from unittest import mock
 import numpy as np
 
 from aio_transfer import cutting
-from aio_transfer.backends.sim import SimDriver
+from aio_transfer.backends.core import NativeDriver
 from aio_transfer.counters import CounterTable
 from aio_transfer.drivers import PIECE, PRIVATE_COUNTER_BIT, EventKind
 from aio_transfer.groups import PeerGroup
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
 __all__ = ("MUTANTS", "applied")
 
 
-_POST: Final = SimDriver.post
-_DRAIN: Final = SimDriver.drain
-_EXPECT: Final = SimDriver.expect
+_POST: Final = NativeDriver.post
+_DRAIN: Final = NativeDriver.drain
+_EXPECT: Final = NativeDriver.expect
 
 
 def counts_off_by_one() -> AbstractContextManager[Any]:
@@ -76,12 +77,12 @@ def stripe_tail_dropped() -> AbstractContextManager[Any]:
 def empty_page_not_counted() -> AbstractContextManager[Any]:
     """A page without bytes raises no counter."""
 
-    def post(self: SimDriver, transfer: Any, runs: Any, pieces: Any) -> bool:
+    def post(self: NativeDriver, transfer: Any, runs: Any, pieces: Any) -> bool:
         changed = np.frombuffer(bytes(pieces), PIECE).copy()
         changed["flags"][(changed["nbytes"] == 0) & (changed["local_addr"] != 0)] = 0
         return _POST(self, transfer, runs, changed)
 
-    return mock.patch.object(SimDriver, "post", post)
+    return mock.patch.object(NativeDriver, "post", post)
 
 
 def barrier_without_epoch() -> AbstractContextManager[Any]:
@@ -98,7 +99,7 @@ def barrier_without_epoch() -> AbstractContextManager[Any]:
 def early_count_dropped() -> AbstractContextManager[Any]:
     """What came for a counter before anybody asked for it is forgotten."""
 
-    def expect(self: SimDriver, counter: Any, units: int) -> int:
+    def expect(self: NativeDriver, counter: Any, units: int) -> int:
         seen = self.__dict__.setdefault("seen", set())
         if units > 0 and counter not in seen:
             seen.add(counter)
@@ -107,7 +108,7 @@ def early_count_dropped() -> AbstractContextManager[Any]:
                 _EXPECT(self, counter, -1)
         return _EXPECT(self, counter, units)
 
-    return mock.patch.object(SimDriver, "expect", expect)
+    return mock.patch.object(NativeDriver, "expect", expect)
 
 
 def lease_released_on_cancel() -> AbstractContextManager[Any]:
@@ -145,14 +146,14 @@ def poison_not_delivered() -> AbstractContextManager[Any]:
 def ring_overflow_loses_an_event() -> AbstractContextManager[Any]:
     """Of more than eight completions at once, one is lost."""
 
-    def drain(self: SimDriver, limit: int) -> Any:
+    def drain(self: NativeDriver, limit: int) -> Any:
         events = list(_DRAIN(self, limit))
         done = [event for event in events if event[0] == EventKind.TRANSFER]
         if len(done) > 8:
             events.remove(done[-1])
         return events
 
-    return mock.patch.object(SimDriver, "drain", drain)
+    return mock.patch.object(NativeDriver, "drain", drain)
 
 
 def stale_import_kept() -> AbstractContextManager[Any]:

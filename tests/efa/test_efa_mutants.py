@@ -1,0 +1,94 @@
+"""The deliberate bugs of ``tests/conformance`` and ``tests/mutants``, on emulated devices: the same checks see them.
+
+Those that are switches of the simulated fabric have no counterpart here; the wrong drivers stand for some of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from aio_transfer import selection
+from aio_transfer.testing import Spec, check_backend
+from aio_transfer.testing.plugin import unavailable
+from aio_transfer.testing.schedules import ScheduleError, run_schedules
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "conformance"))  # importmode=importlib puts no folder there
+sys.path.insert(0, str(Path(__file__).parent.parent / "mutants"))
+
+import mutants
+import test_kit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DEVICES = int(os.environ.get("EFA_EMULATOR_DEVICES", "1"))
+OPTIONS = {"provider": "efa", "rails": DEVICES}
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.timeout(300),
+    pytest.mark.skipif("EFA_EMULATOR_LOG" not in os.environ, reason="no emulated devices here: nox -s efa"),
+    pytest.mark.skipif(DEVICES < 4, reason="some are seen only where a chunk is cut between NICs"),
+    pytest.mark.parametrize("anyio_backend", ["asyncio"]),
+]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _warm() -> None:
+    """Let the provider make what it keeps for the life of the process: it is no leak of a check's."""
+    assert not unavailable(Spec(backend="libfabric", options=OPTIONS))
+
+
+@pytest.fixture(autouse=True)
+def _silence() -> Iterator[None]:
+    """Engines that are closed and killed have much to say."""
+    logging.disable(logging.WARNING)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.mark.parametrize("name", test_kit.MUTANTS)
+async def test_wrong_driver_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, checks = test_kit.MUTANTS[name]
+    monkeypatch.setitem(selection.BUILT_IN, "wrong", f"wrong_drivers:{name}")
+    spec = Spec(backend="wrong", options=OPTIONS, name=name, rails=DEVICES, seed=1)
+    for _ in range(10):  # some show only where a thread is slow enough
+        report = await check_backend(spec, only=checks)
+        if report.failures:
+            return
+    pytest.fail(f"{name} passed {checks}")
+
+
+CAUGHT_BY = {
+    "weight off by one": "pages_large",
+    "stripe counted before all pieces are there": "write_payload_before_count",
+    "stripe counted by every piece": "write_sizes",
+    "counter dropped when early": "barrier_holds_everybody",
+    "lease released on cancel": "cancel_in_flight",
+    "tail bytes of a stripe dropped": "read_sizes",
+    "zero-length page not counted": "pages_of_nothing_count",
+    "counter id reused": "counts_for_closed_counter",
+    "poison not delivered": "failed_write_wakes_receiver",
+}
+"""By which check of the kit; the others by random schedules."""
+SWITCHES = {name for name, (switch, _) in mutants.MUTANTS.items() if switch}
+"""Of the simulated fabric: no device here accepts a stale key, say."""
+
+
+@pytest.mark.parametrize("name", [name for name in mutants.MUTANTS if name not in SWITCHES])
+async def test_mutant_is_caught(name: str) -> None:
+    spec = Spec(backend="libfabric", options=OPTIONS, name=f"efa with {name}", rails=DEVICES, seed=20261121)
+    with mutants.applied(name):
+        if name not in CAUGHT_BY:
+            with pytest.raises(ScheduleError):
+                await run_schedules(spec, 200)
+            return
+        for _ in range(10):
+            if (await check_backend(spec, only=[CAUGHT_BY[name]])).failures:
+                return
+    pytest.fail(f"{name} passed {CAUGHT_BY[name]}")
