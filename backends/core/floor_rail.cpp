@@ -17,9 +17,9 @@ constexpr RegionNumber kMine = 1;
 constexpr RegionNumber kTheirs = 2;
 constexpr std::uint32_t kCounter = kPrivateBit;  // nobody counts, but the immediate travels
 
-// Post when so many slots of the domain's depth are free, not one by one: over tcp it asks for an acknowledgement per
-// call, and one per write can cost two thirds of the speed (4 KiB).
-constexpr std::uint32_t kRefill = 128;
+// Post when that many turns' pieces fit, not one by one: over tcp the domain asks for an acknowledgement per call, and
+// one per write can cost two thirds of the speed (4 KiB).
+constexpr std::uint32_t kTurns = 4;
 
 struct Round {
   Flow flow;
@@ -75,6 +75,7 @@ Times Rail::write(const Batch& batch, unsigned rounds, unsigned depth, std::int6
   }
   const auto count = static_cast<std::uint32_t>(pieces.size());
   const Run run{kPeer, 0, Op::write, kMine, kTheirs, 0, count, 0};
+  const std::uint32_t refill = kTurns * domain_->attributes().quantum;
   const auto now = [] { return std::chrono::steady_clock::now().time_since_epoch().count(); };
   Times times;
   std::deque<Round> under_way;
@@ -88,7 +89,7 @@ Times Rail::write(const Batch& batch, unsigned rounds, unsigned depth, std::int6
     const std::uint32_t before = last.next;
     std::uint32_t in_flight = 0;
     for (const Round& round : under_way) in_flight += round.flow.in_flight;
-    if (!last.exhausted() && in_flight <= kRefill) domain_->post(last, kRefill);
+    if (!last.exhausted() && in_flight <= refill) domain_->post(last, refill);
     const bool moved = domain_->progress() || last.next != before;
     while (!under_way.empty() && under_way.front().flow.exhausted() && under_way.front().flow.in_flight == 0) {
       times.push_back(now() - under_way.front().since);

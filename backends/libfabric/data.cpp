@@ -3,6 +3,7 @@
 #include <array>
 #include <cerrno>
 
+#include "../core/counters.h"
 #include "fabric_domain.h"
 
 namespace aio::libfabric {
@@ -11,7 +12,10 @@ namespace {
 
 constexpr double kSlowestBytesPerSecond = 10e6;     // what is already under way may take this long before it is a stall
 constexpr std::uint64_t kVouchedNbytes = 64 << 10;  // from here on an acknowledgement costs nothing beside the copy
-constexpr std::uint32_t kKeptSlots = 2;             // of the send slots: messages leave them to questions and answers
+// One operation of several pieces saves system calls on both sides; from here on they cost nothing beside the copy.
+constexpr std::uint64_t kBundledNbytes = 64 << 10;
+constexpr std::uint32_t kBundledPieces = 256;  // as many counts as an immediate holds
+constexpr std::uint32_t kKeptSlots = 2;        // of the send slots: messages leave them to questions and answers
 
 const Outcome kPeerGone{Status::peer_lost, 0, "the connection is closed"};
 
@@ -55,22 +59,48 @@ std::optional<Outcome> FabricDomain::refusal(const Run& run, const Piece& piece,
   return std::nullopt;
 }
 
-ssize_t FabricDomain::post_piece(Peer& peer, Op op, const Piece& piece, const LocalRegion* local,
-                                 const RemoteRegion* remote, Operation& operation) {
-  const bool bare = piece.nbytes == 0;
-  const iovec where{bare ? anchor_memory_ : reinterpret_cast<void*>(piece.local_addr), piece.nbytes};
-  const KeyBlob& key = bare ? peer.remote.head.anchor : remote->key;
-  const abi::RmaIov target{key.base + (bare ? 0 : piece.remote_offset), piece.nbytes, key.key};
-  void* desc = bare ? anchor_->mem_desc : local->registration->mem_desc;
-  const abi::RmaMessage message{&where,         &desc, 1, peer.partner().address, &target, 1, &operation.context,
-                                piece.immediate};
+// Takes one more piece in, or says that it must go by itself.
+bool FabricDomain::join_bundle(Bundle& bundle, const Piece& piece, const LocalRegion* local,
+                               const RemoteRegion* remote) const {
+  const std::uint32_t counts = (bundle.immediate >> 24) + (piece.immediate >> 24) + 2;
+  const bool both_count = piece.has_immediate() && (bundle.flags & kPieceImmediate) != 0;
+  if (both_count && (counts > 256 || ((bundle.immediate ^ piece.immediate) & kCounterIdMask) != 0)) return false;
+  if (piece.nbytes != 0) {
+    if (bundle.pieces != 0 && bundle.nbytes + piece.nbytes > kBundledNbytes) return false;
+    if (bundle.segments == most_segments_) return false;
+    const std::size_t at = bundle.segments++;
+    bundle.near[at] = {reinterpret_cast<void*>(piece.local_addr), piece.nbytes};
+    bundle.descs[at] = local->registration->mem_desc;
+    bundle.far[at] = {remote->key.base + piece.remote_offset, piece.nbytes, remote->key.key};
+    bundle.nbytes += piece.nbytes;
+  }
+  if (both_count) {
+    bundle.immediate = (counts - 1) << 24 | (piece.immediate & kCounterIdMask);
+  } else if (piece.has_immediate()) {
+    bundle.immediate = piece.immediate;
+  }
+  bundle.flags |= piece.flags;
+  ++bundle.pieces;
+  return true;
+}
+
+ssize_t FabricDomain::post_bundle(Peer& peer, Op op, Bundle& bundle, Operation& operation) {
+  if (bundle.segments == 0) {
+    const KeyBlob& anchor = peer.remote.head.anchor;
+    bundle.near[0] = {anchor_memory_, 0};
+    bundle.descs[0] = anchor_->mem_desc;
+    bundle.far[0] = {anchor.base, 0, anchor.key};
+    bundle.segments = 1;
+  }
+  const abi::RmaMessage message{bundle.near.data(), bundle.descs.data(), bundle.segments,    peer.partner().address,
+                                bundle.far.data(),  bundle.segments,     &operation.context, bundle.immediate};
   abi::Ep* ep = peer.channel->endpoint.get();
   if (op == Op::read) return ep->rma->readmsg(ep, &message, abi::completion);
   operation.ordered = policy_.delivery;
   // Never FI_MORE: on EFA it holds the doorbell back for a post that may not come.
   std::uint64_t flags = abi::completion;
-  if (piece.has_immediate()) flags |= abi::remote_cq_data;
-  if (operation.vouches || piece.needs_delivery()) flags |= abi::delivery_complete;
+  if ((bundle.flags & kPieceImmediate) != 0) flags |= abi::remote_cq_data;
+  if (operation.vouches || (bundle.flags & kPieceDelivered) != 0) flags |= abi::delivery_complete;
   return ep->rma->writemsg(ep, &message, flags);
 }
 
@@ -110,16 +140,24 @@ Posted FabricDomain::post(Flow& flow, std::uint32_t budget) {
                        " s: no packet comes through, a security group or a firewall may be between"});
   }
   if (peer->in_flight >= depth_) return blocked(*peer, flow);
-  const std::uint32_t room = std::min({budget, depth_ - peer->in_flight, run.count - flow.next});
-  for (std::uint32_t i = 0; i < room; ++i) {
-    const Piece& piece = flow.pieces[flow.next];
-    if (const auto refused = refusal(run, piece, near, far)) {
+  const std::uint32_t end = flow.next + std::min(budget, run.count - flow.next);
+  const std::uint32_t most_pieces = most_segments_ == 1 ? 1 : kBundledPieces;
+  while (flow.next < end && peer->in_flight < depth_) {
+    Bundle bundle;
+    std::optional<Outcome> refused;
+    // The first one always fits.
+    for (std::uint32_t at = flow.next; at < end && bundle.pieces < most_pieces; ++at) {
+      refused = refusal(run, flow.pieces[at], near, far);
+      if (refused || !join_bundle(bundle, flow.pieces[at], near, far)) break;
+    }
+    if (bundle.pieces == 0) {
       vouch_for_tail(*peer);
       return refuse(*refused);
     }
     Operation& operation = acquire(Operation::Kind::piece, peer);
-    operation.vouches = policy_.delivery && (i + 1 == room || piece.nbytes >= kVouchedNbytes);
-    const ssize_t result = post_piece(*peer, run.op, piece, near, far, operation);
+    const bool last = flow.next + bundle.pieces == end || peer->in_flight + 1 == depth_;
+    operation.vouches = policy_.delivery && (last || (bundle.segments == 1 && bundle.nbytes >= kVouchedNbytes));
+    const ssize_t result = post_bundle(*peer, run.op, bundle, operation);
     if (result < 0) {
       recycle(operation);
       vouch_for_tail(*peer);
@@ -128,12 +166,13 @@ Posted FabricDomain::post(Flow& flow, std::uint32_t budget) {
       return refuse({Status::provider, code, library_.strerror(code)});
     }
     operation.flow = &flow;
-    operation.serial = piece.nbytes == 0 ? 0 : far->key.serial;
-    enlist(operation, piece.nbytes);
-    ++flow.next;
-    ++flow.in_flight;
+    operation.pieces = bundle.pieces;
+    operation.serial = bundle.nbytes == 0 ? 0 : far->key.serial;
+    enlist(operation, bundle.nbytes);
+    flow.next += bundle.pieces;
+    flow.in_flight += bundle.pieces;
   }
-  return flow.next == run.count || room == budget ? Posted::more : Posted::full;
+  return flow.next == end ? Posted::more : Posted::full;
 }
 
 // The batch ended early, so the writes at its end have nobody after them to vouch for them.
@@ -141,7 +180,8 @@ void FabricDomain::vouch_for_tail(Peer& peer) {
   if (peer.unconfirmed.empty() || peer.unconfirmed.back()->vouches) return;
   Operation& operation = acquire(Operation::Kind::control, &peer);
   operation.vouches = true;
-  const ssize_t result = post_piece(peer, Op::write, Piece{}, nullptr, nullptr, operation);
+  Bundle bundle;
+  const ssize_t result = post_bundle(peer, Op::write, bundle, operation);
   if (result == 0) return enlist(operation, 0);
   recycle(operation);
   // Their connection is gone, and a later acknowledgement would come over another one, which proves nothing for them.
@@ -360,7 +400,7 @@ void FabricDomain::suspend(Operation& operation, int code) {
   Peer& peer = *operation.peer;
   if (operation.kind != Operation::Kind::control) {
     if (peer.suspended.empty()) peer.suspended_at = Clock::now();
-    peer.suspended.push_back({operation.flow, operation.message, operation.serial, code});
+    peer.suspended.push_back({operation.flow, operation.pieces, operation.message, operation.serial, code});
     peer.verdict_number = peer.partner().asked + 1;
     ask(peer.partner());
     operation.kind = Operation::Kind::control;
@@ -387,7 +427,7 @@ void FabricDomain::finish(Operation& operation, const Outcome& outcome) {
   peer->nbytes_in_flight -= ended.nbytes;
   peer->stalled.reset();
   if (ended.kind == Operation::Kind::piece) {
-    sink_.stopped(*ended.flow, 1, outcome);
+    sink_.stopped(*ended.flow, ended.pieces, outcome);
     return;
   }
   if (ended.slot_held()) peer->channel->free_slots.push_back(ended.slot);

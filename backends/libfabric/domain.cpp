@@ -172,6 +172,8 @@ FabricDomain::FabricDomain(Sink& sink, const Library& library, InfoPtr info, con
       policy_(policy_of(*info_, options)),
       depth_(static_cast<std::uint32_t>(
           std::min(number(options, "depth", 256, 1), static_cast<double>(info_->tx_attr->size)))),
+      most_segments_(std::clamp<std::size_t>(std::min(info_->tx_attr->iov_limit, info_->tx_attr->rma_iov_limit), 1,
+                                             kMostSegments)),
       post_deadline_(number(options, "post_deadline_s", 30, 0)),
       verdict_(number(options, "verdict_s", 5, 0)) {
   const int mode = info_->domain_attr->mr_mode;
@@ -303,6 +305,7 @@ void FabricDomain::describe() {
       std::min<std::uint64_t>(info_->ep_attr->max_msg_size, kSlotNbytes) - sizeof(FrameHead);
   attributes_.protocol = "RMA write with " + std::to_string(8 * info_->domain_attr->cq_data_size) + "-bit CQ data";
   if (policy_.delivery) attributes_.protocol += ", acknowledged by the peer";
+  attributes_.quantum *= static_cast<std::uint32_t>(most_segments_);  // as many operations as without bundles
   attributes_.inline_nbytes = 32 << 10;
   attributes_.inline_pieces = 4;
   if (!provider.starts_with("efa")) return;

@@ -2,7 +2,10 @@
 // connects and fences, data.cpp moves bytes, wire.h says what travels.
 #pragma once
 
+#include <sys/uio.h>
+
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <deque>
 #include <map>
@@ -27,6 +30,7 @@ inline constexpr std::uint32_t kSharedSlots = 64;         // each way, where all
 inline constexpr std::uint32_t kImmediateSlots = 256;     // to receive, where immediates use receives up
 
 inline constexpr std::size_t kHarvested = 1024;  // completions per round at most
+inline constexpr std::size_t kMostSegments = 8;  // of one operation; tcp takes 4, EFA 1
 
 // Owns one libfabric object, and counts it where it belongs to a region or a peer.
 template <class Object>
@@ -103,6 +107,7 @@ struct Operation {
   Peer* peer = nullptr;  // null: a receive on the shared endpoint
   Flow* flow = nullptr;
   TransferId message = 0;
+  std::uint32_t pieces = 1;  // of `flow`, next to each other
   std::uint64_t serial = 0;  // of the remote region
   std::uint64_t nbytes = 0;
   std::uint32_t slot = kNoSlot;
@@ -115,6 +120,19 @@ struct Operation {
 
   static constexpr std::uint32_t kNoSlot = ~0u;
   [[nodiscard]] bool slot_held() const noexcept { return slot != kNoSlot; }
+};
+
+// What goes to the provider as one operation: a piece, or several neighbours of one flow. A count is due once its
+// payload is visible, so that one immediate may stand for the counts of all.
+struct Bundle {
+  std::array<iovec, kMostSegments> near;
+  std::array<void*, kMostSegments> descs;
+  std::array<abi::RmaIov, kMostSegments> far;
+  std::size_t segments = 0;  // pieces without payload need none
+  std::uint32_t pieces = 0;
+  std::uint32_t flags = 0;
+  std::uint32_t immediate = 0;
+  std::uint64_t nbytes = 0;
 };
 
 // An endpoint with the registered buffers its messages travel through: slots [0, receives) receive, the others send.
@@ -135,6 +153,7 @@ struct Channel {
 // the peer itself before anybody is told.
 struct Suspended {
   Flow* flow;
+  std::uint32_t pieces;
   TransferId message;
   std::uint64_t serial;
   int code;
@@ -264,8 +283,9 @@ class FabricDomain final : public Domain {
   void fence_quietly(Peer& peer);
   void end_connections(Peer& peer);
   // data.cpp
-  ssize_t post_piece(Peer& peer, Op op, const Piece& piece, const LocalRegion* local, const RemoteRegion* remote,
-                     Operation& operation);
+  [[nodiscard]] bool join_bundle(Bundle& bundle, const Piece& piece, const LocalRegion* local,
+                                 const RemoteRegion* remote) const;
+  ssize_t post_bundle(Peer& peer, Op op, Bundle& bundle, Operation& operation);
   void enlist(Operation& operation, std::uint64_t nbytes);
   void vouch_for_tail(Peer& peer);
   std::optional<Outcome> refusal(const Run& run, const Piece& piece, const LocalRegion* local,
@@ -291,6 +311,7 @@ class FabricDomain final : public Domain {
   InfoPtr info_;
   Policy policy_;
   std::uint32_t depth_;
+  std::size_t most_segments_;
   std::chrono::duration<double> post_deadline_, verdict_;
   DomainAttributes attributes_;
 

@@ -186,7 +186,7 @@ void FabricDomain::fence_quietly(Peer& peer) {
         operation.kind = Operation::Kind::abandoned;
         operation.peer = nullptr;
       }
-      if (forgotten.kind == Operation::Kind::piece) sink_.stopped(*forgotten.flow, 1, kPeerLost);
+      if (forgotten.kind == Operation::Kind::piece) sink_.stopped(*forgotten.flow, forgotten.pieces, kPeerLost);
       if (forgotten.kind == Operation::Kind::message) sink_.sent(forgotten.message, kPeerLost);
     }
   }
@@ -369,7 +369,7 @@ void FabricDomain::resolve(Peer& peer, const Outcome* verdict) {
                      ": the connection broke and came back; the peer had refused an access, perhaps another's"};
     }
     if (one.flow != nullptr)
-      sink_.stopped(*one.flow, 1, outcome);
+      sink_.stopped(*one.flow, one.pieces, outcome);
     else
       sink_.sent(one.message, outcome);
   }

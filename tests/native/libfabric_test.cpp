@@ -49,23 +49,29 @@ Settings extra;
   } while (false)
 
 struct FakeSink final : Sink {
-  std::vector<std::uint32_t> counts;
+  std::vector<std::uint32_t> counts;                // as they came
+  std::map<std::uint32_t, std::uint64_t> totals;  // of each counter
   std::vector<std::pair<PeerNumber, std::string>> messages;
   std::map<TransferId, Outcome> sents;
   std::vector<RegionNumber> releases;
   std::vector<PeerNumber> fences, failed_peers;
   std::vector<Outcome> failures_seen;
   std::uint64_t stops = 0;
+  std::uint64_t failed_pieces = 0;
 
   void stopped(Flow& flow, std::uint32_t pieces, const Outcome& outcome) override {
     flow.in_flight -= pieces;
     stops += pieces;
     if (!outcome.ok()) {
       flow.failed = true;
+      failed_pieces += pieces;
       failures_seen.push_back(outcome);
     }
   }
-  void counted(std::uint32_t immediate) override { counts.push_back(immediate); }
+  void counted(std::uint32_t immediate) override {
+    counts.push_back(immediate);
+    totals[immediate & 0xFFFFFF] += (immediate >> 24) + 1;
+  }
   void message(PeerNumber peer, std::string payload) override { messages.emplace_back(peer, std::move(payload)); }
   void sent(TransferId message, const Outcome& outcome) override { sents[message] = outcome; }
   void released(RegionNumber region) override { releases.push_back(region); }
@@ -197,11 +203,11 @@ void test_pages() {
     const auto start = Clock::now();
     Batch batch(std::move(pieces), kB, 10, 30);
     CHECK(run(pair.both(), a, batch));
-    CHECK(drive(pair.both(), [&] { return b.sink.counts.size() == (counted ? kPages : 0); }));
+    CHECK(drive(pair.both(), [&] { return b.sink.totals[0x500] == (counted ? kPages : 0); }));
     const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
     std::printf("  %s: %.0f pages/s, %.2f GB/s\n", counted ? "counted" : "bare", kPages / seconds,
                 kPages * kNbytes / seconds / 1e9);
-    b.sink.counts.clear();
+    b.sink.totals.clear();
   }
   CHECK(a.sink.stops == 2 * kPages && a.sink.failures_seen.empty());
   bool same = true;
@@ -210,7 +216,7 @@ void test_pages() {
   }
   CHECK(same);
   drive_for(pair.both(), 0.05);
-  CHECK(b.sink.counts.empty());
+  CHECK(b.sink.totals.empty());
 }
 
 void test_reads() {
@@ -258,6 +264,180 @@ void test_bare_immediates() {
   CHECK(run(pair.both(), a, batch));
   CHECK(drive(pair.both(), [&] { return b.sink.counts.size() == 1000; }));
   for (const auto count : b.sink.counts) CHECK(count == 0xABCDEF01);
+}
+
+// Providers that take one piece per operation get one; the others as many neighbours as fit.
+bool bundles() { return provider == "tcp"; }
+
+// Pieces of all sizes for several counters, some for none, some of nothing: what goes in one operation and what does not
+// must not show in bytes, counts or reports.
+void test_bundles() {
+  const unsigned seed = std::random_device{}();
+  std::printf("  seed %u\n", seed);
+  std::mt19937 random(seed);
+  Pair pair;
+  auto& [a, b] = pair;
+  constexpr std::size_t kNbytes = 16 << 20;
+  Memory from(a, 10, kNbytes), to(b, 20, kNbytes);
+  a.domain->register_remote(30, {kB, kNbytes, to.key, {}});
+  fill(from.bytes, seed);
+  std::size_t arrivals = 0;
+  std::size_t counted = 0;
+  std::uint64_t stops = 0;
+  for (int round = 0; round < 60; ++round) {
+    std::fill(to.bytes.begin(), to.bytes.end(), std::uint8_t{0xEE});
+    std::vector<std::uint8_t> expected = to.bytes;
+    std::map<std::uint32_t, std::uint64_t> totals;
+    std::vector<Piece> pieces(1 + random() % 200);
+    const auto counters = 1 + random() % 3;
+    std::uint64_t offset = random() % 64;
+    for (Piece& piece : pieces) {
+      const std::uint64_t nbytes = random() % 4 == 0 ? 0 : random() % 8 == 0 ? random() % 70000 : 1 + random() % 6000;
+      const std::uint32_t counts = random() % 6 == 0 ? random() % 256 : 0;
+      const auto counter = static_cast<std::uint32_t>(0x800000 + random() % counters);
+      const bool counts_it = random() % 8 != 0;
+      piece = {from.address() + random() % (kNbytes - nbytes), offset, nbytes,
+               counts_it ? counts << 24 | counter : static_cast<std::uint32_t>(random()),
+               (counts_it ? kPieceImmediate : 0) | (random() % 16 == 0 ? kPieceDelivered : 0)};
+      if (nbytes != 0)
+        std::memcpy(&expected[offset], reinterpret_cast<const void*>(piece.local_addr), nbytes);
+      if (counts_it) totals[counter] += counts + 1;
+      counted += counts_it;
+      offset += nbytes + random() % 3;
+    }
+    stops += pieces.size();
+    Batch batch(std::move(pieces), kB, 10, 30);
+    const std::uint32_t budget = 1 + static_cast<std::uint32_t>(random() % 300);
+    const auto all_counted = [&] {
+      if (!batch.flow.exhausted()) a.domain->post(batch.flow, budget);
+      return batch.flow.exhausted() && b.sink.totals == totals;
+    };
+    CHECK(drive(pair.both(), all_counted));
+    if (!totals.empty() && batch.pieces.back().has_immediate()) CHECK(to.bytes == expected);  // payload before count
+    CHECK(drive(pair.both(), [&] { return batch.over(); }));
+    CHECK(drive(pair.both(), [&] { return a.sink.stops == stops; }));
+    drive_for(pair.both(), 0.002);
+    CHECK(to.bytes == expected);
+    CHECK(b.sink.totals == totals);
+    arrivals += b.sink.counts.size();
+    b.sink.counts.clear();
+    b.sink.totals.clear();
+  }
+  CHECK(a.sink.failures_seen.empty());
+  CHECK(bundles() ? arrivals < counted : arrivals == counted);
+  std::printf("  %zu counts of pieces in %zu immediates\n", counted, arrivals);
+
+  // Reads go together, too.
+  std::vector<Piece> pieces;
+  for (std::uint64_t i = 0; i < 1000; ++i)
+    pieces.push_back({from.address() + i * 5000, (999 - i) * 4096 + i % 7, 1 + i * 4 % 4090, 0, 0});
+  Batch reads(std::move(pieces), kB, 10, 30, Op::read);
+  fill(to.bytes, seed + 1);
+  std::vector<std::uint8_t> expected = from.bytes;
+  for (const Piece& piece : reads.pieces)
+    std::memcpy(&expected[piece.local_addr - from.address()], &to.bytes[piece.remote_offset], piece.nbytes);
+  CHECK(run(pair.both(), a, reads));
+  CHECK(from.bytes == expected && a.sink.stops == stops + 1000 && a.sink.failures_seen.empty());
+}
+
+// One immediate holds 256 counts, of one counter.
+void test_bundled_counts() {
+  Pair pair;
+  auto& [a, b] = pair;
+  const auto arrivals = [&](std::vector<std::uint32_t> immediates) {
+    std::vector<Piece> pieces;
+    for (const auto immediate : immediates) pieces.push_back({0, 0, 0, immediate, kPieceImmediate});
+    b.sink.counts.clear();
+    b.sink.totals.clear();
+    Batch batch(std::move(pieces), kB, 0, 0);
+    CHECK(drive(pair.both(), [&] {
+      if (!batch.flow.exhausted()) a.domain->post(batch.flow, 1000);
+      return batch.over();
+    }));
+    drive_for(pair.both(), 0.02);
+    return b.sink.counts;
+  };
+  using Counts = std::vector<std::uint32_t>;
+  const Counts alone{0x07000005, 0x00000006};
+  CHECK(arrivals({0xC7000005, 0x37000005}) == (bundles() ? Counts{0xFF000005} : Counts{0xC7000005, 0x37000005}));
+  CHECK(arrivals({0xC7000005, 0x38000005}) == (Counts{0xC7000005, 0x38000005}));
+  CHECK(arrivals({0xFF000005, 0x00000005}) == (Counts{0xFF000005, 0x00000005}));
+  CHECK(arrivals({0x07000005, 0x00000006}) == alone);
+  if (bundles()) CHECK(arrivals(Counts(300, 0x00000005)) == (Counts{0xFF000005, 0x2B000005}));
+  arrivals(Counts(300, 0x00000005));
+  CHECK(b.sink.totals[5] == 300);
+}
+
+// What is wrong in the middle fails by itself: those before it arrive, those after it are not posted. And what the peer
+// refuses or does not live to see fails with every piece that travelled with it, each once.
+void test_bundled_failures() {
+  Pair pair;
+  auto& [a, b] = pair;
+  constexpr std::size_t kNbytes = 1 << 20;
+  Memory from(a, 10, kNbytes), to(b, 20, kNbytes);
+  fill(from.bytes, 6);
+  std::string bad = to.key;
+  bad[9] = static_cast<char>(bad[9] ^ 0x55);
+  bad[16] = static_cast<char>(bad[16] ^ 0x40);
+  a.domain->register_remote(30, {kB, kNbytes, to.key, {}});
+  a.domain->register_remote(31, {kB, kNbytes, bad, {}});
+  const auto make = [&](std::size_t count) {
+    std::vector<Piece> pieces;
+    for (std::uint64_t i = 0; i < count; ++i) {
+      const std::uint64_t nbytes = i % 5 == 4 ? 0 : 1024;
+      pieces.push_back({from.address() + i * 1024, i * 1024, nbytes, 7, kPieceImmediate});
+    }
+    return pieces;
+  };
+  const auto post_all = [&](Batch& batch, std::uint32_t budget) {
+    return drive(pair.both(), [&] {
+      if (!batch.flow.exhausted()) a.domain->post(batch.flow, budget);
+      return batch.over();
+    });
+  };
+  std::uint64_t counted = 0;
+  for (std::uint32_t wrong = 0; wrong < 11; ++wrong) {
+    const auto stops = a.sink.stops;
+    a.sink.failures_seen.clear();
+    std::fill(to.bytes.begin(), to.bytes.end(), std::uint8_t{0});
+    auto pieces = make(11);
+    pieces[wrong] = {from.address(), kNbytes - 8, 9, 7, kPieceImmediate};
+    Batch batch(std::move(pieces), kB, 10, 30);
+    CHECK(post_all(batch, 100));
+    CHECK(a.sink.failures_seen.size() == 1 && a.sink.failures_seen.front().code == EINVAL);
+    CHECK(batch.flow.next == wrong + 1 && a.sink.stops - stops == wrong + 1);
+    counted += wrong;
+    CHECK(drive(pair.both(), [&] { return b.sink.totals[7] == counted; }));
+    for (std::uint32_t i = 0; i < 11; ++i) {
+      const bool arrived = std::memcmp(&from.bytes[i * 1024], &to.bytes[i * 1024], 1024) == 0;
+      CHECK(arrived == (i < wrong && i % 5 != 4));
+    }
+  }
+  // A key that the peer refuses.
+  auto stops = a.sink.stops;
+  a.sink.failures_seen.clear();
+  Batch refused(make(64), kB, 10, 31);
+  CHECK(post_all(refused, 32));
+  CHECK(!a.sink.failures_seen.empty() && a.sink.stops - stops == refused.flow.next);
+  for (const Outcome& outcome : a.sink.failures_seen)
+    CHECK(outcome.status == Status::stale_region || outcome.status == Status::provider);
+  drive_for(pair.both(), 0.02);
+  CHECK(b.sink.totals[7] <= counted + 64);
+  counted = b.sink.totals[7];
+  Batch again(make(64), kB, 10, 30);
+  CHECK(post_all(again, 32) && !again.flow.failed);
+  CHECK(drive(pair.both(), [&] { return b.sink.totals[7] == counted + 64; }));
+  // Nobody takes them any more.
+  stops = a.sink.stops;
+  a.sink.failures_seen.clear();
+  Batch lost(make(1000), kB, 10, 30);
+  a.domain->post(lost.flow, 1000);
+  CHECK(lost.flow.next > 0 && lost.flow.in_flight > 0);
+  a.domain->disconnect(kB, true);
+  lost.flow.failed = true;
+  CHECK(lost.flow.in_flight == 0 && a.sink.stops - stops == lost.flow.next);
+  for (const Outcome& outcome : a.sink.failures_seen) CHECK(outcome.status == Status::peer_lost);
+  b.domain->disconnect(kA, true);  // what is still on its way to `to` must not outlive it
 }
 
 void test_malformed() {
@@ -572,8 +752,8 @@ void test_storm() {
   CHECK(drive(all, releases));  // an answer that was lost with a connection is asked for again
   drive_for(all, 0.2);
   for (std::size_t i = 0; i < kNodes; ++i) {
-    for (const auto count : all[i]->sink.counts) CHECK(count == i);
-    got[i] = all[i]->sink.counts.size();
+    for (const auto& [counter, total] : all[i]->sink.totals) CHECK(counter == i);
+    got[i] = all[i]->sink.totals[static_cast<std::uint32_t>(i)];
     CHECK(least[i] <= got[i] && got[i] <= least[i] + most[i]);
     CHECK(all[i]->sink.failed_peers.empty());
   }
@@ -970,7 +1150,7 @@ void test_killed_target(const char* self, bool told) {
   CHECK(node.sink.failures_seen.empty());
   if (told) node.domain->disconnect(1, true);
   CHECK(drive({&node}, [&] { return batch.over(); }, 5));
-  CHECK(node.sink.failures_seen.size() == 20);
+  CHECK(node.sink.failed_pieces == 20);
   for (const auto& outcome : node.sink.failures_seen) CHECK(outcome.status == Status::peer_lost);
   CHECK(node.sink.failed_peers.size() == (told ? 0 : 1));
   ::close(child.fd);
@@ -1000,6 +1180,9 @@ int main(int argc, char** argv) {
         {"reads", test_reads},
         {"messages", test_messages},
         {"bare immediates", test_bare_immediates},
+        {"bundles", test_bundles},
+        {"bundled counts", test_bundled_counts},
+        {"bundled failures", test_bundled_failures},
         {"malformed", test_malformed},
         {"bad key", test_bad_key},
         {"deregister", test_deregister},
