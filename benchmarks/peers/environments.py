@@ -50,4 +50,5 @@ def name_of(peer: Peer) -> str:
 def last_line(text: str) -> str:
     """Return the last line that says something: where tracebacks and pip put the error."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return next((line for line in reversed(lines) if "rror" in line), lines[-1] if lines else "it said nothing")
+    errors = [line for line in lines if "error" in line.lower()]
+    return (errors or lines or ["it said nothing"])[-1]

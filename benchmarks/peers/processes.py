@@ -76,7 +76,7 @@ class Processes:
 
     def _spawn(self, folder: str) -> None:
         peer = self._peer
-        environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"} | peer.environment.get(self._path, {})
+        environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"} | dict(peer.environment.get(self._path, {}))
         environment.pop("PYTHONSAFEPATH", None)  # the worker finds its modules beside itself
         start = {"adapter": peer.adapter, "path": self._path, "folder": folder, "options": peer.options}
         for role in (INITIATOR,) if peer.mpi else (INITIATOR, TARGET):

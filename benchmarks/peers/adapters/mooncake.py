@@ -22,7 +22,7 @@ class Mooncake(Adapter):
         self.engine = TransferEngine()
         self.demand(self.engine.initialize("127.0.0.1", "P2PHANDSHAKE", "tcp", ""), "initialize")
         self.memory = self.own_memory()
-        self.words = memoryview(self.memory).cast("q")
+        self.words = self.memory.data.cast("q")
         self.address = self.memory.ctypes.data
         self.demand(self.engine.register_memory(self.address, REGION_NBYTES), "register_memory")
         return json.dumps([f"127.0.0.1:{self.engine.get_rpc_port()}", self.address])

@@ -25,7 +25,7 @@ class Mpi(Adapter):
         self.window.Lock_all()
         self.memory = np.frombuffer(self.window.tomemory(), np.uint8)
         self.memory[:] = 0
-        self.words = memoryview(self.memory).cast("q")
+        self.words = self.memory.data.cast("q")
         return ""
 
     def take_window(self) -> Any:
@@ -39,7 +39,7 @@ class Mpi(Adapter):
         if self.shared:
             there, _ = self.window.Shared_query(self.other)
             self.there = np.frombuffer(there, np.uint8)
-            self.their_words = memoryview(self.there).cast("q")
+            self.their_words = self.there.data.cast("q")
 
     def begin(self, work: Work) -> None:
         super().begin(work)

@@ -33,7 +33,7 @@ class Nixl(Adapter):
             ctypes.CDLL(str(plugins / f"libplugin_{backend}.so"))  # raises the reason, which NIXL keeps to itself
             raise
         self.memory = self.own_memory()
-        self.words = memoryview(self.memory).cast("q")
+        self.words = self.memory.data.cast("q")
         self.address = self.memory.ctypes.data
         self.agent.register_memory([(self.address, REGION_NBYTES, 0, "")], "DRAM")
         return json.dumps([base64.b85encode(self.agent.get_agent_metadata()).decode(), self.address])

@@ -23,7 +23,7 @@ class Ours(Adapter):
         own = self.start.path == "shm"
         self.memory = self.engine.allocate(REGION_NBYTES) if own else self.own_memory()
         self.memory[:] = 0
-        self.words = memoryview(self.memory).cast("q")
+        self.words = self.memory.data.cast("q")
         self.region = await self.engine.register(self.memory)
         self.counter = self.engine.counter()
         return base64.b85encode(bytes(self.region.descriptor(self.counter))).decode()

@@ -46,7 +46,7 @@ class Sockets(TwoSided):
         await self.loop.sock_sendall(self.socket, data.data)
 
     async def receive(self, into: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        rest = memoryview(into)
+        rest = into.data
         while rest:
             nbytes = await self.loop.sock_recv_into(self.socket, rest)
             if nbytes == 0:
@@ -63,7 +63,7 @@ class Shared(Sockets):
             self.memory = self.own_memory()
             return self.listen()
         self.block = SharedMemory(create=True, size=REGION_NBYTES)
-        self.memory = np.frombuffer(self.block.buf, np.uint8, REGION_NBYTES)
+        self.memory = np.ndarray(REGION_NBYTES, np.uint8, self.block.buf)
         self.memory[:] = 0
         return f"{self.block.name} {self.listen()}"
 
@@ -73,7 +73,7 @@ class Shared(Sockets):
             self.block = SharedMemory(name)
             # Attached is not owned, but Python before 3.13 would remove it with this process.
             resource_tracker.unregister(f"/{name}", "shared_memory")
-            self.there = np.frombuffer(self.block.buf, np.uint8, REGION_NBYTES)
+            self.there = np.ndarray(REGION_NBYTES, np.uint8, self.block.buf)
         await super().join(other)
 
     async def submit(self) -> Any:
