@@ -40,7 +40,8 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
 
 
 def open_engine(label: str, rails: int) -> TransferEngine:
-    return TransferEngine(backend="libfabric", label=label, options={"libfabric": {"provider": "efa", "rails": rails}})
+    options = {"provider": "efa", "fabric": os.environ.get("EFA_FABRIC", "efa-direct"), "rails": rails}
+    return TransferEngine(backend="libfabric", label=label, options={"libfabric": options})
 
 
 # -------------------------------------------------------------------------------------------------- the other process
