@@ -69,7 +69,6 @@ CAUGHT_BY = {
     "stripe counted before all pieces are there": "write_payload_before_count",
     "stripe counted by every piece": "write_sizes",
     "counter dropped when early": "barrier_holds_everybody",
-    "lease released on cancel": "cancel_in_flight",
     "tail bytes of a stripe dropped": "read_sizes",
     "zero-length page not counted": "pages_of_nothing_count",
     "counter id reused": "counts_for_closed_counter",
