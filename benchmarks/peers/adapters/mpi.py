@@ -1,8 +1,8 @@
-"""mpi4py on MPICH: one ``Put`` of an indexed type per batch into a window, or stores into one that is shared."""
+"""mpi4py on MPICH: puts into a window (an indexed type for small pages), or stores into one that is shared."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from mpi4py import MPI
@@ -13,7 +13,9 @@ from .base import INITIATOR, TARGET, WORD, Adapter
 if TYPE_CHECKING:
     from works import Work
 
-TAG = 7
+TAG: Final = 7
+SINGLE_NBYTES: Final = 32 << 10
+"""Pages from here on go one by one: an indexed type was 13 times slower over tcp for 64 KiB, and faster for 4."""
 
 
 class Mpi(Adapter):
@@ -53,6 +55,11 @@ class Mpi(Adapter):
             self.copy_into(self.there)
         elif self.work.count == 1:
             self.window.Put([self.memory, self.work.nbytes, MPI.BYTE], TARGET, [0, self.work.nbytes, MPI.BYTE])
+        elif self.work.nbytes >= SINGLE_NBYTES:
+            nbytes = self.work.nbytes
+            for target, source in zip(self.targets.tolist(), self.sources.tolist(), strict=True):
+                page = self.memory[source * nbytes : (source + 1) * nbytes]
+                self.window.Put([page, nbytes, MPI.BYTE], TARGET, [target * nbytes, nbytes, MPI.BYTE])
         else:
             ours, theirs = self.indexed(self.sources), self.indexed(self.targets)
             self.window.Put([self.memory, 1, ours], TARGET, [0, 1, theirs])
