@@ -71,7 +71,8 @@ class Spec:
         :param overrides: keywords of :class:`TransferEngine`
         """
         settings: dict[str, Any] = {"backend": self.backend, "options": {self.backend: dict(self.options)}}
-        settings["grace_s"] = patient(1.0)  # the engine's default, where nothing is slow
+        # The engine's defaults, where nothing is slow.
+        settings |= {"grace_s": patient(1.0), "connect_deadline_s": patient(10.0)}
         return TransferEngine(**(settings | dict(self.settings) | overrides))
 
     def rng(self) -> np.random.Generator:

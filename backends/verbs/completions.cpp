@@ -151,6 +151,8 @@ Outcome VerbsDomain::describe_failure(const Peer& peer, const abi::Wc& wc) const
   switch (wc.status) {
     case abi::wc_rem_access_err:
       return {Status::stale_region, code, reason + ": the peer has deregistered the region"};
+    case abi::wc_flush_err:  // the device had ended it before it said why
+      return {Status::peer_lost, code, reason + ": the connection has ended"};
     case abi::wc_retry_exc_err:
       return {Status::peer_lost, code, reason + ": no packet is answered by the peer on " + port_.name};
     case abi::wc_rnr_retry_exc_err:

@@ -17,8 +17,8 @@ namespace aio::verbs {
 //   relaxed_ordering  let the device write payload in any order on the PCIe bus; yes
 //   service_level     of InfiniBand, or the RoCE priority; 0
 //   traffic_class     of the GRH: DSCP and ECN bits on RoCE v2; 0
-//   timeout           a packet is sent again after 4.096 us * 2^timeout without an answer; 16 (0.27 s)
-//   retries           as often as this, 0 … 7; 7
+//   timeout           a packet is sent again after 4.096 us * 2^timeout without an answer; 17 (0.54 s)
+//   retries           as often as this, 0 … 7; 6
 //   rnr_retries       as often as this when the peer has no receive posted, 7 for ever; 7
 //   port_down_s       a port that is down for this long loses its peers; 2
 //   stall_s           as does a peer on whose connection nothing completes for this long; 30

@@ -20,7 +20,7 @@ from pyverbs.wr import SGE, RecvWR, SendWR
 RAIL = struct.Struct("<BBBH16sIIII")
 SLOT = 4096
 RECEIVES = 8
-WRITE, WRITE_WITH_IMM, SEND, READ = 0, 1, 2, 4
+WRITE, WRITE_WITH_IMM, SEND, SEND_WITH_IMM, READ = range(5)
 ROCE_V2 = 2
 
 
@@ -37,12 +37,19 @@ def addresses() -> list[str]:
     return [str(one) for one in sorted(found, key=lambda one: (one.is_loopback, one))]
 
 
+def device_of(address: str) -> str:
+    """Return the name of the device that has the address."""
+    name, context, _, _ = _find(_gid_of(address))
+    context.close()
+    return name
+
+
 class RawPeer:
     """Both pairs complete in one queue, which is polled; every wait ends."""
 
     def __init__(self, address: str) -> None:
-        self.gid = bytes(10) + b"\xff\xff" + ipaddress.IPv4Address(address).packed
-        self.context, self.port, self.gid_index = self._find()
+        self.gid = _gid_of(address)
+        _, self.context, self.port, self.gid_index = _find(self.gid)
         self.pd = PD(self.context)
         self.cq = CQ(self.context, 256)
         self.memory = MR(self.pd, 1 << 20, 1 | 2 | 4)
@@ -52,15 +59,6 @@ class RawPeer:
         for number in range(RECEIVES):
             self.receive(0, 1000 + number, 0)
             self.receive(1, 2000 + number, SLOT)
-
-    def _find(self) -> tuple[Any, int, int]:
-        for device in get_device_list():
-            context = Context(name=device.name.decode())
-            for entry in context.query_gid_table(64):
-                if _bytes_of(entry) == self.gid and entry.gid_type == ROCE_V2:
-                    return context, entry.port_num, entry.gid_index
-            context.close()
-        raise LookupError(self.gid.hex())
 
     def _pair(self) -> Any:
         attr = QPAttr(port_num=self.port)
@@ -103,14 +101,14 @@ class RawPeer:
         wr = SendWR(wr_id=1, opcode=op, num_sge=1, imm_data=socket.htonl(immediate), sg=[sge])
         wr.num_sge = int(nbytes > 0)
         wr.set_wr_rdma(*there)
-        self.pairs[op == SEND].post_send(wr)
+        self.pairs[op in (SEND, SEND_WITH_IMM)].post_send(wr)
 
-    def send(self, frame: bytes) -> None:
+    def send(self, frame: bytes, immediate: int | None = None) -> None:
         at = (1 << 20) - SLOT
         self.memory.write(frame, len(frame), at)
-        self.post(SEND, len(frame), at=at)
+        self.post(SEND if immediate is None else SEND_WITH_IMM, len(frame), at=at, immediate=immediate or 0)
 
-    def complete(self, deadline_s: float = 20) -> Any:
+    def complete(self, deadline_s: float = 60) -> Any:
         """Return the next completion."""
         ends = time.monotonic() + deadline_s
         while time.monotonic() < ends:
@@ -120,15 +118,29 @@ class RawPeer:
             time.sleep(0.001)
         raise TimeoutError("nothing completes")
 
-    def message(self) -> bytes:
-        """Return the next message; nothing else may complete before."""
+    def message(self) -> tuple[Any, bytes]:
+        """Return the next message and its completion; nothing else may complete before."""
         wc = self.complete()
         assert wc.status == 0
         assert wc.wr_id >= 2000
-        return self.room.read(wc.byte_len, wc.wr_id % 1000 * SLOT)
+        return wc, self.room.read(wc.byte_len, wc.wr_id % 1000 * SLOT)
 
     def close(self) -> None:
         self.context.close()
+
+
+def _gid_of(address: str) -> bytes:
+    return bytes(10) + b"\xff\xff" + ipaddress.IPv4Address(address).packed
+
+
+def _find(gid: bytes) -> tuple[str, Any, int, int]:
+    for device in get_device_list():
+        context = Context(name=device.name.decode())
+        for entry in context.query_gid_table(64):
+            if _bytes_of(entry) == gid and entry.gid_type == ROCE_V2:
+                return device.name.decode(), context, entry.port_num, entry.gid_index
+        context.close()
+    raise LookupError(gid.hex())
 
 
 def _bytes_of(entry: Any) -> bytes:

@@ -216,26 +216,6 @@ async def test_a_region_taken_back_under_fire_ends_no_other_transfer() -> None:
             await a.write(region[:8], first[:8])
 
 
-async def test_a_refused_write_is_alone_to_be_called_stale() -> None:
-    """The owner does not wait for the writer, whose device refuses what is under way, and the connection is over."""
-    async with pair(LEFT, RIGHT, revoke_s=0) as (a, b):
-        doomed, other = Target(b, 8 << 20), Target(b, 8 << 20)
-        _, region = await source(a, 8 << 20)
-        first, second = await doomed.remote(), await other.remote()
-        pages = np.arange(2048)
-        await works(a, b)
-        with anyio.fail_after(patient(6)):
-            failing = a.submit_pages(region.pages(pages, PAGE), first.pages(pages, PAGE))
-            innocent = a.submit_pages(region.pages(pages, PAGE), second.pages(pages, PAGE))
-            await other.counter.wait(100)
-            await doomed.region.aclose()
-            with pytest.raises(StaleRegionError, match="remote access error"):
-                await failing
-            with pytest.raises(PeerLostError):
-                await innocent
-        await works_in_the_end(a, b)
-
-
 async def test_ends_that_no_cable_joins_are_told_apart() -> None:
     async with pair("rxe_left0", "rxe_lo") as (a, b):
         target = Target(b, 64)
