@@ -115,6 +115,8 @@ class ImmCounter:
                 await anyio.lowlevel.checkpoint()
             except BaseException:
                 self._state.give_back(count)
+                if not self._closed:
+                    self._owner.refresh(self)  # who waits behind us needs fewer now
                 raise
 
     async def _queue(self, count: int) -> None:

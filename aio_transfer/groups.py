@@ -348,7 +348,7 @@ class GroupBoard:
         if ahead:
             self._joins[group.key] = {member: joins[member] for member in ahead}
         if joins.keys() - ahead and len(self._behind) < _MAX_GROUPS:
-            self._behind[group.key] = set(joins.keys() - ahead)
+            self._behind.setdefault(group.key, set()).update(joins.keys() - ahead)
         self._left.pop(group.key, None)
         self._passed.pop(group.key, None)
         self._parted.pop(group.key, None)

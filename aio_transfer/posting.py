@@ -211,7 +211,11 @@ class Poster:
         try:
             left = _post_each(bounds[0].one.driver, first, plan)
         except Exception as raised:  # noqa: BLE001 - whatever a driver raises, the transfer ends with it
-            transfer.finish_part(fresh(typed(raised, "scatter", label)))
+            error = typed(raised, "scatter", label)
+            for bound, counter in zip(bounds, counters, strict=True):
+                if counter is not None:
+                    self._abort(bound.peer, ((counter, 1),), "scatter", str(error))
+            transfer.finish_part(fresh(error))
             return transfer
         if left:
             now = anyio.current_time()

@@ -106,7 +106,7 @@ class PreparedScatter:
         """Start what :meth:`scatter` does, and return at once."""
         self._engine.check()
         poster = self._engine.poster
-        if poster.routes_dropped != self._known:
+        if self._planner is None or poster.routes_dropped != self._known:
             self._resolve()
         if self._planner is not None:
             plan = self._planner.plan(local_offsets, remote_offsets, nbytes, cursor=next(poster.ids))

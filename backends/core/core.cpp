@@ -535,6 +535,7 @@ void Core::fenced(PeerNumber peer) {
   fences_.erase(found);
   counters_.rescan();
   emit({EventKind::fenced, Status::ok, peer, 0, {}});
+  ring(counters_.doorbell().fd);  // a peer may have died after it had taken our parking, and before it woke us
 }
 
 void Core::peer_failed(PeerNumber peer, const Outcome& outcome) {

@@ -24,18 +24,19 @@ constexpr bool is_private(std::uint32_t id) noexcept { return (id & kPrivateBit)
 
 void Doorbell::ring() const noexcept {
   // seq_cst pairs with the owner's "set parked, then look again": one of the two must see the other's store.
-  if (parked->load(std::memory_order_seq_cst) != 0 && parked->exchange(0, std::memory_order_seq_cst) != 0) {
-    if (held != nullptr && held->holding) {
-      held->fds.push_back(fd);
-    } else {
-      write_one(fd);
-    }
+  if (parked->load(std::memory_order_seq_cst) == 0) return;
+  if (held != nullptr && held->holding) {
+    held->bells.push_back({parked, fd});
+  } else if (parked->exchange(0, std::memory_order_seq_cst) != 0) {
+    write_one(fd);
   }
 }
 
 void HeldBells::ring_all() noexcept {
-  for (const int fd : fds) write_one(fd);
-  fds.clear();
+  for (const Bell& bell : bells) {
+    if (bell.parked->exchange(0, std::memory_order_seq_cst) != 0) write_one(bell.fd);
+  }
+  bells.clear();
 }
 
 int CounterTable::find(std::uint32_t id, bool insert) const noexcept {

@@ -27,10 +27,16 @@ inline constexpr std::uint64_t kCountsMask = (1ull << 56) - 1;
 
 static_assert(std::atomic<std::uint64_t>::is_always_lock_free && std::atomic<std::uint32_t>::is_always_lock_free);
 
-// Bells to be rung later, all together.
+struct Bell {
+  std::atomic<std::uint32_t>* parked;
+  int fd;
+};
+
+// Bells to be rung later, all together. `parked` is left as it is until then: whoever takes it must wake its owner, and
+// we may die in between.
 struct HeldBells {
   bool holding = false;
-  std::vector<int> fds;
+  std::vector<Bell> bells;
 
   void ring_all() noexcept;
 };

@@ -216,11 +216,12 @@ void ShmDomain::sweep() {
 bool ShmDomain::needs_progress() const noexcept {
   // A peer that takes its leave does so within moments of us; one that does not keeps its slot until its process ends.
   constexpr auto kLeaving = std::chrono::seconds(5);
-  return !bells_.fds.empty() || !releasing_.empty() || !fencing_.empty() ||
+  return !bells_.bells.empty() || !releasing_.empty() || !fencing_.empty() ||
          (!retired_.empty() && std::chrono::steady_clock::now() - retired_.back().since < kLeaving);
 }
 
 std::optional<std::vector<int>> ShmDomain::arm() {
+  if (!bells_.bells.empty()) return std::nullopt;
   std::vector<int> ends;  // processes whose end lets a slot, or a region, go
   for (const auto* list : {&fencing_, &retired_}) {
     for (const Fence& fence : *list) {
@@ -304,12 +305,12 @@ Posted ShmDomain::send(PeerNumber /*peer*/, TransferId message, const std::strin
 
 bool ShmDomain::release_bells() {
   bells_.holding = false;
-  if (bells_.fds.size() <= kBellsOfCaller) bells_.ring_all();
-  return bells_.fds.empty();
+  if (bells_.bells.size() <= kBellsOfCaller) bells_.ring_all();
+  return bells_.bells.empty();
 }
 
 bool ShmDomain::progress() {
-  bool moved = !bells_.fds.empty();
+  bool moved = !bells_.bells.empty();
   bells_.ring_all();
   std::erase_if(releasing_, [&](const auto& entry) {
     if (held(entry.second)) return false;
