@@ -36,11 +36,6 @@ void clear(int eventfd) noexcept {
   [[maybe_unused]] const auto got = ::read(eventfd, &value, sizeof value);
 }
 
-void ring(int eventfd) noexcept {
-  const std::uint64_t one = 1;
-  [[maybe_unused]] const auto written = ::write(eventfd, &one, sizeof one);
-}
-
 }  // namespace
 
 Core::Wiring Core::private_wiring() {

@@ -1,8 +1,8 @@
 #include "counters.h"
 
-#include <unistd.h>
-
 #include <bit>
+
+#include "handles.h"
 
 namespace aio {
 
@@ -12,30 +12,24 @@ constexpr std::uint64_t kLive = 0x80;
 
 constexpr std::uint64_t tag_of(std::uint32_t id) noexcept { return (kLive | ((id >> 16) & kGenerationMask)) << 56; }
 
-void write_one(int eventfd) noexcept {
-  const std::uint64_t one = 1;
-  // It can only fail when the counter is full, and then it is readable already.
-  [[maybe_unused]] const auto written = ::write(eventfd, &one, sizeof one);
-}
-
 constexpr bool is_private(std::uint32_t id) noexcept { return (id & kPrivateBit) != 0; }
 
 }  // namespace
 
-void Doorbell::ring() const noexcept {
+void Bell::ring() const noexcept {
   // seq_cst pairs with the owner's "set parked, then look again": one of the two must see the other's store.
-  if (parked->load(std::memory_order_seq_cst) == 0) return;
-  if (held != nullptr && held->holding) {
-    held->bells.push_back({parked, fd});
-  } else if (parked->exchange(0, std::memory_order_seq_cst) != 0) {
-    write_one(fd);
+  if (parked->load(std::memory_order_seq_cst) != 0 && parked->exchange(0, std::memory_order_seq_cst) != 0) {
+    aio::ring(fd);
   }
 }
 
+void Doorbell::ring() const noexcept {
+  if (held == nullptr || !held->holding) return Bell::ring();
+  if (parked->load(std::memory_order_seq_cst) != 0) held->bells.push_back(*this);
+}
+
 void HeldBells::ring_all() noexcept {
-  for (const Bell& bell : bells) {
-    if (bell.parked->exchange(0, std::memory_order_seq_cst) != 0) write_one(bell.fd);
-  }
+  for (const Bell& bell : bells) bell.ring();
   bells.clear();
 }
 

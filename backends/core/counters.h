@@ -27,9 +27,12 @@ inline constexpr std::uint64_t kCountsMask = (1ull << 56) - 1;
 
 static_assert(std::atomic<std::uint64_t>::is_always_lock_free && std::atomic<std::uint32_t>::is_always_lock_free);
 
+// Wakes a parked event loop, from this process or from a peer's. `parked` is shared; `fd` is each process's own.
 struct Bell {
-  std::atomic<std::uint32_t>* parked;
-  int fd;
+  std::atomic<std::uint32_t>* parked = nullptr;
+  int fd = -1;
+
+  void ring() const noexcept;  // at most one write per parking
 };
 
 // Bells to be rung later, all together. `parked` is left as it is until then: whoever takes it must wake its owner, and
@@ -41,13 +44,11 @@ struct HeldBells {
   void ring_all() noexcept;
 };
 
-// Wakes a parked event loop, from this process or from a peer's. `parked` is shared; `fd` is each process's own.
-struct Doorbell {
-  std::atomic<std::uint32_t>* parked = nullptr;
-  int fd = -1;
+// One that waits with others while they are held.
+struct Doorbell : Bell {
   HeldBells* held = nullptr;
 
-  void ring() const noexcept;  // at most one write per parking
+  void ring() const noexcept;
 };
 
 struct CounterSlot {
@@ -71,7 +72,7 @@ class CounterTable {
  public:
   CounterTable() = default;
   CounterTable(CounterMemory* memory, int doorbell_fd, HeldBells* held = nullptr)
-      : memory_(memory), bell_{&memory->parked, doorbell_fd, held} {}
+      : memory_(memory), bell_{{&memory->parked, doorbell_fd}, held} {}
 
   // Any process, any thread: add counts and wake the owner if that reaches what it waits for. The payload the counts
   // stand for must have been written before, by this thread: the add releases it.

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <utility>
 
 namespace aio {
@@ -32,6 +33,12 @@ class Fd {
  private:
   int fd_ = -1;
 };
+
+// Makes an eventfd readable. It can only fail when the counter is full, and then it is readable already.
+inline void ring(int eventfd) noexcept {
+  const std::uint64_t one = 1;
+  [[maybe_unused]] const auto written = ::write(eventfd, &one, sizeof one);
+}
 
 class Mapping {
  public:

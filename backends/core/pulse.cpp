@@ -23,11 +23,6 @@ Fd checked(int fd, const char* what) {
   return Fd(fd);
 }
 
-void ring(int eventfd) noexcept {
-  const std::uint64_t one = 1;
-  [[maybe_unused]] const auto written = ::write(eventfd, &one, sizeof one);
-}
-
 void say(int socket, char byte) noexcept {
   // A full buffer is a frozen peer's: what it did not read in time, it will not miss.
   ::send(socket, &byte, 1, MSG_DONTWAIT | MSG_NOSIGNAL);

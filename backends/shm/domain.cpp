@@ -216,7 +216,7 @@ void ShmDomain::sweep() {
 bool ShmDomain::needs_progress() const noexcept {
   // A peer that takes its leave does so within moments of us; one that does not keeps its slot until its process ends.
   constexpr auto kLeaving = std::chrono::seconds(5);
-  return !bells_.bells.empty() || !releasing_.empty() || !fencing_.empty() ||
+  return !releasing_.empty() || !fencing_.empty() ||
          (!retired_.empty() && std::chrono::steady_clock::now() - retired_.back().since < kLeaving);
 }
 

@@ -62,10 +62,7 @@ std::shared_ptr<Fabric> Fabric::common(const std::function<std::shared_ptr<Fabri
   return found;
 }
 
-void Fabric::ring(const Node& node) noexcept {
-  const std::uint64_t one = 1;
-  [[maybe_unused]] const auto written = ::write(node.wake_fd, &one, sizeof one);
-}
+void Fabric::ring(const Node& node) noexcept { aio::ring(node.wake_fd); }
 
 NodeId Fabric::join(int wake_fd) {
   const std::lock_guard lock(mutex_);
