@@ -87,8 +87,9 @@ class CounterState(Struct, eq=False):
         """Undo a wait that was cancelled: in the queue, or after its grant and before its task ran."""
         if ticket.granted:
             ticket.granted = False
-            self.consumed -= ticket.count
-        elif ticket in self.queue:
+            self.give_back(ticket.count)
+            return
+        if ticket in self.queue:
             self.queue.remove(ticket)
         self.deliver(self.value)
 

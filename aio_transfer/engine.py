@@ -499,12 +499,7 @@ class TransferEngine:
         """Prepare what ``group.prepare_scatter`` returns: use that."""
         self.check()
         source.require_open()
-        if source not in self._registry:
-            raise UsageError(f"{source.name} is not registered with this engine")
-        for target in targets:
-            self._check_other(target.peer)
-            if not target.writable:
-                raise UsageError(f"scatter to {target.name}: the peer has not granted REMOTE_WRITE")
+        self._require_ours(source)
         return PreparedScatter(self, source, targets, counters)
 
     async def notify(self, counter: CounterRef) -> None:
@@ -564,12 +559,15 @@ class TransferEngine:
         if type(local) is not ours or type(remote) is not theirs:
             require_kinds(local, remote, ours, theirs)
         region, far = local.region, remote.region
-        if region.owner is not self._registry:
-            region.require_open()
-            raise UsageError(f"{region.name} is not registered with this engine")
+        self._require_ours(region)
         if far.peer.incarnation == self.address.incarnation:
             self._check_other(far.peer)
         return region, far
+
+    def _require_ours(self, region: Region) -> None:
+        if region.owner is not self._registry:
+            region.require_open()
+            raise UsageError(f"{region.name} is not registered with this engine")
 
     def _check_other(self, peer: PeerInfo) -> None:
         if peer.incarnation == self.address.incarnation:

@@ -9,7 +9,8 @@ import anyio
 
 from .arguments import counter_of
 from .control import GroupJoin, GroupLeave
-from .errors import AioTransferError, BusyError, ClosedError, PeerLostError, TransferAbortedError, UsageError
+from .errors import BusyError, ClosedError, PeerLostError, TransferAbortedError, UsageError
+from .together import for_each
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from .counters import ImmCounter
     from .descriptors import CounterRef, PeerAddress
     from .engine import TransferEngine
+    from .errors import AioTransferError
     from .peers import Connection
     from .regions import Region, RemoteRegion, RemoteSlice, Slice
     from .scatter import PreparedScatter
@@ -234,21 +236,8 @@ class GroupBoard:
 
     async def join(self, group: PeerGroup) -> None:
         """Tell every member our counters, and wait for theirs."""
-        failures: list[AioTransferError] = []
         group.told = True
-
-        async def tell(peer: PeerAddress) -> None:
-            try:
-                await self._tell(group, peer)
-            except AioTransferError as error:  # not out of the task group, which would wrap it
-                failures.append(error)
-                tasks.cancel_scope.cancel()
-
-        async with anyio.create_task_group() as tasks:
-            for peer in group.peers:
-                tasks.start_soon(tell, peer)
-        if failures:
-            raise failures[0]
+        await for_each(group.peers, lambda peer: self._tell(group, peer))
         while True:
             joined = self._joins.get(group.key, {})
             missing = [peer for peer in group.peers if peer.incarnation not in joined]

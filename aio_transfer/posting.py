@@ -11,9 +11,7 @@ import itertools
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 import anyio
-import numpy as np
 
-from .backends.core import NativeDriver
 from .control import Abort, GrantReply, GrantRequest, Promise, clip
 from .cutting import Route
 from .drivers import ANY_REGION, PeerNumber, RegionNumber, RemoteMemory, TransferId
@@ -27,9 +25,9 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskGroup
 
+    from .backends.core import NativeDriver
     from .cutting import Plan
     from .descriptors import PeerAddress
-    from .drivers import Driver
     from .leases import Leased
     from .loops import Loop
     from .peering import Peering
@@ -39,7 +37,7 @@ if TYPE_CHECKING:
 
     Planner = Callable[[Sequence[Route], int], Plan]
 
-__all__ = ("Bound", "Job", "Part", "Poster")
+__all__ = ("Bound", "Job", "Part", "Poster", "Promises")
 
 _PROBE: Final = Route(peer=PeerNumber(0), remote_region=ANY_REGION, rails=1, max_piece_nbytes=2**62)
 """Plans against it only find out whether the arguments are good."""
@@ -76,15 +74,6 @@ class Part(NamedTuple):
     peer: Connection
     promises: Promises
     since: float
-
-
-def _post_each(driver: Driver, first: int, plan: Plan) -> Sequence[int]:
-    """Post each run of a plan, which has one piece, as a transfer of its own; say which go on."""
-    if isinstance(driver, NativeDriver):
-        return driver.post_each(TransferId(first), plan.runs, plan.pieces)
-    runs, pieces = np.asarray(plan.runs).copy(), np.asarray(plan.pieces)
-    runs["first"] = 0
-    return [i for i in range(len(runs)) if not driver.post(TransferId(first + i), runs[i : i + 1], pieces[i : i + 1])]
 
 
 def _lease(leases: tuple[Leased, ...]) -> None:
@@ -194,12 +183,19 @@ class Poster:
         """Return how a peer's region is reached, if that is known."""
         return self._bound.get(remote.key)
 
-    def submit_prepared(
-        self, label: str, bounds: Sequence[Bound], plan: Plan, counters: Sequence[int | None], source: Leased
+    def submit_prepared(  # noqa: PLR0913, PLR0917 - one operation
+        self,
+        driver: NativeDriver,
+        label: str,
+        bounds: Sequence[Bound],
+        plan: Plan,
+        promises: Sequence[Promises],
+        source: Leased,
     ) -> Transfer:
         """Post one run to each of several peers, each a part of its own, by one call of their driver.
 
-        :param plan: one run per bound; what it counts was promised when the routes were resolved
+        :param plan: one run per bound, of one piece
+        :param promises: per bound; they were told when the routes were resolved
         :raises ClosedError: the source is closing
         """
         source.lease()
@@ -209,20 +205,17 @@ class Poster:
         for _ in itertools.islice(self.ids, len(bounds) - 1):
             pass
         try:
-            left = _post_each(bounds[0].one.driver, first, plan)
+            left = driver.post_each(first, plan.runs, plan.pieces)
         except Exception as raised:  # noqa: BLE001 - whatever a driver raises, the transfer ends with it
             error = typed(raised, "scatter", label)
-            for bound, counter in zip(bounds, counters, strict=True):
-                if counter is not None:
-                    self._abort(bound.peer, ((counter, 1),), "scatter", str(error))
+            for bound, promised in zip(bounds, promises, strict=True):
+                self._abort(bound.peer, promised, "scatter", str(error))
             transfer.finish_part(fresh(error))
             return transfer
         if left:
             now = anyio.current_time()
             for index in left:
-                counter = counters[index]
-                promises = () if counter is None else ((counter, 1),)
-                self.parts[first + index] = Part(transfer, bounds[index].peer, promises, now)
+                self.parts[first + index] = Part(transfer, bounds[index].peer, promises[index], now)
                 transfer.add_part()
             self.wake_stall_watch()
         transfer.finish_part()

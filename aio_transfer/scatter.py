@@ -6,16 +6,18 @@ stays the same is written into the records once, and one native call posts to al
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import itertools
+from typing import TYPE_CHECKING, NamedTuple
 
-import anyio
 import numpy as np
 
 from aio_transfer import cutting
+from aio_transfer.backends.core import NativeDriver
 from aio_transfer.drivers import RUN, Op
 from aio_transfer.errors import UsageError
 from aio_transfer.pages import unsigned
 from aio_transfer.planner import plan_scatter
+from aio_transfer.together import for_each
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,8 +26,8 @@ if TYPE_CHECKING:
 
     from aio_transfer.cutting import Plan, Route
     from aio_transfer.engine import TransferEngine
-    from aio_transfer.posting import Bound
-    from aio_transfer.regions import Region, RemoteRegion
+    from aio_transfer.posting import Bound, Promises
+    from aio_transfer.regions import Region, RemoteRegion, RemoteSlice, Slice
     from aio_transfer.transfers import Transfer
 
 __all__ = ("PreparedScatter", "ScatterPlanner")
@@ -41,14 +43,21 @@ class PreparedScatter:
     def __init__(
         self, engine: TransferEngine, source: Region, targets: Sequence[RemoteRegion], counters: Sequence[int | None]
     ) -> None:
-        """Remember what stays the same; nobody is connected yet."""
+        """Remember what stays the same; nobody is connected yet.
+
+        :raises UsageError: a peer grants no write
+        """
+        _require_writable(targets)
         self._engine = engine
         self.source = source
         self.targets = tuple(targets)
         self._counters = tuple(counters)
+        self._promises: list[Promises] = [() if counter is None else ((counter, 1),) for counter in counters]
         self._label = f"{len(self.targets)} peers"
+        self._cursor = itertools.count()
         self._known = -1
         self._bounds: list[Bound] = []
+        self._driver: NativeDriver | None = None
         self._planner: ScatterPlanner | None = None
 
     async def connect(self) -> None:
@@ -57,22 +66,8 @@ class PreparedScatter:
         :raises AioTransferError: why one of them cannot be reached
         """
         poster = self._engine.poster
-        promises = [() if counter is None else ((counter, 1),) for counter in self._counters]
-        failures: list[BaseException] = []
-
-        async def bind(index: int) -> None:
-            target = self.targets[index]
-            try:
-                await poster.bind(target.peer, target, promises[index])
-            except Exception as error:  # noqa: BLE001 - not out of the task group, which would wrap it
-                failures.append(error)
-                tasks.cancel_scope.cancel()
-
-        async with anyio.create_task_group() as tasks:
-            for index in range(len(self.targets)):
-                tasks.start_soon(bind, index)
-        if failures:
-            raise failures[0]
+        pairs = zip(self.targets, self._promises, strict=True)
+        await for_each(pairs, lambda pair: poster.bind(pair[0].peer, pair[0], pair[1]))
         self._resolve()
 
     def _resolve(self) -> None:
@@ -82,13 +77,16 @@ class PreparedScatter:
         self._planner = None
         bounds = [poster.bound(target) for target in self.targets]
         there = [bound for bound in bounds if bound is not None]
-        if len(there) == len(bounds) and len({bound.one.name for bound in there}) == 1:
-            self._bounds = there
-            for bound, counter in zip(there, self._counters, strict=True):
-                if counter is not None:
-                    poster.promise(bound.peer, ((counter, 1),))
-            routes = [bound.route for bound in there]
-            self._planner = ScatterPlanner(self.source, self.targets, routes, counters=self._counters)
+        driver = there[0].one.driver if there else None
+        if not isinstance(driver, NativeDriver) or len(there) < len(bounds):
+            return
+        if any(bound.one.driver is not driver for bound in there):
+            return
+        for bound, promises in zip(there, self._promises, strict=True):
+            poster.promise(bound.peer, promises)
+        self._driver, self._bounds = driver, there
+        routes = [bound.route for bound in there]
+        self._planner = ScatterPlanner(self.source, self.targets, routes, counters=self._counters)
 
     async def scatter(self, local_offsets: ArrayLike, remote_offsets: ArrayLike, nbytes: ArrayLike) -> None:
         """Write ``nbytes[i]`` bytes at ``local_offsets[i]`` to ``remote_offsets[i]`` of target ``i``; each counts once.
@@ -105,32 +103,25 @@ class PreparedScatter:
     def submit(self, local_offsets: ArrayLike, remote_offsets: ArrayLike, nbytes: ArrayLike) -> Transfer:
         """Start what :meth:`scatter` does, and return at once."""
         self._engine.check()
-        poster = self._engine.poster
-        if self._planner is None or poster.routes_dropped != self._known:
+        spans = _spans(local_offsets, remote_offsets, nbytes, len(self.targets))
+        if self._planner is None or self._engine.poster.routes_dropped != self._known:
             self._resolve()
-        if self._planner is not None:
-            plan = self._planner.plan(local_offsets, remote_offsets, nbytes, cursor=next(poster.ids))
-            if len(plan.runs) == len(self._bounds):  # otherwise something is too large for one piece
-                return poster.submit_prepared(self._label, self._bounds, plan, self._counters, self.source)
-        return self._submit_slices(*(unsigned(values, "numbers") for values in (local_offsets, remote_offsets, nbytes)))
+        if self._planner is not None and self._driver is not None:
+            plan = self._planner.plan_whole(spans, next(self._cursor))
+            if plan is not None:
+                return self._engine.poster.submit_prepared(
+                    self._driver, self._label, self._bounds, plan, self._promises, self.source
+                )
+        return self._submit_slices(spans)
 
-    def _submit_slices(
-        self, begins: NDArray[np.uint64], remote_begins: NDArray[np.uint64], lengths: NDArray[np.uint64]
-    ) -> Transfer:
+    def _submit_slices(self, spans: _Spans) -> Transfer:
         """Go the long way: a connection has ended, and is made again; or pieces are to be cut."""
-        counts = begins.size, remote_begins.size, lengths.size
-        if counts != (len(self.targets),) * 3:
-            raise UsageError(f"{counts} offsets, offsets and lengths for {len(self.targets)} targets")
-        spans = list(zip(begins.tolist(), remote_begins.tolist(), lengths.tolist(), strict=True))
         refs = [
             None if counter is None else self._engine.counter_ref(target, counter)
             for target, counter in zip(self.targets, self._counters, strict=True)
         ]
-        return self._engine.submit_scatter(
-            [self.source[begin : begin + length] for begin, _, length in spans],
-            [target[begin : begin + length] for target, (_, begin, length) in zip(self.targets, spans, strict=True)],
-            counters=refs,
-        )
+        sources, targets = _slices(self.source, self.targets, spans)
+        return self._engine.submit_scatter(sources, targets, counters=refs)
 
 
 class ScatterPlanner:
@@ -154,10 +145,7 @@ class ScatterPlanner:
         if not count == len(routes) == len(ids):
             message = f"a scatter has as many of each: {count} remotes, {len(routes)} routes, {len(ids)} counters"
             raise UsageError(message)
-        for remote in remotes:
-            if not remote.writable:
-                message = f"scatter to {remote.name}: the peer has not granted REMOTE_WRITE"
-                raise UsageError(message)
+        _require_writable(remotes)
         self._local = local
         self._remotes = tuple(remotes)
         self._routes = tuple(routes)
@@ -193,9 +181,19 @@ class ScatterPlanner:
         :param cursor: the rail that target 0 leaves by, modulo its route's rails
         :raises UsageError: not one of each per target, or a target lies outside a region; the first such is named
         """
-        begins = self._numbers(local_offsets, "local offsets")
-        remote_begins = self._numbers(remote_offsets, "remote offsets")
-        lengths = self._numbers(nbytes, "lengths")
+        spans = _spans(local_offsets, remote_offsets, nbytes, len(self))
+        plan = self.plan_whole(spans, cursor)
+        if plan is None:
+            sources, targets = _slices(self._local, self._remotes, spans)
+            plan = plan_scatter(sources, targets, self._routes, counters=self._counters, cursor=cursor)
+        return plan
+
+    def plan_whole(self, spans: _Spans, cursor: int) -> Plan | None:
+        """Plan one scatter with one piece per target; ``None`` if one is too large for that.
+
+        :raises UsageError: a target lies outside a region
+        """
+        begins, remote_begins, lengths = spans
         longest = int(lengths.max(initial=0))
         # Three maxima nearly always show that all is inside; only otherwise is each target looked at.
         if int(begins.max(initial=0)) + longest > self._local.nbytes:
@@ -203,7 +201,7 @@ class ScatterPlanner:
         if int(remote_begins.max(initial=0)) + longest > self._least_room:
             self._require_inside(remote_begins, lengths, self._room, "target")
         if longest > self._largest:
-            return self._plan_cut(begins, remote_begins, lengths, cursor)
+            return None
         words = self._words
         np.add(begins, np.uint64(self._local.address), out=words[:, 0])
         words[:, 1] = remote_begins
@@ -211,13 +209,6 @@ class ScatterPlanner:
         if self._many_rails:
             self._runs["rail"] = (self._first_rails + np.uint64(cursor)) % self._rails
         return cutting.Plan(self._runs, self._pieces, len(self), int(lengths.sum()))
-
-    def _numbers(self, values: ArrayLike, what: str) -> NDArray[np.uint64]:
-        numbers = unsigned(values, what)
-        if numbers.size != len(self):
-            message = f"{numbers.size} {what} for {len(self)} targets"
-            raise UsageError(message)
-        return numbers
 
     def _require_inside(
         self, begins: NDArray[np.uint64], lengths: NDArray[np.uint64], room: NDArray[np.uint64] | np.uint64, what: str
@@ -232,15 +223,50 @@ class ScatterPlanner:
             message = f"{what} {index}: bytes {begin} … {end} are not within the {limit} B of {region}"
             raise UsageError(message)
 
-    def _plan_cut(
-        self, begins: NDArray[np.uint64], remote_begins: NDArray[np.uint64], lengths: NDArray[np.uint64], cursor: int
-    ) -> Plan:
-        """Fall back, since some target needs several pieces and the records no longer have one row per target."""
-        ends, remote_ends = (begins + lengths).tolist(), (remote_begins + lengths).tolist()
-        sources = [self._local[begin:end] for begin, end in zip(begins.tolist(), ends, strict=True)]
-        spans = zip(self._remotes, remote_begins.tolist(), remote_ends, strict=True)
-        targets = [remote[begin:end] for remote, begin, end in spans]
-        return plan_scatter(sources, targets, self._routes, counters=self._counters, cursor=cursor)
+
+class _Spans(NamedTuple):
+    """Per target, in bytes: where in our region, where in the peer's, and how much."""
+
+    begins: NDArray[np.uint64]
+    remote_begins: NDArray[np.uint64]
+    lengths: NDArray[np.uint64]
+
+
+def _spans(local_offsets: ArrayLike, remote_offsets: ArrayLike, nbytes: ArrayLike, targets: int) -> _Spans:
+    """Take what a caller names.
+
+    :raises UsageError: it is not one number of each per target
+    """
+    return _Spans(
+        _numbers(local_offsets, "local offsets", targets),
+        _numbers(remote_offsets, "remote offsets", targets),
+        _numbers(nbytes, "lengths", targets),
+    )
+
+
+def _numbers(values: ArrayLike, what: str, targets: int) -> NDArray[np.uint64]:
+    numbers = unsigned(values, what)
+    if numbers.size != targets:
+        message = f"{numbers.size} {what} for {targets} targets"
+        raise UsageError(message)
+    return numbers
+
+
+def _slices(local: Region, remotes: Sequence[RemoteRegion], spans: _Spans) -> tuple[list[Slice], list[RemoteSlice]]:
+    """Cut what a scatter names out of its regions, one slice per target on either side."""
+    begins, remote_begins, lengths = (numbers.tolist() for numbers in spans)
+    sources = [local[begin : begin + length] for begin, length in zip(begins, lengths, strict=True)]
+    targets = [
+        remote[begin : begin + length] for remote, begin, length in zip(remotes, remote_begins, lengths, strict=True)
+    ]
+    return sources, targets
+
+
+def _require_writable(remotes: Sequence[RemoteRegion]) -> None:
+    for remote in remotes:
+        if not remote.writable:
+            message = f"scatter to {remote.name}: the peer has not granted REMOTE_WRITE"
+            raise UsageError(message)
 
 
 def _largest(route: Route, targets: int) -> int:

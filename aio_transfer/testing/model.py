@@ -72,7 +72,6 @@ class Model:
         self.deadline_s = mesh.deadline_s
         self.clock = 0
         self.parts: list[Part] = []
-        self._under_way: list[Part] = []
         self.awaits: list[Await] = []
         self.troubles: list[Trouble] = []
         self.tallies: list[Tally] = [actor.tally for actor in mesh.actors]
@@ -100,12 +99,11 @@ class Model:
 
     def check(self, when: str) -> None:
         """Demand what holds at every moment."""
-        for part in self._under_way:
+        for part in self.parts:
             if part.posted is None and part.transfer.path is not None:
                 part.posted = self.clock
-            if part.transfer.done:
+            if part.until is None and part.transfer.done:
                 self._stopped(part)
-        self._under_way = [part for part in self._under_way if part.until is None]
         for actor in self.actors:
             if actor.state == "open":
                 actor.tally.check(when)
@@ -166,9 +164,7 @@ class Model:
         """
         stale = opened is not None and opened.closed is not None
         tally = to.tally if counts else None
-        part = Part(transfer, by, to, opened, list(chunks), tally, counts, self.clock, stale)
-        self.parts.append(part)
-        self._under_way.append(part)
+        self.parts.append(Part(transfer, by, to, opened, list(chunks), tally, counts, self.clock, stale))
         if tally is not None:
             tally.promise(chunks, counts)
 
