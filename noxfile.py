@@ -28,6 +28,7 @@ SLICE = [
 """What of the tests of verbs is worth its minutes in every run: both of them, in a machine that is emulated."""
 PYTHONS = ["3.11", "3.12", "3.13"]
 PYPROJECT = nox.project.load_toml("pyproject.toml")
+LIBFABRIC = sorted(pathlib.Path("backends/libfabric").glob("*.cpp"))
 STUBS = [pathlib.Path("backends/core/_native.pyi"), pathlib.Path("backends/core/_floor.pyi")]
 
 
@@ -186,11 +187,13 @@ def wheel_library(session: nox.Session) -> str:
     return str(pathlib.Path(session.virtualenv.location, "lib/mpich/libfabric.so.1"))
 
 
-def compile_test(session: nox.Session, name: str, sources: list[pathlib.Path], kind: str = "") -> str:
+def compile_test(
+    session: nox.Session, name: str, sources: list[pathlib.Path], kind: str = "", *, optimize: str = "-O1"
+) -> str:
     """Compile a test of native code without the core; ``kind`` is a sanitizer."""
     program = str(pathlib.Path(session.create_tmp()) / name)
     sanitize = [f"-fsanitize={kind}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"] if kind else []
-    flags = ["-std=c++20", "-g", "-O1", "-Wall", "-Wextra", "-Wconversion", "-Werror", *sanitize]
+    flags = ["-std=c++20", "-g", optimize, "-Wall", "-Wextra", "-Wconversion", "-Werror", *sanitize]
     paths = [*map(str, sources), f"tests/native/{name}.cpp"]
     session.run("g++", *flags, *paths, "-ldl", "-o", program, external=True)
     return program
@@ -198,15 +201,12 @@ def compile_test(session: nox.Session, name: str, sources: list[pathlib.Path], k
 
 def libfabric_test(session: nox.Session, kind: str = "") -> str:
     """Compile the test of libfabric's domain."""
-    return compile_test(session, "libfabric_test", sorted(pathlib.Path("backends/libfabric").glob("*.cpp")), kind)
+    return compile_test(session, "libfabric_test", LIBFABRIC, kind)
 
 
 def post_overhead(session: nox.Session) -> str:
     """Compile the measurement of what a page costs in libfabric's domain."""
-    program = str(pathlib.Path(session.create_tmp()) / "post_overhead")
-    sources = [*sorted(pathlib.Path("backends/libfabric").glob("*.cpp")), "tests/native/post_overhead.cpp"]
-    session.run("g++", "-std=c++20", "-O3", *map(str, sources), "-ldl", "-o", program, external=True)
-    return program
+    return compile_test(session, "post_overhead", LIBFABRIC, optimize="-O3")
 
 
 @nox.session(default=False)

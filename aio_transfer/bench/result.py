@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from aio_transfer.bench.figures import Pair
     from aio_transfer.bench.options import Options
 
-__all__ = ("NO_FLOOR", "Result", "bandwidth", "times")
+__all__ = ("NO_FLOOR", "Result", "bandwidth", "rounded", "times")
 
 NO_FLOOR: Final = "this backend has no raw loop here yet"
 
@@ -48,11 +48,11 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
     def as_dict(self) -> dict[str, object]:
         """Return what the JSON line holds."""
-        line = {name: _rounded(getattr(self, name)) for name in self.__struct_fields__[:11]}
-        return line | {name: _rounded(value) for name, value in self.more.items()}
+        line = {name: rounded(getattr(self, name)) for name in self.__struct_fields__[:11]}
+        return line | {name: rounded(value) for name, value in self.more.items()}
 
 
-def _rounded(value: object) -> object:
+def rounded(value: object) -> object:
     """Keep four digits: more would only claim what a noisy machine cannot give."""
     return float(f"{value:.4g}") if isinstance(value, float) else value
 

@@ -9,6 +9,7 @@ import msgspec
 from environments import CannotRunError
 
 from aio_transfer.bench.figures import GIB, microseconds, percentile, ratios, spread
+from aio_transfer.bench.result import rounded
 
 if TYPE_CHECKING:
     from catalog import Peer
@@ -59,9 +60,9 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     more: Mapping[str, object] = {}
 
     def as_dict(self) -> dict[str, object]:
-        """Return what the JSON line holds; more than four digits would claim what a noisy machine cannot give."""
+        """Return what the JSON line holds."""
         line = {name: getattr(self, name) for name in self.__struct_fields__ if name != "more"} | dict(self.more)
-        return {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in line.items()}
+        return {name: rounded(value) for name, value in line.items()}
 
 
 def compared(case: Case, pairs: Sequence[Pair], loopback: float) -> Result:

@@ -12,7 +12,23 @@ from aio_transfer.testing.memory import Memory
 from aio_transfer.testing.registry import check
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+
+    from aio_transfer.counters import ImmCounter
+    from aio_transfer.engine import TransferEngine
+    from aio_transfer.regions import RemoteRegion
     from aio_transfer.testing.spec import Spec
+
+
+async def offers(
+    peers: Sequence[TransferEngine], nbytes: int, rng: np.random.Generator
+) -> tuple[list[Memory], list[ImmCounter], list[RemoteRegion]]:
+    """Open memory and a counter at each peer, and name both as a sender sees them."""
+    targets = [await Memory.open(peer, nbytes, rng) for peer in peers]
+    counters = [peer.counter() for peer in peers]
+    return targets, counters, [target.remote(counter) for target, counter in zip(targets, counters, strict=True)]
 
 
 @check("rule 3")
@@ -21,9 +37,7 @@ async def check_scatter_to_three(spec: Spec) -> None:
     rng = spec.rng()
     async with mesh(spec, 4) as (a, *peers):
         source = await Memory.open(a, 3000, rng)
-        targets = [await Memory.open(peer, 1000, rng) for peer in peers]
-        counters = [peer.counter() for peer in peers]
-        remotes = [target.remote(counter) for target, counter in zip(targets, counters, strict=True)]
+        targets, counters, remotes = await offers(peers, 1000, rng)
         for _ in range(2):  # before there are connections, and after
             await a.scatter(
                 [source.region[at * 1000 : at * 1000 + 900] for at in range(3)],
@@ -123,10 +137,8 @@ async def check_scatter_prepared(spec: Spec) -> None:
     nbytes = 300_000  # above what travels whole where there are several rails
     async with mesh(spec, 4) as (a, *peers):
         source = await Memory.open(a, 3 * nbytes, rng)
-        targets = [await Memory.open(peer, nbytes, rng) for peer in peers]
-        counters = [peer.counter() for peer in peers]
+        targets, counters, remotes = await offers(peers, nbytes, rng)
         group = await a.group([peer.address for peer in peers])
-        remotes = [target.remote(counter) for target, counter in zip(targets, counters, strict=True)]
         prepared = await group.prepare_scatter(source.region, remotes)
         for lengths in ([900, 1, 4096], [0, 17, 0], [nbytes, 5, 20_000], [8, 8, 8]):
             begins = [int(rng.integers(0, source.array.size - length + 1)) for length in lengths]
@@ -145,10 +157,8 @@ async def check_scatter_prepared_outlives_connections(spec: Spec) -> None:
     rng = spec.rng()
     async with mesh(spec, 3) as (a, b, c):
         source = await Memory.open(a, 64, rng)
-        targets = await Memory.open(b, 64, rng), await Memory.open(c, 64, rng)
-        counters = b.counter(), c.counter()
+        targets, counters, remotes = await offers([b, c], 64, rng)
         group = await a.group([b.address, c.address])
-        remotes = [target.remote(counter) for target, counter in zip(targets, counters, strict=True)]
         prepared = await group.prepare_scatter(source.region, remotes)
         await prepared.scatter([0, 0], [0, 0], [64, 64])
         await a.disconnect(b.address)

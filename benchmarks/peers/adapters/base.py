@@ -97,6 +97,32 @@ class Adapter(abc.ABC):
             theirs[target] = ours[source]
 
 
+class Polled(Adapter):
+    """Libraries that write into memory and tell nobody: whoever waits for a word looks at it."""
+
+    words: memoryview
+    """The memory, in words: the first is what the other end writes."""
+
+    @abc.abstractmethod
+    def write_word(self, value: int) -> None:
+        """Write a word into the other end's memory."""
+
+    @abc.abstractmethod
+    def poll(self) -> int:
+        """Wait until the first word is another than ``seen``, and keep it."""
+
+    def begin(self, work: Work) -> None:
+        super().begin(work)
+        self.seen = self.words[0]
+
+    async def ping(self, value: int) -> int:
+        self.write_word(value)
+        return self.poll()
+
+    async def pong(self) -> None:
+        self.write_word(self.poll())
+
+
 class TwoSided(Adapter):
     """Libraries that send and receive: pages are packed into one message, and the target unpacks and answers it."""
 

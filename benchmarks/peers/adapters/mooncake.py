@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from mooncake.engine import TransferEngine
 from works import REGION_NBYTES
 
-from .base import WORD, Adapter
-
-if TYPE_CHECKING:
-    from works import Work
+from .base import WORD, Polled
 
 PIECES: Final = 1024
 """Chunks per call: 0.3.13 answers 4,096 at once with -1, and then refuses smaller ones too."""
 
 
-class Mooncake(Adapter):
+class Mooncake(Polled):
     async def open(self) -> str:
         self.engine = TransferEngine()
         self.demand(self.engine.initialize("127.0.0.1", "P2PHANDSHAKE", "tcp", ""), "initialize")
@@ -33,10 +30,6 @@ class Mooncake(Adapter):
 
     async def join(self, other: str) -> None:
         self.peer, self.remote_address = json.loads(other)
-
-    def begin(self, work: Work) -> None:
-        super().begin(work)
-        self.seen = self.words[0]
 
     async def submit(self) -> Any:
         """Move the whole batch: more than one call under way overruns its queue as well."""
@@ -64,10 +57,3 @@ class Mooncake(Adapter):
             pass
         self.seen = value
         return value
-
-    async def ping(self, value: int) -> int:
-        self.write_word(value)
-        return self.poll()
-
-    async def pong(self) -> None:
-        self.write_word(self.poll())
