@@ -124,11 +124,9 @@ class ImmCounter:
         waiter = loop.waiter()
         ticket = Ticket(count, waiter.wake)
         state.enqueue(ticket)
-        self._owner.refresh(self)
-        if state.failure is not None and not ticket.granted:
-            state.withdraw(ticket)
-            raise state.failure()
         try:
+            self._owner.refresh(self)
+            _require_hope(state, ticket)
             if not ticket.granted:
                 await waiter.wait()
             elif loop.is_turn_due():
@@ -166,14 +164,15 @@ class ImmCounter:
 
     def _checked(self, count: int) -> int:
         self._check()
+        number = count
         if type(count) is not int:
             try:
-                count = operator.index(count)
+                number = operator.index(count)
             except TypeError:
-                count = -1
-        if not 0 <= count <= _MAX_COUNT:
+                number = -1
+        if not 0 <= number <= _MAX_COUNT:
             raise UsageError(f"cannot wait for {count!r} counts: 0 … 2**47 are possible")
-        return count
+        return number
 
     def _take(self, count: int) -> bool:
         self._check()
@@ -194,6 +193,11 @@ class ImmCounter:
     def __repr__(self) -> str:
         """Say which, how far, and who waits."""
         return f"<ImmCounter {self.id:#x} value={self._state.value} waiting={self.waiting}>"
+
+
+def _require_hope(state: CounterState, ticket: Ticket) -> None:
+    if state.failure is not None and not ticket.granted:
+        raise state.failure()
 
 
 class CounterTable:

@@ -251,6 +251,8 @@ class Driver(Protocol):
     def disconnect(self, peer: PeerNumber, *, lost: bool) -> None:
         """End a connection; its transfers end with PEER_LOST, and a FENCED event follows when that is certain.
 
+        It may follow a :meth:`connect` that raised; FENCED comes all the same.
+
         :param lost: the peer may be alive and write again: its access must be revoked. Otherwise it said goodbye,
             and what it had sent before is still counted.
         """

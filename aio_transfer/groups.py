@@ -61,8 +61,8 @@ class PeerGroup:
         self._epoch = 0
         self._entered = False
         self._joined = False
-        self.told = False
-        """Whether members may know that we are there."""
+        self.told: set[bytes] = set()
+        """Members that may know our counters, and take us for one of theirs."""
         self._waiting = False
         self._closed = False
         self._notes: list[tuple[int, Transfer]] = []
@@ -217,7 +217,8 @@ class GroupBoard:
         self._joins: dict[bytes, dict[bytes, tuple[int, int]]] = {}
         self._left: dict[bytes, set[bytes]] = {}
         # A group that was closed can be made again, and members are not equally fast. Who has left and joined before we
-        # left is in the next one already; who was still in it when we left will leave the one that is over.
+        # left is in the next one already, unless it was not told of ours: then that is the one it is in. Who was still
+        # in ours when we left will leave the one that is over.
         self._ahead: dict[bytes, set[bytes]] = {}
         self._behind: dict[bytes, set[bytes]] = {}
         self._passed: dict[bytes, dict[bytes, int]] = {}  # how many barriers a member had passed when it left
@@ -236,7 +237,6 @@ class GroupBoard:
 
     async def join(self, group: PeerGroup) -> None:
         """Tell every member our counters, and wait for theirs."""
-        group.told = True
         await for_each(group.peers, lambda peer: self._tell(group, peer))
         while True:
             joined = self._joins.get(group.key, {})
@@ -252,6 +252,7 @@ class GroupBoard:
 
     async def _tell(self, group: PeerGroup, peer: PeerAddress) -> None:
         bound = await self._engine.poster.bind(peer, None)
+        group.told.add(peer.incarnation)
         self._engine.peering.tell(bound.peer, GroupJoin(group=group.key, counters=group.counter_ids))
 
     def counters_of(self, group: PeerGroup, peer: PeerAddress) -> tuple[int, int]:
@@ -266,7 +267,10 @@ class GroupBoard:
         """
         joined = self._joins.get(group.key, {})
         parted = self._parted.get(group.key, ())
+        passed = self._passed.get(group.key, {})
         for peer in group.peers:
+            if passed.get(peer.incarnation, -1) > group.epoch:
+                continue  # it was in this one
             if peer.incarnation not in joined or peer.incarnation in parted or self._has_left(group, peer.incarnation):
                 error = self._gone(group, peer.incarnation, peer.label)
                 raise error()
@@ -286,17 +290,22 @@ class GroupBoard:
         _discard(self._behind, frame.group, peer.incarnation)
         if frame.group in self._joins or len(self._joins) < _MAX_GROUPS:
             self._joins.setdefault(frame.group, {})[peer.incarnation] = frame.counters
-            if _discard(self._left, frame.group, peer.incarnation):
+            if _discard(self._left, frame.group, peer.incarnation) and self._is_told(frame.group, peer.incarnation):
                 self._ahead.setdefault(frame.group, set()).add(peer.incarnation)
-            self._passed.get(frame.group, {}).pop(peer.incarnation, None)
+            else:
+                self._passed.get(frame.group, {}).pop(peer.incarnation, None)
             self._notify()
+
+    def _is_told(self, key: bytes, member: bytes) -> bool:
+        group = self._open.get(key)
+        return group is not None and member in group.told
 
     def on_leave(self, peer: Connection, frame: GroupLeave) -> None:
         """Note that a member is gone after so many barriers; those it has entered can still be passed."""
         if _discard(self._behind, frame.group, peer.incarnation):
             return
-        _discard(self._ahead, frame.group, peer.incarnation)
-        if frame.group in self._open:
+        was_ahead = _discard(self._ahead, frame.group, peer.incarnation)  # what it leaves now is the next one
+        if frame.group in self._open and not was_ahead:
             self._passed.setdefault(frame.group, {})[peer.incarnation] = frame.epoch
         if frame.closing:
             return  # its goodbye follows, and says so better
@@ -324,7 +333,7 @@ class GroupBoard:
             self._joins.pop(key, None)
         group = self._open.get(key)
         passed = self._passed.get(key, {}).get(peer.incarnation, -1)
-        if group is not None and passed <= group.epoch:
+        if group is not None and peer.incarnation in group.told and passed <= group.epoch:
             for number in group.counter_ids:
                 self._engine.counters.fail(number, self._gone(group, peer.incarnation, peer.label))
         self._notify()

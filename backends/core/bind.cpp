@@ -9,7 +9,9 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
+#include <sched.h>
 
+#include <charconv>
 #include <sstream>
 
 #include "../libfabric/domain.h"
@@ -25,6 +27,8 @@ namespace aio {
 namespace {
 
 using Options = std::map<std::string, std::string>;
+constexpr int kMaxSpinUs = 60'000'000;
+
 using End = std::pair<nb::bytes, std::vector<int>>;
 
 // A buffer of records, borrowed for the length of a call.
@@ -63,9 +67,17 @@ class NativeCore {
       return found == options.end() ? std::string() : found->second;
     };
     core.always_spin = option("progress") == "spin";
-    if (const auto spin = option("spin_us"); !spin.empty()) core.spin = std::chrono::microseconds(std::stoll(spin));
+    const auto number = [&](const char* name, const std::string& text, int most) {
+      int value = -1;
+      const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+      if (error == std::errc() && end == text.data() + text.size() && value >= 0 && value <= most) return value;
+      throw Failure(Failure::Kind::usage, backend, std::string("the option ") + name + " cannot be " + option(name));
+    };
+    if (const auto spin = option("spin_us"); !spin.empty()) {
+      core.spin = std::chrono::microseconds(number("spin_us", spin, kMaxSpinUs));
+    }
     std::istringstream cpus(option("cpus"));
-    for (std::string cpu; std::getline(cpus, cpu, ',');) core.cpus.push_back(static_cast<int>(std::stoul(cpu)));
+    for (std::string cpu; std::getline(cpus, cpu, ',');) core.cpus.push_back(number("cpus", cpu, CPU_SETSIZE - 1));
     if (backend == "shm") {
       auto segment = std::make_shared<shm::OwnSegment>();
       Core::Wiring wiring{&segment->get()->counters, segment->doorbell_fd(), segment};

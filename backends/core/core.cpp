@@ -448,6 +448,7 @@ bool Core::pump(Rail& rail) {
     Lane& lane = *rail.active.front();
     rail.active.pop_front();
     moved |= turn(rail, lane, quantum);
+    tell(kBellDelay);
     if (lane.flows.empty() && lane.messages.empty()) {
       lane.queued = false;
     } else {
@@ -564,16 +565,19 @@ bool Core::pass() {
     moved |= rail.domain->progress();
     moved |= pump(rail);
   }
-  const bool waited = events_waiting_;
+  if (events_waiting_ && !bell_due_) bell_due_ = Clock::now();  // what is moved on now was not there to be told of
   events_waiting_ = events_.flush();
   in_pass_ = false;
   const bool busy = moved && std::any_of(rails_.begin(), rails_.end(), [](auto& rail) { return !rail.active.empty(); });
-  const bool due = bell_due_ && (!busy || Clock::now() - *bell_due_ >= kBellDelay);
-  if (due || (waited && !events_waiting_)) {
-    bell_due_.reset();
-    counters_.doorbell().ring();
-  }
+  tell(busy ? kBellDelay : std::chrono::microseconds(0));
   return moved;
+}
+
+// Rings for events that have been told to nobody for `at_least`.
+void Core::tell(std::chrono::microseconds at_least) {
+  if (!bell_due_ || (at_least.count() > 0 && Clock::now() - *bell_due_ < at_least)) return;
+  bell_due_.reset();
+  counters_.doorbell().ring();
 }
 
 void Core::run() noexcept {
@@ -581,7 +585,7 @@ void Core::run() noexcept {
   if (!options_.cpus.empty()) {
     cpu_set_t cpus;
     CPU_ZERO(&cpus);
-    for (const int cpu : options_.cpus) CPU_SET(static_cast<unsigned>(cpu) % CPU_SETSIZE, &cpus);
+    for (const int cpu : options_.cpus) CPU_SET(cpu, &cpus);
     // Refused where a container has none of them: then it runs where it is let.
     ::pthread_setaffinity_np(::pthread_self(), sizeof cpus, &cpus);
   }

@@ -123,6 +123,7 @@ class Core final : private Sink {
   void take_inbox();
   void run() noexcept;
   bool pass();
+  void tell(std::chrono::microseconds at_least);
   [[nodiscard]] bool has_work();
   void park(unsigned idle_rounds);
   void wake_worker() noexcept;

@@ -123,3 +123,13 @@ async def test_half_made_connections_are_given_back(call: int, monkeypatch: pyte
             while any(one.statistics().drivers["careless"]["handles"] for one in (a, b)):  # noqa: ASYNC110 - no event
                 await anyio.sleep(0.01)
             await a.connect(b.address)
+
+
+async def test_a_wait_that_cannot_be_armed_leaves_no_waiter() -> None:
+    async with TransferEngine(backend="careless") as a:
+        counter = a.counter()
+        CARELESS.add("_core")  # of the native driver's `expect`, which the counters have looked up already
+        with anyio.fail_after(5), pytest.raises(OSError, match="careless driver's _core"):
+            await counter.wait()
+        CARELESS.clear()
+        assert counter.waiting == 0

@@ -189,6 +189,45 @@ async def check_barrier_opened_again_at_once(spec: Spec) -> None:
                 tasks.start_soon(march, engine, rng.permutation(12).tolist())
 
 
+@check("rule 10")
+async def check_barrier_opened_again_before_others(spec: Spec) -> None:
+    """A member may give a group up and make it again while the others have yet to enter it."""
+    async with pair(spec) as (a, b):
+        one, other = await groups([a, b], "early")
+        with anyio.move_on_after(0.02):
+            await one.barrier()
+        one.close()
+        again = await a.group([b.address], name="early")
+        with anyio.move_on_after(0.02):
+            await again.barrier()
+        await ping(a, b)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(again.barrier)
+            tasks.start_soon(other.barrier)
+        claim((again.epoch, other.epoch) == (1, 1), f"epochs {again.epoch} and {other.epoch}")
+
+
+@check("rule 10")
+async def check_barrier_entered_is_passed(spec: Spec) -> None:
+    """A barrier that all have entered is passed by each, also by one that comes back to it when the others are gone."""
+    async with pair(spec) as (a, b):
+        one, other = await groups([a, b], "late")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(one.barrier)
+            tasks.start_soon(other.barrier)
+        with anyio.move_on_after(0.02):
+            await other.barrier()
+        await one.barrier()
+        one.close()
+        again = await a.group([b.address], name="late")
+        with anyio.move_on_after(0.02):
+            await again.barrier()
+        again.close()
+        await ping(a, b)
+        await other.barrier()
+        claim(other.epoch == 2, f"epoch {other.epoch} after two barriers")
+
+
 @check("bad input")
 async def check_group_refused(spec: Spec) -> None:
     """A group with oneself, with a peer twice, or that is open already is refused, and leaves nothing."""
