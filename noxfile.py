@@ -101,12 +101,12 @@ def versions(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def conformance(session: nox.Session) -> None:
-    """The conformance suite alone, many times in a row: ``nox -s conformance -- 20``."""
+    """The conformance suite alone, many times in a row: ``nox -s conformance -- 20 -k "shm or libfabric-tcp"``."""
     install(session, "test")
-    times = int(session.posargs[0]) if session.posargs else 20
+    times, *options = session.posargs or ["20"]
     suite = ["tests/conformance", "tests/asyncio_only"]
-    for _ in range(times):
-        session.run("python", "-m", "pytest", "-q", "-x", "-n", "2", *suite, env=INSTALLED)
+    for _ in range(int(times)):
+        session.run("python", "-m", "pytest", "-q", "-x", "-n", "2", *options, *suite, env=INSTALLED)
 
 
 @nox.session(default=False)
