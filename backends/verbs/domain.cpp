@@ -15,9 +15,6 @@ namespace aio::verbs {
 namespace {
 
 constexpr int kMostCompletions = 1 << 16;
-// rdma_rxe sends within the call that posts: 22 ms for 1 MiB in the virtual machine of tests/vm. One packet is let
-// pass.
-constexpr std::uint64_t kInlineNbytesOnRxe = 4096;
 constexpr int kEveryone = 16;  // peers whose send queues may all be full at once; beyond that they wait for each other
 
 std::string option(const Options& options, const char* name, const std::string& otherwise) {
@@ -187,8 +184,8 @@ void VerbsDomain::describe() {
   // One gigabyte at most, so that a stall can be told from a slow piece.
   attributes_.max_piece_nbytes = std::min<std::uint64_t>(port_.attr.max_msg_sz, 1ull << 30);
   attributes_.max_message_nbytes = rail_ == 0 ? kMessageSlotNbytes : UINT64_MAX >> 1;
-  // A device moves the bytes, so only the number of pieces counts.
-  attributes_.inline_nbytes = port_.is_rxe() ? kInlineNbytesOnRxe : UINT64_MAX;
+  // Posting moves no bytes, so only their number counts.
+  attributes_.inline_nbytes = UINT64_MAX;
   attributes_.inline_pieces = 32;
 }
 
