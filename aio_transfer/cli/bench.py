@@ -227,6 +227,66 @@ def idle(  # noqa: PLR0913 - the command's options
     _run("idle", options, None, None, as_json=as_json)
 
 
+@app.command()
+def busy(  # noqa: PLR0913 - the command's options
+    *,
+    page: Page = None,
+    count: Count = 2048,
+    backend: Backend = "shm",
+    provider: Provider = "",
+    loop: Loop = "asyncio",
+    progress: Progress = "adaptive",
+    foreign: Foreign = False,
+    repeat: Repeat = 5,
+    as_json: Json = False,
+) -> None:
+    """Measure pages under way while their sender's event loop computes, beside one that waits."""
+    from aio_transfer.bench import Options
+
+    common = partial(Options, backend=backend, provider=provider, loop=loop)
+    options = partial(common, repeat=repeat, progress=progress, foreign=foreign, count=count)
+    _run("busy", options, page, None, as_json=as_json)
+
+
+@app.command()
+def growth(  # noqa: PLR0913 - the command's options
+    *,
+    page: Page = None,
+    transfers: Annotated[int, typer.Option(min=10, help="Small writes, one after the other.")] = 100_000,
+    backend: Backend = "shm",
+    provider: Provider = "",
+    loop: Loop = "asyncio",
+    progress: Progress = "adaptive",
+    as_json: Json = False,
+) -> None:
+    """Measure the memory of pages under way, and what is left of transfers that are over."""
+    from aio_transfer.bench import Options
+
+    options = partial(Options, backend=backend, provider=provider, loop=loop, progress=progress, count=transfers)
+    _run("growth", options, page, None, as_json=as_json)
+
+
+@app.command()
+def scale(  # noqa: PLR0913 - the command's options
+    *,
+    peers: Annotated[int, typer.Option(min=1, max=4096, help="Connected peers, written to in turns.")] = 256,
+    backend: Backend = "shm",
+    provider: Provider = "",
+    loop: Loop = "asyncio",
+    progress: Progress = "adaptive",
+    repeat: Repeat = 5,
+    sample: Sample = 0.15,
+    as_json: Json = False,
+    plot: Plot = None,
+) -> None:
+    """Measure small writes to one of many peers, beside the same with 64 of them."""
+    from aio_transfer.bench import Options
+
+    common = partial(Options, backend=backend, provider=provider, loop=loop)
+    options = partial(common, repeat=repeat, sample_s=sample, progress=progress, peers=peers)
+    _run("scale", options, None, plot, as_json=as_json)
+
+
 @app.command("all")
 def everything(  # noqa: PLR0913 - the command's options
     *,
