@@ -247,6 +247,16 @@ def sanitizers(session: nox.Session, kind: str) -> None:
 
 
 @nox.session(default=False)
+def instructions(session: nox.Session) -> None:
+    """What a page, a write and a scatter's target cost in instructions, against what is on record (Debian: valgrind)."""
+    if shutil.which("valgrind") is None:
+        if os.geteuid() != 0 or shutil.which("apt-get") is None:
+            session.error("needs valgrind: apt-get install valgrind")
+        session.run("apt-get", "install", "-y", "-q", "valgrind", external=True)
+    session.run("python", "benchmarks/instructions.py")
+
+
+@nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """The benchmarks: ``nox -s bench -- pages --backend shm``."""
     install(session)
