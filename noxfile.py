@@ -248,7 +248,7 @@ def sanitizers(session: nox.Session, kind: str) -> None:
 
 @nox.session(default=False)
 def instructions(session: nox.Session) -> None:
-    """What a page, a write and a scatter's target cost in instructions, against what is on record (Debian: valgrind)."""
+    """What a page, a write and a scatter's target cost in instructions, against the record (Debian: valgrind)."""
     if shutil.which("valgrind") is None:
         if os.geteuid() != 0 or shutil.which("apt-get") is None:
             session.error("needs valgrind: apt-get install valgrind")

@@ -1,5 +1,5 @@
-// What a page, an awaited write and a scatter's target cost in instructions, which no other program disturbs. Two cores on
-// shared memory in one process, both without a worker: everything happens in the order below.
+// What a page, an awaited write and a scatter's target cost in instructions, which no other program disturbs. Cores on
+// shared memory in one process, all without a worker: everything happens in the order below.
 // benchmarks/instructions.py builds and runs it, with 1 and with 11 rounds: the difference is of ten.
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -119,7 +119,8 @@ int main(int argc, char** argv) {
       await(link->target, static_cast<std::uint64_t>(round) * (work == "scatter" ? 1 : count));
     }
   }
-  for (auto& link : links) require(work != "pages" || std::memcmp(link->memory, memory.data(), kTotal) == 0, "bytes differ");
+  for (auto& link : links)
+    require(work != "pages" || std::memcmp(link->memory, memory.data(), kTotal) == 0, "bytes differ");
   std::printf("%s: %d rounds\n", work.c_str(), rounds);
   return 0;
 }
