@@ -257,6 +257,13 @@ def instructions(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def bars(session: nox.Session) -> None:
+    """Every bar of speed and the figure beside it, 10 minutes: ``nox -s bars -- scatter`` runs those of scatters."""
+    install(session)
+    session.run("python", "benchmarks/bars.py", *session.posargs, env=INSTALLED)
+
+
+@nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """The benchmarks: ``nox -s bench -- pages --backend shm``."""
     install(session)
