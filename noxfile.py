@@ -259,7 +259,7 @@ def instructions(session: nox.Session) -> None:
 @nox.session(default=False)
 def bars(session: nox.Session) -> None:
     """Every bar of speed and the figure beside it, 10 minutes: ``nox -s bars -- scatter`` runs those of scatters."""
-    install(session)
+    install(session, extras="[libfabric,uvloop]")
     session.run("python", "benchmarks/bars.py", *session.posargs, env=INSTALLED)
 
 
