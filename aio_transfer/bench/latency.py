@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from aio_transfer.bench.figures import Pair, Sample, microseconds, percentile, rounds_for
+from aio_transfer.bench.pipes import Port, dial_port, open_port, take_port
+from aio_transfer.bench.place import Nothing
 from aio_transfer.bench.result import times
 from aio_transfer.bench.rounds import NBYTES, Rounds, ping, ping_pipe, pong, pong_pipe
 from aio_transfer.bench.team import team
@@ -36,6 +38,10 @@ async def facing(both: Team, options: Options) -> str:
     offered = [await worker.offer(PAGE, foreign=options.foreign, seed=1) for worker in both.workers[:2]]
     await both[0].aim([offered[1]])
     await both[1].aim([offered[0]])
+    if both.far:  # no pipe leads there
+        port = await both[1].call(open_port, Port(both.far))
+        await both[0].call(dial_port, port)
+        await both[1].call(take_port, Nothing())
     return offered[0].provider
 
 
