@@ -101,7 +101,7 @@ def test_a_full_queue_and_few_receives_hold_up_nothing(emulated) -> None:
 def test_a_striped_write_counts_once_under_faults(emulated) -> None:
     count = 10_000 if "EFA_EMULATOR_MEASURE" in os.environ else 300
     faults = {"eagain": 0.2, "late": 0.3, "failed_completions": 0.01}
-    said = json.loads(run(emulated, str(HERE / "stripes.py"), str(count), "132000", devices=4, **faults))
+    said = json.loads(run(emulated, str(HERE / "stripes.py"), str(count), "132000", "8", devices=4, **faults))
     assert said["exact"] == count
     assert said["failed"] > 0
     assert said["pieces"] > 4 * count
