@@ -1,6 +1,6 @@
-"""A process on emulated devices: striped writes, each of which raises its counter by one. ``stripes.py COUNT NBYTES AT_ONCE``.
+"""A process on emulated devices: striped writes, each of which raises its counter by one.
 
-One that fails, for a fault of the device's, must not have counted, and is made again.
+``stripes.py COUNT NBYTES AT_ONCE``. What fails, for a fault of the device's, must not have counted; it is made again.
 """
 
 from __future__ import annotations

@@ -70,13 +70,17 @@ class Emulator:
         for name in ("libibverbs.so.1", "libefa.so.1"):
             ctypes.CDLL(str(self.root / "lib" / name), mode=ctypes.RTLD_GLOBAL)
 
+    def entries(self) -> list[dict[str, int]]:
+        """Return what every queue pair that has ended said."""
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        return [{name: int(value) for name, value in (word.split("=") for word in line.split())} for line in lines]
+
     def traffic(self) -> Traffic:
         """Add up the log."""
-        lines = self.log.read_text().splitlines() if self.log.exists() else []
-        entries = [dict(word.split("=") for word in line.split()) for line in lines]
+        entries = self.entries()
 
         def total(name: str) -> int:
-            return sum(int(entry[name]) for entry in entries)
+            return sum(entry[name] for entry in entries)
 
         return Traffic(packets=total("packets"), overtaken=total("overtaken"), within=total("within"))
 
