@@ -129,12 +129,16 @@ def efa(session: nox.Session, devices: int) -> None:
         settings |= {"EFA_EMULATOR_MEASURE": "1"}
     options = session.posargs or ["-q", "--timeout", "120"]
     session.run(*inside, "python", "-m", "pytest", "tests/efa", *options, env=settings)
-    if devices == 1 and not session.posargs:
-        for program in (libfabric_test(session), post_overhead(session)):
-            session.run(*inside, program, "efa", wheel_library(session), env=settings)
-        # The provider's other fabric keeps buffers for every slot of the device's queues.
-        settings |= {"EFA_FABRIC": "efa", "EFA_EMULATOR_SEND_DEPTH": "512", "EFA_EMULATOR_RECEIVE_DEPTH": "1024"}
-        session.run(*inside, "python", "-m", "pytest", "tests/efa/test_efa_conformance.py", *options, env=settings)
+    if session.posargs:
+        return
+    # The provider's other fabric keeps buffers for every slot of the device's queues.
+    other = settings | {"EFA_FABRIC": "efa", "EFA_EMULATOR_SEND_DEPTH": "512", "EFA_EMULATOR_RECEIVE_DEPTH": "1024"}
+    session.run(*inside, "python", "-m", "pytest", "tests/efa/test_efa_conformance.py", *options, env=other)
+    if devices == 1:
+        session.run(*inside, post_overhead(session), "efa", wheel_library(session), env=settings)
+        program = libfabric_test(session)
+        for environment in (settings, other | {"FABRIC": "efa"}):
+            session.run(*inside, program, "efa", wheel_library(session), env=environment)
 
 
 @nox.session(name="verbs-vm", default=False)
