@@ -35,10 +35,10 @@ async def measure(team: Team, options: Options, test: str, ask: Move, provider: 
     for index in range(options.repeat):
         raw: Moved | None = None
         if floor is not None and index % 2:  # whoever comes second finds the caches as the other left them
-            raw = await floor(_with(ask, rounds))
+            raw = await floor.move(_with(ask, rounds))
         ours = await _ours(team, ask, rounds)
         if floor is not None and raw is None:
-            raw = await floor(_with(ask, rounds))
+            raw = await floor.move(_with(ask, rounds))
         kept.append(ours)
         pairs.append(Pair(ours.sample(), raw.sample() if raw is not None else None))
     submits = sorted(one / 1e3 for moved in kept for one in moved.submits_ns)
@@ -49,7 +49,8 @@ async def measure(team: Team, options: Options, test: str, ask: Move, provider: 
         "loop_sleeps_per_batch": spread(moved.wakes / rounds for moved in kept).median,
     }
     floors = microseconds(pair.floor for pair in pairs if pair.floor is not None)
-    if floors:
+    if floor is not None:
+        more["floor"] = floor.name
         more["floor_p50_us"] = percentile(floors, 50)
     return bandwidth(test, options, provider, pairs, nbytes=ask.nbytes, count=ask.count, **more)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from aio_transfer.bench import perftest
 from aio_transfer.bench.moving import Move, Moved, move_raw
 from aio_transfer.bench.place import Nothing
 from aio_transfer.bench.rails import join_rail, move_rail, offer_rail, serve_rail, stop_rail
@@ -14,9 +15,14 @@ if TYPE_CHECKING:
     from aio_transfer.bench.options import Options
     from aio_transfer.bench.team import Team
 
-    Floor = Callable[[Move], Awaitable[Moved]]
+__all__ = ("Floor", "floor_for")
 
-__all__ = ("floor_for",)
+
+class Floor(NamedTuple):
+    """What a figure stands beside, and how it is run."""
+
+    name: str
+    move: Callable[[Move], Awaitable[Moved]]
 
 
 async def floor_for(team: Team, options: Options, ask: Move) -> Floor | None:
@@ -27,10 +33,22 @@ async def floor_for(team: Team, options: Options, ask: Move) -> Floor | None:
             return await team[0].call(move_raw, ask)
 
         await copy(ask)
-        return copy
-    if options.backend == "libfabric" and ask.kind != "scatter":
+        return Floor("copy", copy)
+    if options.backend == "verbs" and ask.kind == "write" and not options.connect and perftest.is_installed():
+        return await _perftest(team)
+    if options.backend in {"libfabric", "verbs"} and ask.kind != "scatter":
         return await _rail(team, ask)
     return None
+
+
+async def _perftest(team: Team) -> Floor:
+    port = await team[0].call(perftest.port, Nothing())
+
+    async def write(ask: Move) -> Moved:
+        each = round(await perftest.seconds_per_write(port, ask.nbytes, ask.rounds) * 1e9)
+        return Moved(elapsed_ns=each * ask.rounds, rounds_ns=[each] * ask.rounds, cpu_ns=0)  # it tells means alone
+
+    return Floor("ib_write_bw", write)
 
 
 async def _rail(team: Team, ask: Move) -> Floor:
@@ -44,4 +62,4 @@ async def _rail(team: Team, ask: Move) -> Floor:
 
     await team.all(join_rail, ends[::-1])
     await write(ask)
-    return write
+    return Floor("raw loop", write)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from aio_transfer.bench.figures import Pair, Sample, microseconds, percentile, rounds_for
+from aio_transfer.bench import perftest
+from aio_transfer.bench.figures import Pair, Sample, microseconds, percentile, rounds_for, spread
 from aio_transfer.bench.pipes import Port, dial_port, open_port, take_port
 from aio_transfer.bench.place import Nothing
+from aio_transfer.bench.rails import answer_rail, ask_rail, join_rail, offer_spinning_rail
 from aio_transfer.bench.result import times
 from aio_transfer.bench.rounds import NBYTES, Rounds, ping, ping_pipe, pong, pong_pipe
 from aio_transfer.bench.team import team
@@ -30,7 +32,9 @@ async def run(options: Options) -> AsyncGenerator[Result]:
         provider = await facing(both, options)
         pairs = await ours_beside_pipe(both, options)
         one_way_us = percentile(microseconds(pair.ours for pair in pairs), 50) / 2
-        yield times("latency", options, provider, pairs, nbytes=NBYTES, count=1, one_way_us=one_way_us)
+        with_perftest = options.backend == "verbs" and not options.connect and perftest.is_installed()
+        more = await _beside_perftest(both, options) if with_perftest else {}
+        yield times("latency", options, provider, pairs, nbytes=NBYTES, count=1, one_way_us=one_way_us, **more)
 
 
 async def facing(both: Team, options: Options) -> str:
@@ -61,3 +65,27 @@ async def ours_beside_pipe(both: Team, options: Options) -> list[Pair]:
             floor = (await both.alone(ping_pipe, rounds, pong_pipe)).sample()
         pairs.append(Pair(ours, floor))
     return pairs
+
+
+async def _beside_perftest(both: Team, options: Options) -> dict[str, object]:
+    """Measure half round trips without an event loop, beside those of ``ib_write_lat``, which has none; all spin."""
+    port = await both[0].call(perftest.port, Nothing())
+    await both.all(join_rail, (await both.all(offer_spinning_rail, [Nothing()] * 2))[::-1])
+    first = await both.alone(ask_rail, Rounds(CALIBRATION_ROUNDS), answer_rail)
+    # By the mean: where a processor is taken from one that spins, few rounds take most of the time.
+    rounds = Rounds(rounds_for(options.sample_s, first.sample().round_ns))
+    ours: list[float] = []
+    theirs: list[float] = []
+    for index in range(2 * options.repeat):
+        if index % 4 in {1, 2}:  # in turns, and who begins changes
+            ours.append(percentile(microseconds([(await both.alone(ask_rail, rounds, answer_rail)).sample()]), 50) / 2)
+        else:
+            theirs.append(await perftest.one_way_us(port, NBYTES, rounds.count))
+    each = spread(one / other for one, other in zip(ours, theirs, strict=True))
+    return {
+        "native_one_way_us": spread(ours).median,
+        "perftest_one_way_us": spread(theirs).median,
+        "native_times_perftest": each.median,
+        "native_times_perftest_min": each.least,
+        "native_times_perftest_max": each.most,
+    }

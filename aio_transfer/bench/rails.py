@@ -1,4 +1,4 @@
-"""The raw loop of libfabric: its native domain in the measured processes, driven by a thread that does only that."""
+"""The raw loop of a network: its native domain in the measured processes, driven by a thread that does only that."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import numpy as np
 
 from aio_transfer.bench.moving import Move, Moved, places
 from aio_transfer.bench.place import Nothing, Place, cpu_ns
+from aio_transfer.bench.rounds import Rounds
 
 if TYPE_CHECKING:
     from aio_transfer.backends.core._floor import Rail
 
-__all__ = ("RailEnd", "join_rail", "move_rail", "offer_rail", "serve_rail", "stop_rail")
+__all__ = ("RailEnd", "answer_rail", "ask_rail", "join_rail", "move_rail", "offer_rail", "offer_spinning_rail",
+           "serve_rail", "stop_rail")  # fmt: skip
 
 
 class RailEnd(msgspec.Struct, frozen=True):
@@ -26,12 +28,20 @@ class RailEnd(msgspec.Struct, frozen=True):
 
 async def offer_rail(place: Place, ask: Nothing) -> RailEnd:  # noqa: ARG001 - every step takes something
     """Open a domain of its own, beside the engine's, for the memory that the engine uses."""
+    return _open(place, spin=place.start.backend_options[place.start.backend]["progress"] == "spin")
+
+
+async def offer_spinning_rail(place: Place, ask: Nothing) -> RailEnd:  # noqa: ARG001 - every step takes something
+    """Do the same, to spin whatever the engine does: it would hold a processor while others are measured."""
+    return _open(place, spin=True)
+
+
+def _open(place: Place, *, spin: bool) -> RailEnd:
     from aio_transfer.backends.core._floor import Rail
 
-    memory = place.held[0].array
-    options = dict(place.start.backend_options[place.start.backend])
-    block = options.pop("progress") != "spin"
-    rail = place.kept["rail"] = Rail(options, block, memory.ctypes.data, memory.nbytes)
+    backend, memory = place.start.backend, place.held[0].array
+    options = {name: value for name, value in place.start.backend_options[backend].items() if name != "progress"}
+    rail = place.kept["rail"] = Rail(backend, options, not spin, memory.ctypes.data, memory.nbytes)
     end, key = rail.offer()
     return RailEnd(end, key, memory.nbytes)
 
@@ -62,6 +72,19 @@ async def move_rail(place: Place, ask: Move) -> Moved:
     before = cpu_ns(place.pids)
     elapsed, rounds = _rail(place).write(sources, targets, ask.nbytes, ask.rounds, ask.depth)
     return Moved(elapsed_ns=elapsed, rounds_ns=rounds, cpu_ns=cpu_ns(place.pids) - before)
+
+
+async def ask_rail(place: Place, ask: Rounds) -> Moved:
+    """Send words and await their answers."""
+    before = cpu_ns(place.pids)
+    rounds = _rail(place).exchange(ask.count, begins=True)
+    return Moved(elapsed_ns=sum(rounds), rounds_ns=rounds, cpu_ns=cpu_ns(place.pids) - before)
+
+
+async def answer_rail(place: Place, ask: Rounds) -> Nothing:
+    """Answer an :func:`ask_rail`."""
+    _rail(place).exchange(ask.count, begins=False)
+    return Nothing()
 
 
 def _rail(place: Place) -> Rail:

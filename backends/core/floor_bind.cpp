@@ -56,8 +56,9 @@ NB_MODULE(_floor, m) {
 
   using aio::floor::Rail;
   nb::class_<Rail>(m, "Rail")
-      .def(nb::init<const std::map<std::string, std::string>&, bool, std::uint64_t, std::uint64_t>(), "options"_a,
-           "block"_a, "addr"_a, "nbytes"_a)
+      .def(
+          nb::init<const std::string&, const std::map<std::string, std::string>&, bool, std::uint64_t, std::uint64_t>(),
+          "backend"_a, "options"_a, "block"_a, "addr"_a, "nbytes"_a)
       .def(
           "offer",
           [](Rail& self) {
@@ -88,5 +89,12 @@ NB_MODULE(_floor, m) {
           },
           "sources"_a, "targets"_a, "nbytes"_a, "rounds"_a, "depth"_a,
           nb::sig("def write(self, sources: object, targets: object, nbytes: int, rounds: int, depth: int) -> "
-                  "tuple[int, list[int]]"));
+                  "tuple[int, list[int]]"))
+      .def(
+          "exchange",
+          [](Rail& self, unsigned rounds, bool begins) {
+            nb::gil_scoped_release unlocked;
+            return self.exchange(rounds, begins);
+          },
+          "rounds"_a, "begins"_a);
 }

@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "../libfabric/domain.h"
+#include "../verbs/domain.h"
 #include "counters.h"
 
 namespace aio::floor {
@@ -21,15 +22,22 @@ constexpr std::uint32_t kCounter = kPrivateBit;  // nobody counts, but the immed
 // one per write can cost two thirds of the speed (4 KiB).
 constexpr std::uint32_t kTurns = 4;
 
+constexpr std::uint64_t kWord = 8;
+
 struct Round {
   Flow flow;
   std::int64_t since;
 };
 
+std::int64_t now() noexcept { return std::chrono::steady_clock::now().time_since_epoch().count(); }
+
 }  // namespace
 
-Rail::Rail(const std::map<std::string, std::string>& options, bool block, std::uint64_t addr, std::uint64_t nbytes)
-    : block_(block), domain_(std::move(libfabric::open_domains(*this, options).front())) {
+Rail::Rail(const std::string& backend, const std::map<std::string, std::string>& options, bool block,
+           std::uint64_t addr, std::uint64_t nbytes)
+    : block_(block), addr_(addr) {
+  const auto& open = backend == "verbs" ? verbs::open_domains : libfabric::open_domains;
+  domain_ = std::move(open(*this, options).front());
   key_ = domain_->register_local(kMine, {addr, nbytes, access_remote_read | access_remote_write, -1, 0});
 }
 
@@ -76,7 +84,6 @@ Times Rail::write(const Batch& batch, unsigned rounds, unsigned depth, std::int6
   const auto count = static_cast<std::uint32_t>(pieces.size());
   const Run run{kPeer, 0, Op::write, kMine, kTheirs, 0, count, 0};
   const std::uint32_t refill = kTurns * domain_->attributes().quantum;
-  const auto now = [] { return std::chrono::steady_clock::now().time_since_epoch().count(); };
   Times times;
   std::deque<Round> under_way;
   const std::int64_t begin = now();
@@ -95,11 +102,39 @@ Times Rail::write(const Batch& batch, unsigned rounds, unsigned depth, std::int6
       times.push_back(now() - under_way.front().since);
       under_way.pop_front();
     }
-    if (!failure_.empty()) throw std::runtime_error("the raw loop: " + failure_);
+    check();
     if (!moved && (!under_way.empty() && (started == rounds || under_way.size() == depth))) wait();
   }
   *elapsed = now() - begin;
   return times;
+}
+
+Times Rail::exchange(unsigned rounds, bool begins) {
+  // From the memory's second word into the peer's first, so that what comes and what leaves are two.
+  const Piece word{addr_ + kWord, 0, kWord, kCounter, kPieceImmediate};
+  const Run run{kPeer, 0, Op::write, kMine, kTheirs, 0, 1, 0};
+  Times times;
+  times.reserve(rounds);
+  const auto await = [&](const auto& is_there) {
+    while (!is_there()) {
+      if (!domain_->progress()) wait();
+      check();
+    }
+  };
+  while (times.size() < rounds) {
+    const std::int64_t begin = now();
+    Flow flow{nullptr, &word, run};
+    if (!begins) await([&] { return arrived_ > 0; });
+    await([&] { return domain_->post(flow, 1) != Posted::full; });
+    await([&] { return flow.exhausted() && flow.in_flight == 0 && (!begins || arrived_ > 0); });
+    --arrived_;
+    times.push_back(now() - begin);
+  }
+  return times;
+}
+
+void Rail::check() const {
+  if (!failure_.empty()) throw std::runtime_error("the raw loop: " + failure_);
 }
 
 void Rail::stopped(Flow& flow, std::uint32_t pieces, const Outcome& outcome) {

@@ -1,4 +1,4 @@
-// The raw loop over libfabric: its Domain, driven by one thread that does nothing else. No core, no event loop.
+// The raw loop over a network: a backend's Domain, driven by one thread that does nothing else. No core, no event loop.
 #pragma once
 
 #include <atomic>
@@ -18,9 +18,10 @@ namespace aio::floor {
 // One rail to one peer, which has one too. Each offers the other one piece of memory.
 class Rail final : private Sink {
  public:
-  // Options: see libfabric/domain.h; `block`: wait on the transport's fd when idle, where it has one, instead of
-  // asking again at once.
-  Rail(const std::map<std::string, std::string>& options, bool block, std::uint64_t addr, std::uint64_t nbytes);
+  // Backend: "libfabric" or "verbs", whose options are in its domain.h; `block`: wait on the transport's fd when idle,
+  // where it has one, instead of asking again at once.
+  Rail(const std::string& backend, const std::map<std::string, std::string>& options, bool block, std::uint64_t addr,
+       std::uint64_t nbytes);
   ~Rail();
 
   // What the peer's join() takes: our end, and the key of our memory.
@@ -32,19 +33,24 @@ class Rail final : private Sink {
   // Chunk i goes from sources[i] (an address) to targets[i] (an offset in the peer's memory), with `depth` batches
   // under way. Nanoseconds of each, from its first post to its last completion. Throws std::runtime_error.
   Times write(const Batch& batch, unsigned rounds, unsigned depth, std::int64_t* elapsed);
+  // A word there and one back, each counted: one end begins, the other answers. Nanoseconds of each round there.
+  Times exchange(unsigned rounds, bool begins);
 
  private:
   void stopped(Flow& flow, std::uint32_t pieces, const Outcome& outcome) override;
-  void counted(std::uint32_t) override {}
+  void counted(std::uint32_t) override { ++arrived_; }
   void message(PeerNumber, std::string) override {}
   void sent(TransferId, const Outcome&) override {}
   void released(RegionNumber) override {}
   void fenced(PeerNumber) override {}
   void peer_failed(PeerNumber, const Outcome& outcome) override { failure_ = outcome.reason + " "; }
   void wait();
+  void check() const;
 
   bool block_;
+  std::uint64_t addr_;
   std::string failure_;
+  unsigned arrived_ = 0;  // of an exchange, and not answered yet
   std::string key_;
   std::unique_ptr<Domain> domain_;
   std::atomic<bool> stop_{false};

@@ -7,7 +7,6 @@ import os
 import select
 import struct
 import weakref
-from contextlib import suppress
 from socket import htonl, ntohl
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +15,7 @@ import numpy as np
 import aio_transfer.drivers as seam
 from aio_transfer.drivers import Access, EventKind, Op, Status
 from aio_transfer.errors import ProviderError, StaleRegionError, UsageError
+from aio_transfer.ledger import Ledger
 from pyverbs.cq import cqe_status_to_str
 from pyverbs.mr import MR
 from pyverbs.pyverbs_error import PyverbsError
@@ -32,7 +32,6 @@ __all__ = ("PyverbsDriver",)
 KEY: Final = struct.Struct("<IIQ")  # a region's number at its owner, its remote key, its address
 FRAME: Final = struct.Struct("<BI")  # what a message is, the region meant; the engine's payload follows
 PAYLOAD, REVOKE, REVOKED = range(3)
-MAX_COUNTERS: Final = 1 << 17  # peers choose the ids: counts for more are dropped
 ROUNDS: Final = 8  # of 64 completions in one drain: the event loop has others to serve
 NOWHERE: Final = Remote(0, 0, 0, 0)  # what a bare notification names
 # infiniband/verbs.h: IBV_WR_*; IBV_WC_SUCCESS, _WR_FLUSH_ERR, _REM_ACCESS_ERR, _RETRY_EXC_ERR; IBV_WC_WITH_IMM; access
@@ -52,18 +51,14 @@ class PyverbsDriver:
         self._leaving: dict[int, tuple[MR, set[int]]] = {}
         self._links: dict[int, Link] = {}
         self._lanes: dict[int, tuple[Link, Lane]] = {}
-        self._counts: dict[int, int] = {}
-        self._armed: dict[int, int] = {}
-        self._events: list[seam.Event] = []
-        self._totals = dict.fromkeys(("writes", "nbytes", "counts"), 0)
         self._pid = 0
 
     def open(self) -> seam.Capabilities:
         """Open the device."""
         self._device = Device(*self._wanted)
-        self._bell_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._ledger = Ledger()
         self._ready = select.epoll()
-        for fd in (self._bell_fd, self._device.fd):
+        for fd in (self._ledger.fileno(), self._device.fd):
             self._ready.register(fd, select.EPOLLIN)
         self._pid = os.getpid()
         _open.add(self)
@@ -118,7 +113,7 @@ class PyverbsDriver:
         """Revoke at once, lost or not: what had arrived completes before what is flushed."""
         link = self._links.get(peer)
         if link is None:
-            return self._emit(EventKind.FENCED, peer)
+            return self._ledger.emit(EventKind.FENCED, peer)
         link.end_now()
         for lane in link.lanes:
             for run in lane.queue:
@@ -149,17 +144,13 @@ class PyverbsDriver:
         """Queue a message."""
         link = self._links.get(peer)
         if link is None or link.over:
-            self._emit(EventKind.TRANSFER, message, Status.PEER_LOST)
+            self._ledger.emit(EventKind.TRANSFER, message, Status.PEER_LOST)
         else:
             self._tell(link, FRAME.pack(PAYLOAD, 0) + payload, message)
 
-    def expect(self, counter: int, counts: int) -> int:
+    def expect(self, counter: seam.CounterId, counts: int) -> int:
         """Arm, disarm, read or forget a counter."""
-        total = self._counts.setdefault(counter, 0) if counts >= 0 else self._counts.pop(counter, 0)
-        self._armed.pop(counter, None)
-        if total < counts:
-            self._armed[counter] = counts
-        return total
+        return self._ledger.expect(counter, counts)
 
     def fileno(self) -> int:
         """Return an epoll fd of the device's completions, and of events that wait already."""
@@ -167,20 +158,18 @@ class PyverbsDriver:
 
     def drain(self, limit: int) -> list[seam.Event]:
         """Handle completions, and give events out."""
-        if len(self._events) < limit:
+        if len(self._ledger) < limit:
             for wc in self._device.completions(ROUNDS):
                 self._on_completion(wc)
-        taken, self._events = self._events[:limit], self._events[limit:]
-        with suppress(BlockingIOError):
-            os.eventfd_read(self._bell_fd)
-        if self._events or not self._device.armed:
-            os.eventfd_write(self._bell_fd, 1)
+        taken = self._ledger.take(limit)
+        if not self._device.armed:
+            self._ledger.ring()
         return taken
 
     def statistics(self) -> dict[str, int]:
         """Return running totals."""
         handles = len(self._ours) + len(self._leaving) + len(self._theirs) - 1 + len(self._links)
-        return self._totals | {"handles": handles}
+        return self._ledger.totals | {"handles": handles}
 
     def close(self) -> None:
         """End every pair, and free the device."""
@@ -194,7 +183,7 @@ class PyverbsDriver:
                 self.deregister(region)  # nobody holds it any more
             self._device.close()
             self._ready.close()
-            os.close(self._bell_fd)
+            self._ledger.close()
 
     # ------------------------------------------------------------------------------------------- what completions mean
 
@@ -208,7 +197,7 @@ class PyverbsDriver:
         elif is_fine and wc.wr_id >= ARRIVED:
             self._on_frame(link, link.slots.read(wc.byte_len, (wc.wr_id - ARRIVED) * SLOT_NBYTES))
         elif is_fine and wc.wc_flags & WITH_IMM:
-            self._count(ntohl(wc.imm_data))
+            self._ledger.count(ntohl(wc.imm_data))
         lane.posted -= 1
         if is_fine and not link.over and wc.wr_id >= ARRIVED:
             link.await_message(wc.wr_id - ARRIVED)
@@ -217,7 +206,7 @@ class PyverbsDriver:
         elif not (is_fine or link.over or link.broken):
             link.broken = True
             words = f"{cqe_status_to_str(wc.status)} ({wc.status})"
-            self._emit(EventKind.PEER_FAILED, link.number, code=wc.status, payload=words.encode())
+            self._ledger.emit(EventKind.PEER_FAILED, link.number, code=wc.status, payload=words.encode())
         if link.is_flushed:
             self._bury(link)
 
@@ -231,7 +220,7 @@ class PyverbsDriver:
     def _on_frame(self, link: Link, frame: bytes) -> None:
         kind, region = FRAME.unpack_from(frame.ljust(FRAME.size, b"\xff"))
         if kind == PAYLOAD:
-            self._emit(EventKind.MESSAGE, link.number, payload=frame[FRAME.size :])
+            self._ledger.emit(EventKind.MESSAGE, link.number, payload=frame[FRAME.size :])
         elif kind == REVOKE:
             link.revoked.append(region)
             for remote in self._theirs.values():
@@ -257,15 +246,16 @@ class PyverbsDriver:
             there = run.remote.rkey, run.remote.addr + offset
             op = run.op + (immediate is not None)
             lane.carry(run, op, (addr, nbytes, run.lkey), there, htonl(immediate or 0))
-            self._totals["writes"] += run.op == WRITE
-            self._totals["nbytes"] += nbytes if run.op != SEND else 0
+            self._ledger.totals["writes"] += run.op == WRITE
+            self._ledger.totals["nbytes"] += nbytes if run.op != SEND else 0
 
     def _settle(self, run: Run, *fault: Any) -> None:
         """Tell of a batch whose last run has stopped. With a fault, this run has nothing more to post."""
         if fault:
             run.stop(*fault)
-        if run.settle() and run.batch.number:  # messages of our own have none
-            self._emit(EventKind.TRANSFER if run.batch.fault[0] else run.batch.end, run.batch.number, *run.batch.fault)
+        batch = run.batch
+        if run.settle() and batch.number:  # messages of our own have none
+            self._ledger.emit(EventKind.TRANSFER if batch.fault[0] else batch.end, batch.number, *batch.fault)
 
     def _tell(self, link: Link, frame: bytes, message: int = 0) -> None:
         if not link.over:
@@ -287,7 +277,7 @@ class PyverbsDriver:
         if not holders:
             del self._leaving[region]
             mr.close()
-            self._emit(EventKind.RELEASED, region)
+            self._ledger.emit(EventKind.RELEASED, region)
 
     def _bury(self, link: Link) -> None:
         """Free a connection. What its device has not flushed ends here: without its pair nothing moves."""
@@ -301,21 +291,7 @@ class PyverbsDriver:
         for region, (_, holders) in tuple(self._leaving.items()):
             holders.discard(link.number)
             self._release(region)
-        self._emit(EventKind.FENCED, link.number)
-
-    def _count(self, immediate: int) -> None:
-        counter, counts = immediate & seam.MAX_COUNTER_ID, (immediate >> seam.COUNTER_ID_BITS) + 1
-        if counter not in self._counts and (counter & seam.PRIVATE_COUNTER_BIT or len(self._counts) >= MAX_COUNTERS):
-            return  # a private one that its owner has forgotten, or never had
-        total = self._counts[counter] = self._counts.get(counter, 0) + counts
-        self._totals["counts"] += counts
-        if total >= self._armed.get(counter, total + 1):
-            del self._armed[counter]
-            self._emit(EventKind.COUNTER, counter, code=total)
-
-    def _emit(self, kind: EventKind, number: int, status: int = 0, code: int = 0, payload: bytes = b"") -> None:
-        self._events.append(seam.Event(kind, number, status, code, payload))
-        os.eventfd_write(self._bell_fd, 1)
+        self._ledger.emit(EventKind.FENCED, link.number)
 
 
 _open: weakref.WeakSet[PyverbsDriver] = weakref.WeakSet()

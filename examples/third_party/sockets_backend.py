@@ -16,11 +16,11 @@ from typing import Any
 import aio_transfer.drivers as seam
 from aio_transfer.drivers import Access, EventKind, Op, PieceFlag, Status
 from aio_transfer.errors import BackendUnavailableError, ProviderError, UnsupportedError
+from aio_transfer.ledger import Ledger
 
 KEY = struct.Struct("<I8s")  # a region's number at its owner, and a secret: who knows both has been granted it
 FRAME = struct.Struct("<HHI12sQI")  # op, flags, immediate, key, offset, nbytes; the payload of a write follows
 FRAME_NBYTES = 64 << 10  # of payload; a larger piece travels in several frames, and counts with the last
-MAX_COUNTERS = 1 << 17  # peers choose the ids: counts for more are dropped
 NOWHERE = seam.LocalMemory(addr=0, nbytes=0, access=Access.REMOTE_WRITE)  # what a bare notification names
 WORDS = {int(Status.PEER_LOST): b"its stream has ended", int(Status.PROVIDER): b"its owner does not grant that"}
 
@@ -57,15 +57,11 @@ class SocketsDriver:
         self._ours = {int(seam.ANY_REGION): (bytes(KEY.size), NOWHERE)}
         self._theirs = {int(seam.ANY_REGION): bytes(KEY.size)}
         self._links: dict[int, Link] = {}
-        self._counts: dict[int, int] = {}
-        self._armed: dict[int, int] = {}
-        self._events: list[seam.Event] = []
-        self._totals = dict.fromkeys(("writes", "nbytes", "counts"), 0)
         self._pid = 0
 
     def open(self) -> seam.Capabilities:
         try:
-            self._bell_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            self._ledger = Ledger()
         except (AttributeError, OSError) as error:
             raise BackendUnavailableError("sockets", f"no eventfd: {error}") from error
         self._pid = os.getpid()
@@ -83,7 +79,7 @@ class SocketsDriver:
     def deregister(self, region: int) -> None:
         with self._lock:
             if self._theirs.pop(region, None) is None and self._ours.pop(region, None) is not None:
-                self._emit(EventKind.RELEASED, region)
+                self._ledger.emit(EventKind.RELEASED, region)
 
     def connect(self, peer: int, remote: seam.Endpoint | None) -> seam.Endpoint:
         try:
@@ -100,7 +96,7 @@ class SocketsDriver:
         with self._lock:
             link = self._links.get(peer)
             if link is None:
-                return self._emit(EventKind.FENCED, peer)
+                return self._ledger.emit(EventKind.FENCED, peer)
             link.over = True
             link.shut_down()
             return link.posted.put(None)
@@ -121,26 +117,17 @@ class SocketsDriver:
         raise UnsupportedError("a message", needs="max_message_nbytes > 0", has="0: the engine carries it itself")
 
     def expect(self, counter: int, counts: int) -> int:
-        with self._lock:
-            total = self._counts.setdefault(counter, 0) if counts >= 0 else self._counts.pop(counter, 0)
-            self._armed.pop(counter, None)
-            if total < counts:
-                self._armed[counter] = counts
-            return total
+        return self._ledger.expect(counter, counts)
 
     def fileno(self) -> int:
-        return self._bell_fd
+        return self._ledger.fileno()
 
     def drain(self, limit: int) -> list[seam.Event]:
-        with self._lock:
-            taken, self._events = self._events[:limit], self._events[limit:]
-            if taken and not self._events:
-                os.eventfd_read(self._bell_fd)
-            return taken
+        return self._ledger.take(limit)
 
     def statistics(self) -> dict[str, int]:
         handles = len(self._ours) + len(self._theirs) + len(self._links) - 2  # that stand for no region
-        return self._totals | {"handles": handles}
+        return self._ledger.totals | {"handles": handles}
 
     def close(self) -> None:
         if self._pid == os.getpid():  # not in a forked child: its copies of the sockets are the parent's streams
@@ -148,7 +135,7 @@ class SocketsDriver:
             for peer, link in tuple(self._links.items()):
                 self.disconnect(peer, lost=True)
                 link.threads[0].join()  # it waits for no peer: its streams have ended
-            os.close(self._bell_fd)
+            self._ledger.close()
 
     # ------------------------------------------------------------------------------------------------- the threads
 
@@ -167,7 +154,7 @@ class SocketsDriver:
             thread.join()
         with self._lock:
             del self._links[peer]
-            self._emit(EventKind.FENCED, peer)
+            self._ledger.emit(EventKind.FENCED, peer)
 
     def _carry_out(self, sock: socket.socket, op: int, key: bytes, pieces: bytes) -> int:
         """Ask frame by frame; an answer is a status, and what was read. No answer (IndexError): it is over."""
@@ -181,15 +168,15 @@ class SocketsDriver:
                     return answer[0] or Status.PROVIDER
                 ctypes.memmove(addr + at, answer[1:], len(answer) - 1)
                 with self._lock:
-                    self._totals["nbytes"] += part
-                    self._totals["writes"] += op == Op.WRITE
+                    self._ledger.totals["nbytes"] += part
+                    self._ledger.totals["writes"] += op == Op.WRITE
         return Status.OK
 
     def _finish(self, left: list[int], status: int) -> None:
         """End one run; with its last a transfer has stopped moving, and is told of."""
         left[1:] = left[1] - 1, left[2] or status
         if not left[1]:
-            self._emit(EventKind.TRANSFER, left[0], left[2], payload=WORDS.get(left[2], b""))
+            self._ledger.emit(EventKind.TRANSFER, left[0], left[2], payload=WORDS.get(left[2], b""))
 
     def _answer(self, sock: socket.socket, link: Link) -> None:
         """Do what a peer asks for, frame by frame, until its stream ends."""
@@ -214,20 +201,5 @@ class SocketsDriver:
                 return bytes((Status.OK,)) + ctypes.string_at(memory.addr + offset, nbytes)
             ctypes.memmove(memory.addr + offset, payload, nbytes)
             if flags & PieceFlag.IMMEDIATE:
-                self._count(immediate)
+                self._ledger.count(immediate)
             return bytes((Status.OK,))
-
-    def _count(self, immediate: int) -> None:
-        counter, counts = immediate & seam.MAX_COUNTER_ID, (immediate >> seam.COUNTER_ID_BITS) + 1
-        if counter not in self._counts and (counter & seam.PRIVATE_COUNTER_BIT or len(self._counts) >= MAX_COUNTERS):
-            return  # a private one that its owner has forgotten, or never had
-        total = self._counts[counter] = self._counts.get(counter, 0) + counts
-        self._totals["counts"] += counts
-        if total >= self._armed.get(counter, total + 1):
-            del self._armed[counter]
-            self._emit(EventKind.COUNTER, counter, code=total)
-
-    def _emit(self, kind: EventKind, number: int, status: int = 0, code: int = 0, payload: bytes = b"") -> None:
-        with self._lock:
-            self._events.append(seam.Event(kind, number, status, code, payload))
-            os.eventfd_write(self._bell_fd, 1)

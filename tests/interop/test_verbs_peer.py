@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import struct
 import sys
 import time
@@ -23,6 +24,7 @@ from aio_transfer.drivers import (
     RemoteMemory,
     Status,
 )
+from aio_transfer.errors import AioTransferError
 from aio_transfer.selection import load
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ NBYTES = 256 << 10
 GUARD = 4096
 COUNTER = 77
 PAYLOAD, REVOKE, REVOKED = range(3)
-REMOTE_ACCESS_ERROR = 10
+REMOTE_ACCESS_ERROR, RNR_RETRY_EXCEEDED = 10, 13
 BOTH = Access.REMOTE_READ | Access.REMOTE_WRITE
 
 
@@ -58,6 +60,7 @@ class Wire(NamedTuple):
 
     :ivar options: of a driver for the port of that address
     :ivar rail: the one rail of an endpoint's blob; ``blob`` is the way back
+    :ivar stranger: the same, of a port that has no address of a kind that ours has
     :ivar key: region, remote key and address from what ``register`` gives; ``keys`` is the way back
     :ivar frame: the immediate and the bytes of a message; ``said`` is the way back
     """
@@ -65,6 +68,7 @@ class Wire(NamedTuple):
     options: Callable[[str], dict[str, str]]
     rail: Callable[[bytes], bytes]
     blob: Callable[[bytes], bytes]
+    stranger: Callable[[bytes], bytes]
     key: Callable[[bytes], tuple[int, int, int]]
     keys: Callable[[int, int, int], bytes]
     frame: Callable[[Frame], tuple[int | None, bytes]]
@@ -78,6 +82,7 @@ _PART = struct.Struct("<HB")
 _HEAD = struct.Struct("<IHHIIIIQIIHBBBBH")
 _NATIVE_KEY = struct.Struct("<QQII")
 _MAGIC, _TYPE_AND_GID = 0x31425641, 17
+ROCE_V1 = 1
 
 
 def _native_rail(packed: bytes) -> bytes:
@@ -89,12 +94,18 @@ def _native_rail(packed: bytes) -> bytes:
     return raw_peer.RAIL.pack(1, layer, mtu, lid, mapped[0], *ends)
 
 
-def _native_blob(rail: bytes) -> bytes:
+def _native_blob(rail: bytes, kind: int = raw_peer.ROCE_V2) -> bytes:
     if len(rail) != raw_peer.RAIL.size:  # of none
         return _PART.pack(len(rail), 0) + rail
     _, layer, mtu, lid, gid, *ends = raw_peer.RAIL.unpack(rail)
     head = _HEAD.pack(_MAGIC, 0, 1, *ends, 0, 0, raw_peer.SLOT, lid, layer, mtu, 16, 0, 1)
-    return _PART.pack(len(head) + _TYPE_AND_GID, 0) + head + bytes([raw_peer.ROCE_V2]) + gid
+    return _PART.pack(len(head) + _TYPE_AND_GID, 0) + head + bytes([kind]) + gid
+
+
+def _on_ipv6(rail: bytes) -> bytes:
+    fields = list(raw_peer.RAIL.unpack(rail))
+    fields[4] = bytes.fromhex("20010db8") + bytes(11) + b"\x01"
+    return raw_peer.RAIL.pack(*fields)
 
 
 def _native_key(packed: bytes) -> tuple[int, int, int]:
@@ -120,6 +131,7 @@ WIRES = {
         options=lambda address: {"address": address},
         rail=bytes,
         blob=bytes,
+        stranger=_on_ipv6,
         key=_KEY.unpack,
         keys=_KEY.pack,
         frame=lambda frame: (None, _FRAME.pack(*frame[:2]) + frame.payload),
@@ -129,6 +141,7 @@ WIRES = {
         options=lambda address: {"devices": raw_peer.device_of(address)},
         rail=_native_rail,
         blob=_native_blob,
+        stranger=functools.partial(_native_blob, kind=ROCE_V1),
         key=_native_key,
         keys=_native_keys,
         frame=_native_frame,
@@ -141,9 +154,9 @@ WIRES = {
 class Ours:
     """A driver without an engine, and memory between guards."""
 
-    def __init__(self, backend: str, address: str) -> None:
+    def __init__(self, backend: str, address: str, **options: str) -> None:
         self.wire = WIRES[backend]
-        self.driver: Any = load(backend)(**self.wire.options(address))
+        self.driver: Any = load(backend)(**self.wire.options(address), **options)
         self.driver.open()
         self.whole = (ctypes.c_ubyte * (NBYTES + 2 * GUARD))(*[0xEE] * (NBYTES + 2 * GUARD))
         self.addr = ctypes.addressof(self.whole) + GUARD
@@ -172,17 +185,15 @@ class Ours:
             self.hear(EventKind.COUNTER, COUNTER)
         return self.driver.expect(COUNTER, 0)
 
-    def post(  # noqa: PLR0913 - a work request
-        self, number: int, op: Op, at: int, nbytes: int, *, region: int = 7, immediate: int | None = None
-    ) -> int:
+    def post(self, number: int, op: Op, at: int, nbytes: int, **how: Any) -> int:
         """Post one piece with a region of the peer's, and return how it ended."""
-        self.start(number, op, at, nbytes, region=region, immediate=immediate)
+        self.start(number, op, at, nbytes, **how)
         return self.hear(EventKind.TRANSFER, number)[2]
 
-    def start(  # noqa: PLR0913 - as above
-        self, number: int, op: Op, at: int, nbytes: int, *, region: int = 7, immediate: int | None = None
+    def start(  # noqa: PLR0913 - a work request
+        self, number: int, op: Op, at: int, nbytes: int, *, peer: int = 1, region: int = 7, immediate: int | None = None
     ) -> None:
-        run = [{"peer": 1, "op": op, "local_region": 3 if nbytes else 0, "remote_region": region, "count": 1}]
+        run = [{"peer": peer, "op": op, "local_region": 3 if nbytes else 0, "remote_region": region, "count": 1}]
         runs = _records(RUN, run)
         piece = PIECE_STRUCT.pack(self.addr + at, at, nbytes, immediate or 0, immediate is not None)
         assert not self.driver.post(number, runs, piece)
@@ -219,16 +230,27 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(params=WAYS or [pytest.param("none", marks=pytest.mark.skip(reason="no RDMA device"))])
-def ends(request: pytest.FixtureRequest, backend: str) -> Iterator[tuple[Ours, RawPeer]]:
-    """Ours and the other, connected, each the other's peer 1; by one port, or from left to right of tests/vm."""
-    here, there = ("10.0.0.1", "10.0.0.2") if request.param == "cable" else (raw_peer.addresses()[0],) * 2
+def way(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """The addresses of ours and the other: of one port, or from left to right of tests/vm."""
+    return ("10.0.0.1", "10.0.0.2") if request.param == "cable" else (raw_peer.addresses()[0],) * 2
+
+
+def join(ours: Ours, other: RawPeer, peer: int = 1) -> None:
+    """Connect them; the other's memory is our region ``6 + peer``."""
+    blob = ours.driver.connect(peer, None).blob
+    other.join(ours.wire.rail(blob))
+    assert ours.driver.connect(peer, Endpoint(blob=ours.wire.blob(other.rail))).blob == blob
+    keys = ours.wire.keys(9, other.memory.rkey, other.memory.buf)
+    ours.driver.register(6 + peer, RemoteMemory(peer=peer, nbytes=1 << 20, keys=keys))
+
+
+@pytest.fixture
+def ends(way: tuple[str, str], backend: str) -> Iterator[tuple[Ours, RawPeer]]:
+    """Ours and the other, connected, each the other's peer 1."""
+    here, there = way
     ours, other = Ours(backend, here), RawPeer(there)
     try:
-        blob = ours.driver.connect(1, None).blob
-        other.join(ours.wire.rail(blob))
-        assert ours.driver.connect(1, Endpoint(blob=ours.wire.blob(other.rail))).blob == blob
-        keys = ours.wire.keys(9, other.memory.rkey, other.memory.buf)
-        ours.driver.register(7, RemoteMemory(peer=1, nbytes=1 << 20, keys=keys))
+        join(ours, other)
         yield ours, other
         assert ours.untouched()
     finally:
@@ -395,3 +417,45 @@ def test_endpoints_that_are_none(ends: tuple[Ours, RawPeer], size: int) -> None:
         ours.driver.connect(2, Endpoint(blob=ours.wire.blob(bytes(size))))
     ours.driver.disconnect(2, lost=True)
     ours.hear(EventKind.FENCED, 2)
+
+
+@pytest.mark.parametrize("bound", ["rnr_retries", "stall_s"])
+def test_a_peer_that_posts_no_receives_is_given_up(way: tuple[str, str], bound: str) -> None:
+    here, there = way
+    # The other has room for so many counts and makes no more; with the defaults it is asked again for ever, and given
+    # up after 30 s.
+    ours, other, third = Ours("verbs", here, **{bound: "2"}), RawPeer(there), RawPeer(there)
+    try:
+        join(ours, other)
+        for number in range(1, raw_peer.RECEIVES + 1):
+            assert ours.post(number, Op.WRITE, 0, 64, immediate=number) == Status.OK
+        began = time.monotonic()
+        ours.start(100, Op.WRITE, 0, 64, immediate=COUNTER)
+        ours.start(101, Op.WRITE, 0, 64, immediate=COUNTER)
+        refused = ours.hear(EventKind.TRANSFER, 100)
+        assert refused[2] == Status.PROVIDER if bound == "rnr_retries" else Status.PEER_LOST
+        assert bound == "stall_s" or refused[3] == RNR_RETRY_EXCEEDED
+        assert ours.hear(EventKind.TRANSFER, 101)[2] == Status.PEER_LOST
+        assert time.monotonic() - began < 30
+        ours.hear(EventKind.PEER_FAILED, 1)
+        assert [other.complete().status for _ in range(raw_peer.RECEIVES)] == [0] * raw_peer.RECEIVES
+        ours.driver.disconnect(1, lost=True)
+        ours.hear(EventKind.FENCED, 1)
+        join(ours, third, 2)
+        assert ours.post(102, Op.WRITE, 0, 64, peer=2, region=8, immediate=COUNTER) == Status.OK
+        assert third.complete().status == 0
+    finally:
+        ours.driver.close()
+        other.close()
+        third.close()
+
+
+def test_a_port_without_an_address_of_a_common_kind_is_refused(ends: tuple[Ours, RawPeer]) -> None:
+    ours, other = ends
+    stranger = ours.wire.stranger(other.rail)
+    ours.driver.connect(2, None)
+    with pytest.raises(AioTransferError, match=r"no address of the same kind|needs RoCE v2 over IPv6"):
+        ours.driver.connect(2, Endpoint(blob=stranger))
+    ours.driver.disconnect(2, lost=True)
+    ours.hear(EventKind.FENCED, 2)
+    assert ours.post(1, Op.WRITE, 0, 8) == Status.OK

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -12,17 +16,17 @@ from aio_transfer.bench import FAMILIES, Options, Result
 from aio_transfer.bench import run as run_module
 from aio_transfer.bench.figures import MAX_ROUNDS, Pair, Sample, microseconds, percentile, ratios, rounds_for, spread
 from aio_transfer.bench.moving import chunks
+from aio_transfer.bench.perftest import row_of
 from aio_transfer.bench.place import cpu_ns, fill
 from aio_transfer.bench.plotting import plot, require_plotting
 from aio_transfer.bench.reporting import BAR_CELLS, bar, cells, report_to
 from aio_transfer.bench.result import bandwidth, times
 from aio_transfer.bench.sizes import parse_size, sweep
 from aio_transfer.cli import app
-from aio_transfer.errors import UnsupportedError, UsageError
+from aio_transfer.errors import AioTransferError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
-    from pathlib import Path
 
 RUNNER = CliRunner()
 KEYS = ["test", "backend", "provider", "nbytes", "count"]
@@ -244,3 +248,40 @@ def test_plot(results: list[Result], tmp_path: Path, suffix: str) -> None:
     require_plotting(path)
     plot(results, path)
     assert path.stat().st_size > 1000
+
+
+PERFTEST = """\
+---------------------------------------------------------------------------------------
+                    RDMA_Write BW Test
+ Dual-port       : OFF\t\tDevice         : rxe_left0
+ Mtu             : 4096[B]
+---------------------------------------------------------------------------------------
+ #bytes     #iterations    BW peak[MB/sec]    BW average[MB/sec]   MsgRate[Mpps]
+ 65536      1000             47.10              46.44\t\t   0.000743
+---------------------------------------------------------------------------------------
+"""
+
+
+def test_what_perftest_prints() -> None:
+    assert row_of(PERFTEST, 65536) == [65536, 1000, 47.10, 46.44, 0.000743]
+
+
+@pytest.mark.parametrize("said", ["", "Couldn't connect to 127.0.0.1:19000", PERFTEST.replace("65536", "65537")])
+def test_perftest_that_fails_says_why(said: str) -> None:
+    with pytest.raises(AioTransferError, match=r"perftest failed: (.|\n)*" + said[-20:].strip()):
+        row_of(said, 65536)
+
+
+def test_words_go_there_and_back_without_an_engine() -> None:
+    from aio_transfer.backends.core._floor import Rail
+
+    options = {"search": str(Path(sys.prefix, "lib/mpich/libfabric.so.1"))}
+    memories = [np.full(4, number, np.uint64) for number in (1, 2)]
+    one, other = (Rail("libfabric", options, True, memory.ctypes.data, memory.nbytes) for memory in memories)
+    offered = [rail.offer() for rail in (one, other)]
+    for rail, (end, key) in zip((one, other), offered[::-1], strict=True):
+        rail.join(end, key, memories[0].nbytes)
+    with ThreadPoolExecutor() as threads:
+        answering = threads.submit(other.exchange, 20, begins=False)
+        assert len(one.exchange(20, begins=True)) == len(answering.result()) == 20
+    assert [memory.tolist() for memory in memories] == [[2, 1, 1, 1], [1, 2, 2, 2]]

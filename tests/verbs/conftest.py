@@ -1,4 +1,4 @@
-"""Cables between Soft-RoCE devices that tests may cut: they run in the virtual machine of ``tests/vm`` alone."""
+"""Soft-RoCE devices that tests may remove, and cables to cut: they run in the virtual machine of ``tests/vm`` alone."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 DEVICES = pathlib.Path("/sys/class/infiniband")
+PROGRAMS = {"PATH": "/usr/sbin:/usr/bin"}
 
 
 class Cables:
@@ -36,7 +37,7 @@ class Cables:
 
     @staticmethod
     def _set(port: str, state: str) -> None:
-        subprocess.run(["/usr/sbin/ip", "-n", "switch", "link", "set", port, state], check=True)
+        _run(f"ip -n switch link set {port} {state}")
 
 
 @pytest.fixture(params=["asyncio", "trio"])
@@ -51,3 +52,41 @@ def cables() -> Iterator[Cables]:
     cables = Cables()
     yield cables
     cables.mend_all()
+
+
+class Removal:
+    """A port of ``tests/vm/guest/fabric`` that goes while it is in use, and is made again at the end."""
+
+    def __init__(self) -> None:
+        self._gone: dict[str, subprocess.Popen[bytes]] = {}
+
+    def begin(self, what: str, port: str) -> subprocess.Popen[bytes]:
+        """Remove a port's device, or the interface below it. It ends when nobody has the device open any more."""
+        command = ["rdma", "link", "delete", f"rxe_{port}"] if what == "device" else ["ip", "link", "delete", port]
+        self._gone[port] = subprocess.Popen(command, env=PROGRAMS)
+        return self._gone[port]
+
+    def undo(self) -> None:
+        for port, removal in self._gone.items():
+            removal.wait(60)
+            rail, number = f"rail{port[-1]}", 1 if port.startswith("left") else 2
+            if not pathlib.Path("/sys/class/net", port).exists():
+                _run(f"ip link add {port} mtu 9000 type veth peer name {port} mtu 9000 netns switch")
+                _run(f"ip -n switch link set {port} master {rail} up")
+                _run(f"ip address add 10.0.{port[-1]}.{number}/24 dev {port}")
+                _run(f"ip link set {port} up")
+            # An interface that goes takes its device along, a little later.
+            if not (DEVICES / f"rxe_{port}").exists():
+                _run(f"rdma link add rxe_{port} type rxe netdev {port}")
+        self._gone.clear()
+
+
+def _run(command: str) -> None:
+    subprocess.run(command.split(), check=True, env=PROGRAMS)
+
+
+@pytest.fixture
+def removal(cables: Cables) -> Iterator[Removal]:
+    removal = Removal()
+    yield removal
+    removal.undo()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import re
+import subprocess
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +20,7 @@ from aio_transfer.testing.patience import patient
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from conftest import Cables
+    from conftest import Cables, Removal
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(600), pytest.mark.usefixtures("cables")]
 
@@ -26,6 +29,26 @@ LEFTS, RIGHTS = "rxe_left0,rxe_left1", "rxe_right0,rxe_right1"
 PAGE = 4096
 SHORT = {"timeout": 14, "port_down_s": 0.5}
 """A packet is given up after 0.5 to 2 s, so that a test of that does not take long."""
+LIMITED = """
+import anyio
+from aio_transfer import AioTransferError, TransferEngine
+
+async def main():
+    async with TransferEngine(backend="verbs", options={"verbs": {"devices": "rxe_left0"}}) as engine:
+        for nbytes in (64 << 20, 4096):
+            try:
+                region = await engine.register(engine.allocate(nbytes))
+            except AioTransferError as error:
+                print(type(error).__name__, error)
+            else:
+                print("registered", region.nbytes)
+
+try:
+    anyio.run(main)
+except AioTransferError as error:
+    print(type(error).__name__, error)
+"""
+"""What a process says that may lock little memory."""
 
 
 @contextlib.asynccontextmanager
@@ -237,3 +260,57 @@ async def test_a_port_that_is_down_is_refused(cables: Cables) -> None:
         while True:  # the event takes a moment
             async with TransferEngine(backend="verbs", options={"verbs": {"devices": "rxe_right1"}}):
                 await anyio.sleep(0.1)
+
+
+@pytest.mark.parametrize("what", ["device", "interface"])
+async def test_a_port_removed_under_load_ends_what_it_cannot_carry(removal: Removal, what: str) -> None:
+    port = "left0" if what == "device" else "left1"
+    ends = f"rxe_{port}", f"rxe_right{port[-1]}"
+    async with pair(*ends, **SHORT) as (a, b):
+        target = Target(b, 10_000 * PAGE)
+        memory, region = await source(a, 10_000 * PAGE)
+        remote = await target.remote()
+        pages = np.arange(10_000)
+        await a.connect(b.address)
+        transfer = a.submit_pages(region.pages(pages, PAGE), remote.pages(pages, PAGE))
+        with anyio.fail_after(patient(10)):
+            await target.counter.wait(500)
+            removed = removal.begin(what, port)
+            if what == "device":  # the kernel waits for us, and tells us nothing
+                await transfer
+                await target.counter.wait(9_500)
+                np.testing.assert_array_equal(target.memory, memory)
+                await works(a, b)
+                assert removed.poll() is None
+            else:
+                with pytest.raises(PeerLostError):
+                    await transfer
+                with pytest.raises(PeerLostError):
+                    await target.counter.wait(9_500)
+                assert target.counter.value < 10_000
+    await anyio.to_thread.run_sync(removed.wait, patient(3))  # nobody has it open any more
+    with anyio.fail_after(patient(3)), pytest.raises(BackendUnavailableError, match=f"no device rxe_{port}"):
+        while True:  # an interface may be gone before its device
+            async with TransferEngine(backend="verbs", options={"verbs": {"devices": f"rxe_{port}"}}):
+                await anyio.sleep(0.1)
+    removal.undo()
+    async with pair(*ends) as (a, b):
+        await works_in_the_end(a, b)
+
+
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [
+        (64 << 10, [r"BackendUnavailableError .*beyond the limit of locked memory\?.*ulimit -l unlimited"]),
+        (16 << 20, [r"ProviderError .*67108864 bytes.*beyond the limit of locked memory\?", "registered 4096"]),
+    ],
+    ids=["for-the-engine", "for-a-region"],
+)
+def test_too_little_memory_may_be_locked(limit: int, said: list[str]) -> None:
+    # Root has no such limit, but for one that may not lock memory as it likes.
+    limited = ["setpriv", "--bounding-set=-ipc_lock", "prlimit", f"--memlock={limit}", sys.executable, "-c", LIMITED]
+    run = subprocess.run(limited, check=True, capture_output=True, text=True, timeout=200)
+    lines = run.stdout.splitlines()
+    assert len(lines) == len(said), run.stderr
+    for line, pattern in zip(lines, said, strict=True):
+        assert re.fullmatch(pattern + ".*", line), line
