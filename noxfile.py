@@ -129,12 +129,16 @@ def efa(session: nox.Session, devices: int) -> None:
         settings |= {"EFA_EMULATOR_MEASURE": "1"}
     options = session.posargs or ["-q", "--timeout", "120"]
     session.run(*inside, "python", "-m", "pytest", "tests/efa", *options, env=settings)
-    if devices == 1 and not session.posargs:
-        for program in (libfabric_test(session), post_overhead(session)):
-            session.run(*inside, program, "efa", wheel_library(session), env=settings)
-        # The provider's other fabric keeps buffers for every slot of the device's queues.
-        settings |= {"EFA_FABRIC": "efa", "EFA_EMULATOR_SEND_DEPTH": "512", "EFA_EMULATOR_RECEIVE_DEPTH": "1024"}
-        session.run(*inside, "python", "-m", "pytest", "tests/efa/test_efa_conformance.py", *options, env=settings)
+    if session.posargs:
+        return
+    # The provider's other fabric keeps buffers for every slot of the device's queues.
+    other = settings | {"EFA_FABRIC": "efa", "EFA_EMULATOR_SEND_DEPTH": "512", "EFA_EMULATOR_RECEIVE_DEPTH": "1024"}
+    session.run(*inside, "python", "-m", "pytest", "tests/efa/test_efa_conformance.py", *options, env=other)
+    if devices == 1:
+        session.run(*inside, post_overhead(session), "efa", wheel_library(session), env=settings)
+        program = libfabric_test(session)
+        for environment in (settings, other | {"FABRIC": "efa"}):
+            session.run(*inside, program, "efa", wheel_library(session), env=environment)
 
 
 @nox.session(name="verbs-vm", default=False)
@@ -244,6 +248,23 @@ def sanitizers(session: nox.Session, kind: str) -> None:
             "TSAN_OPTIONS": "report_bugs=1",
         },
     )
+
+
+@nox.session(default=False)
+def instructions(session: nox.Session) -> None:
+    """What a page, a write and a scatter's target cost in instructions, against the record (Debian: valgrind)."""
+    if shutil.which("valgrind") is None:
+        if os.geteuid() != 0 or shutil.which("apt-get") is None:
+            session.error("needs valgrind: apt-get install valgrind")
+        session.run("apt-get", "install", "-y", "-q", "valgrind", external=True)
+    session.run("python", "benchmarks/instructions.py")
+
+
+@nox.session(default=False)
+def bars(session: nox.Session) -> None:
+    """Every bar of speed and the figure beside it, 10 minutes: ``nox -s bars -- scatter`` runs those of scatters."""
+    install(session, extras="[libfabric,uvloop]")
+    session.run("python", "benchmarks/bars.py", *session.posargs, env=INSTALLED)
 
 
 @nox.session(default=False)

@@ -59,7 +59,8 @@ class PeerGroup:
         for counter in self._counters:
             counter.guarded = True
         self._epoch = 0
-        self._entered = False
+        self.entered = False
+        """Whether members are told that we are in the present epoch's barrier."""
         self._joined = False
         self.told: set[bytes] = set()
         """Members that may know our counters, and take us for one of theirs."""
@@ -152,14 +153,14 @@ class PeerGroup:
                 self._joined = True
             self._board.require_members(self)
             parity = self._epoch % 2
-            if not self._entered:
-                self._entered = True
+            if not self.entered:
+                self.entered = True
                 self._notes = [note for note in self._notes if not _kept(note[1])]
                 for peer in self.peers:
                     note = self._engine.poster.notify(peer, self._board.counters_of(self, peer)[parity])
                     self._notes.append((self._epoch, note))
             await self._counters[parity].wait(len(self.peers))
-            self._entered = False
+            self.entered = False
             self._epoch += 1
         finally:
             self._waiting = False
@@ -269,8 +270,8 @@ class GroupBoard:
         parted = self._parted.get(group.key, ())
         passed = self._passed.get(group.key, {})
         for peer in group.peers:
-            if passed.get(peer.incarnation, -1) > group.epoch:
-                continue  # it was in this one
+            if group.entered and passed.get(peer.incarnation, -1) > group.epoch:
+                continue  # it was in this one, and so is everybody
             if peer.incarnation not in joined or peer.incarnation in parted or self._has_left(group, peer.incarnation):
                 error = self._gone(group, peer.incarnation, peer.label)
                 raise error()

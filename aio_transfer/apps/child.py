@@ -16,10 +16,11 @@ from aio_transfer.apps.lines import DEMO, Failed, Lines
 from aio_transfer.errors import AioTransferError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
     from typing import IO, Self
 
-__all__ = ("Child", "ChildFailedError")
+__all__ = ("Child", "ChildFailedError", "require_kind")
 
 GRACE_S: Final = 2.0
 """How long a child may take to say goodbye to its peers after its input has ended."""
@@ -92,11 +93,7 @@ class Child:
         message = await self._lines.receive()
         if message is None:
             raise self._failure()
-        if isinstance(message, Failed):
-            raise ChildFailedError(self.name, message.reason, self._said())
-        if not isinstance(message, kind):
-            raise ChildFailedError(self.name, f"said {type(message).__name__} instead of {kind.__name__}", self._said())
-        return message
+        return require_kind(message, kind, self.name, self._said)
 
     async def __aenter__(self) -> Self:
         """Return itself."""
@@ -135,6 +132,22 @@ class Child:
         return os.pread(self._stderr.fileno(), STDERR_TAIL_NBYTES, max(0, size - STDERR_TAIL_NBYTES)).decode(
             errors="replace"
         )
+
+
+def require_kind(
+    message: msgspec.Struct, kind: type[MessageT], name: str, said: Callable[[], str] = lambda: ""
+) -> MessageT:
+    """Return a message if it is a ``kind``.
+
+    :param name: of who sent it
+    :param said: the end of its standard error
+    :raises ChildFailedError: it is another, or says that it failed
+    """
+    if isinstance(message, Failed):
+        raise ChildFailedError(name, message.reason, said())
+    if not isinstance(message, kind):
+        raise ChildFailedError(name, f"said {type(message).__name__} instead of {kind.__name__}", said())
+    return message
 
 
 def _environment() -> dict[str, str]:

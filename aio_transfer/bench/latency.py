@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from aio_transfer.bench import perftest
 from aio_transfer.bench.figures import Pair, Sample, microseconds, percentile, rounds_for, spread
+from aio_transfer.bench.pipes import Port, dial_port, open_port, take_port
 from aio_transfer.bench.place import Nothing
 from aio_transfer.bench.rails import answer_rail, ask_rail, join_rail, offer_spinning_rail
 from aio_transfer.bench.result import times
@@ -31,7 +32,8 @@ async def run(options: Options) -> AsyncGenerator[Result]:
         provider = await facing(both, options)
         pairs = await ours_beside_pipe(both, options)
         one_way_us = percentile(microseconds(pair.ours for pair in pairs), 50) / 2
-        more = await _beside_perftest(both, options) if options.backend == "verbs" and perftest.is_installed() else {}
+        with_perftest = options.backend == "verbs" and not options.connect and perftest.is_installed()
+        more = await _beside_perftest(both, options) if with_perftest else {}
         yield times("latency", options, provider, pairs, nbytes=NBYTES, count=1, one_way_us=one_way_us, **more)
 
 
@@ -40,6 +42,10 @@ async def facing(both: Team, options: Options) -> str:
     offered = [await worker.offer(PAGE, foreign=options.foreign, seed=1) for worker in both.workers[:2]]
     await both[0].aim([offered[1]])
     await both[1].aim([offered[0]])
+    if both.far:  # no pipe leads there
+        port = await both[1].call(open_port, Port(both.far))
+        await both[0].call(dial_port, port)
+        await both[1].call(take_port, Nothing())
     return offered[0].provider
 
 

@@ -12,13 +12,18 @@ __all__ = ("FROM_WORKER", "TO_WORKER", "Did", "Do", "Start")
 
 
 class Start(msgspec.Struct, frozen=True, tag="start"):
-    """Be a worker: with this event loop, these engines."""
+    """Be a worker: with this event loop, these engines.
+
+    :param pipes: FIFOs to the other worker, inward and outward; none where that is on another host
+    :param host: the address that engines and raw loops listen on; empty where all are on one host
+    """
 
     backend: str
     loop: str
     backend_options: dict[str, dict[str, str]]
     engines: int
     pipes: list[str]
+    host: str = ""
 
 
 class Do(msgspec.Struct, frozen=True, tag="do"):

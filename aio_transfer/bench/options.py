@@ -12,6 +12,7 @@ from aio_transfer.errors import UsageError
 __all__ = ("LOOPS", "Options")
 
 LOOPS: Final = ("asyncio", "uvloop", "trio")
+ONE_HOST: Final = ("shm", "sim")
 PROGRESS: Final = ("adaptive", "spin")
 
 
@@ -30,6 +31,8 @@ class Options:
     :param count: chunks per batch; 0 for the family's own
     :param depth: batches under way at once; 0 for the family's own
     :param peers: engines at the other end, for families that have several; 0 for the family's own
+    :param connect: ``HOST:PORT`` of a listener (``aio-transfer bench listen``) on the host of the other end; empty for
+        this host
     """
 
     backend: str = "shm"
@@ -43,6 +46,7 @@ class Options:
     count: int = 0
     depth: int = 0
     peers: int = 0
+    connect: str = ""
 
     def __post_init__(self) -> None:
         """Refuse what cannot run.
@@ -53,6 +57,8 @@ class Options:
             raise UsageError(f"--loop is one of {', '.join(LOOPS)}; --progress is one of {', '.join(PROGRESS)}")
         if self.loop != "asyncio" and find_spec(self.loop) is None:
             raise UsageError(f"{self.loop} is not installed: pip install 'aio-transfer[{self.loop}]'")
+        if self.connect and self.backend in ONE_HOST:
+            raise UsageError(f"--connect measures between two hosts, and {self.backend} stays on one")
         if self.backend == "auto":
             raise UsageError("name a backend: a figure belongs to one path")
 
@@ -60,10 +66,14 @@ class Options:
         """Return the sizes to run: those asked for, else a sweep."""
         return self.sizes or sweep(first, last)
 
-    @property
-    def backend_options(self) -> dict[str, dict[str, str]]:
-        """What the engine takes as ``options``."""
+    def backend_options(self, host: str = "") -> dict[str, dict[str, str]]:
+        """Return what the engine takes as ``options``.
+
+        :param host: its own address, where not all are on one host
+        """
         own = {"progress": self.progress}
         if self.provider:
             own["provider"] = self.provider
+        if host and self.backend == "libfabric" and self.provider in {"", "tcp"}:
+            own["address"] = host
         return {self.backend: own}

@@ -3,35 +3,76 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import Final
 
+import msgspec
+
+from aio_transfer.bench.place import Nothing, Place
 from aio_transfer.loops import current_loop
 
-if TYPE_CHECKING:
-    from aio_transfer.bench.place import Place
+__all__ = ("Pipe", "Port", "dial_port", "loop_pipe", "open_port", "take_port")
 
-__all__ = ("Pipe", "loop_pipe")
+DIAL_S: Final = 5.0
 
 
 def loop_pipe(place: Place) -> Pipe:
     """Return the raw pipe to the other process, watched by this process's event loop."""
     if "pipe" not in place.kept:
-        place.kept["pipe"] = Pipe(*place.start.pipes)
+        # O_RDWR: neither blocks until the other side is there, nor reads an end when it leaves.
+        ends = (os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC) for path in place.start.pipes)
+        place.kept["pipe"] = Pipe(*ends)
     pipe: Pipe = place.kept["pipe"]
     return pipe
 
 
+class Port(msgspec.Struct, frozen=True):
+    """Where a process listens for a raw connection.
+
+    :param number: 0 asks for any
+    """
+
+    host: str
+    number: int = 0
+
+
+async def open_port(place: Place, ask: Port) -> Port:
+    """Listen; the step after this one is the other side's :func:`dial_port`, and then our :func:`take_port`."""
+    family = socket.AF_INET6 if ":" in ask.host else socket.AF_INET
+    listener = place.kept["port"] = socket.create_server((ask.host, ask.number), family=family)
+    return Port(ask.host, listener.getsockname()[1])
+
+
+async def dial_port(place: Place, ask: Port) -> Nothing:
+    """Connect, and let the connection stand for the pipe."""
+    place.kept["pipe"] = _over(socket.create_connection((ask.host, ask.number), DIAL_S))
+    return Nothing()
+
+
+async def take_port(place: Place, ask: Nothing) -> Nothing:
+    """Take what :func:`dial_port` has made."""
+    listener: socket.socket = place.kept.pop("port")
+    with listener:
+        place.kept["pipe"] = _over(listener.accept()[0])
+    return ask
+
+
+def _over(connection: socket.socket) -> Pipe:
+    connection.setblocking(False)  # noqa: FBT003
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return Pipe(connection.detach(), -1)
+
+
 class Pipe:
-    """Two FIFOs, 8 bytes at a time: what an awaited round trip costs without us.
+    """Two FIFOs, or a TCP connection, 8 bytes at a time: what an awaited round trip costs without us.
 
     Watched once, as the engine watches its own fd, so that the difference is ours and not the event loop's.
     """
 
-    def __init__(self, inward: str, outward: str) -> None:
-        """Open both ends."""
-        # O_RDWR: neither blocks until the other side is there, nor reads an end when it leaves.
-        self._in, self._out = (os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC) for path in (inward, outward))
+    def __init__(self, inward: int, outward: int) -> None:
+        """Take two fds over, the inward one non-blocking."""
+        self._in, self._out = inward, outward
         self._loop = current_loop()
         self._loop.watch(self._in, self._on_ready)
         self._waiter = self._loop.waiter()
@@ -43,7 +84,7 @@ class Pipe:
 
     def send(self, message: bytes) -> None:
         """Write 8 bytes."""
-        os.write(self._out, message)
+        os.write(self._out if self._out >= 0 else self._in, message)
 
     async def receive(self) -> bytes:
         """Wait for 8 bytes."""
@@ -55,5 +96,5 @@ class Pipe:
     def close(self) -> None:
         """Stop watching, and close both."""
         self._loop.unwatch(self._in)
-        os.close(self._in)
-        os.close(self._out)
+        for fd in {self._in, self._out} - {-1}:
+            os.close(fd)

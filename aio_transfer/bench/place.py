@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ("Aim", "Expect", "Nothing", "Offer", "Offered", "Place", "Step", "aim", "cpu_ns", "expect", "fill", "offer")
 
 WAIT_S: Final = 30.0
+LOOPBACK: Final = "127.0.0.1"
 AskT = TypeVar("AskT", bound=msgspec.Struct)
 SayT = TypeVar("SayT", bound=msgspec.Struct)
 _T = TypeVar("_T")
@@ -63,7 +64,8 @@ class Place:
     async def __aenter__(self) -> Self:
         """Open the engines."""
         for _ in range(self.start.engines):
-            engine = TransferEngine(backend=self.start.backend, options=self.start.backend_options)
+            host = self.start.host or LOOPBACK
+            engine = TransferEngine(backend=self.start.backend, host=host, options=self.start.backend_options)
             self.engines.append(await self.stack.enter_async_context(engine))
         return self
 
@@ -75,7 +77,9 @@ class Place:
 
     @property
     def pids(self) -> list[int]:
-        """The processes at the other end."""
+        """The processes at the other end, where they are on this host."""
+        if self.start.host:
+            return []
         return sorted({target.pid for target in self.targets} - {os.getpid()})
 
     async def once(self, name: str, make: Callable[[], Awaitable[_T]]) -> _T:

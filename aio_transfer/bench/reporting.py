@@ -30,6 +30,8 @@ SHOWN: Final = {
     "submit_p50_us": ("submit {:.1f} µs", 1),
     "cpu_percent": ("{:.2f} % of a core", 1),
     "loop_wakes_per_s": ("{:.1f} loop wakes/s", 1),
+    "bytes_per_page": ("{:.0f} B per page under way", 1),
+    "grown_kib": ("grown by {:.0f} KiB", 1),
     "peers": ("{:.0f} peers", 1),
 }
 """Keys beside the common ones that people want to see, and what to multiply them by."""

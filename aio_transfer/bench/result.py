@@ -67,7 +67,7 @@ def bandwidth(  # noqa: PLR0913 - what a line says
     floor = spread(floors) if floors else None
     ratio = ratios(pairs)
     rounds_us = microseconds(pair.ours for pair in pairs)
-    cpu = [pair.ours.cpu_ns / len(pair.ours.rounds_ns) / moved * GIB / 1e9 for pair in pairs]
+    cpu = spread(pair.ours.cpu_ns / len(pair.ours.rounds_ns) / moved * GIB / 1e9 for pair in pairs)
     spreads: dict[str, object] = {"gb_per_s_min": ours.least, "gb_per_s_max": ours.most}
     if floor is not None and ratio is not None:
         spreads |= {"floor_gb_per_s_min": floor.least, "floor_gb_per_s_max": floor.most}
@@ -83,7 +83,7 @@ def bandwidth(  # noqa: PLR0913 - what a line says
         ratio=ratio.median if ratio else None,
         p50_us=percentile(rounds_us, 50),
         p99_us=percentile(rounds_us, 99),
-        cpu_s_per_gib=spread(cpu).median,
+        cpu_s_per_gib=None if options.connect else cpu.median,  # of both processes, and one is far away
         more={
             **setting(options),
             "chunks_per_s": ours.median / nbytes * 1e9,
@@ -109,6 +109,7 @@ def times(  # noqa: PLR0913 - what a line says
         if pair.floor is not None
     ]
     slower = spread(each)
+    cpu = spread(pair.ours.cpu_ns / len(pair.ours.rounds_ns) / 1e3 for pair in pairs)
     return Result(
         test=test,
         backend=options.backend,
@@ -125,7 +126,7 @@ def times(  # noqa: PLR0913 - what a line says
             "times_floor": slower.median,
             "times_floor_min": slower.least,
             "times_floor_max": slower.most,
-            "cpu_us_per_round": spread(pair.ours.cpu_ns / len(pair.ours.rounds_ns) / 1e3 for pair in pairs).median,
+            "cpu_us_per_round": None if options.connect else cpu.median,
             "samples": len(pairs),
             **more,
         },
@@ -135,4 +136,5 @@ def times(  # noqa: PLR0913 - what a line says
 
 def setting(options: Options) -> dict[str, object]:
     """Return how it was run."""
-    return {"loop": options.loop, "progress": options.progress, "foreign": options.foreign}
+    said = {"loop": options.loop, "progress": options.progress, "foreign": options.foreign}
+    return said | ({"connect": options.connect} if options.connect else {})

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ("FAMILIES", "run")
 
-FAMILIES: Final = ("write", "pages", "scatter", "latency", "barrier", "wake", "plan", "idle")
+FAMILIES: Final = ("write", "pages", "scatter", "latency", "barrier", "wake", "plan", "busy", "growth", "scale", "idle")
 
 
 async def run(family: str, options: Options) -> AsyncGenerator[Result]:

@@ -12,6 +12,7 @@ import anyio
 import msgspec
 
 from aio_transfer.apps.child import Child
+from aio_transfer.bench.far import Far
 from aio_transfer.bench.messages import FROM_WORKER, Did, Do, Start
 from aio_transfer.bench.place import Aim, Expect, Nothing, Offer, Offered, aim, expect, offer
 
@@ -29,7 +30,7 @@ MODULE: Final = "aio_transfer.bench.worker"
 class Worker:
     """One measured process."""
 
-    def __init__(self, child: Child) -> None:
+    def __init__(self, child: Child | Far) -> None:
         """Take a started child."""
         self._child = child
 
@@ -60,9 +61,13 @@ class Worker:
 class Team:
     """All measured processes of one test."""
 
-    def __init__(self, workers: Sequence[Worker]) -> None:
-        """Take started workers."""
+    def __init__(self, workers: Sequence[Worker], far: str = "") -> None:
+        """Take started workers.
+
+        :param far: the address of the second one, where it is on another host
+        """
         self.workers = tuple(workers)
+        self.far = far
 
     def __getitem__(self, index: int) -> Worker:
         """Return one of them."""
@@ -92,25 +97,31 @@ class Team:
 async def team(options: Options, engines: Sequence[int]) -> AsyncIterator[Team]:
     """Start one process per element of ``engines``, with so many engines in it.
 
-    The first two are also connected by a pair of FIFOs.
+    The first two are also connected by a pair of FIFOs, unless the second is on another host.
     """
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="aio-transfer-bench-")))
         pipes = [str(folder / name) for name in ("there", "back")]
         for pipe in pipes:
             os.mkfifo(pipe, 0o600)
-        children = [
-            await stack.enter_async_context(Child(MODULE, f"bench process {index}", FROM_WORKER))
-            for index in range(len(engines))
-        ]
-        for index, (child, count) in enumerate(zip(children, engines, strict=True)):
+        far = await stack.enter_async_context(Far(options.connect)) if options.connect else None
+        children: list[Child | Far] = []
+        for index, count in enumerate(engines):
+            child: Child | Far
+            if far is not None and index == 1:
+                child, host = far, far.there
+            else:
+                child = await stack.enter_async_context(Child(MODULE, f"bench process {index}", FROM_WORKER))
+                host = "" if far is None else far.here
+            children.append(child)
             child.send(
                 Start(
                     backend=options.backend,
                     loop=options.loop,
-                    backend_options=options.backend_options,
+                    backend_options=options.backend_options(host),
                     engines=count,
                     pipes=pipes[:: -1 if index else 1],
+                    host=host,
                 )
             )
-        yield Team([Worker(child) for child in children])
+        yield Team([Worker(child) for child in children], far.there if far else "")

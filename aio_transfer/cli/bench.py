@@ -25,6 +25,8 @@ Examples:
 
   aio-transfer bench write --backend libfabric --plot write.svg
 
+  aio-transfer bench listen 192.0.2.7:7471, and on another host: bench write --backend verbs --connect 192.0.2.7:7471
+
 Each figure stands beside its floor: a raw C++ loop over the same memory, or a pipe between the same two event loops,
 measured in turns with ours in the same processes. benchmarks/README.md says how.
 """
@@ -46,6 +48,9 @@ Sample: TypeAlias = Annotated[float, typer.Option(min=0.001, max=60, help="Secon
 Foreign: TypeAlias = Annotated[bool, typer.Option("--foreign", help="Memory that is not from engine.allocate().")]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON object per line, for programs.")]
 Plot: TypeAlias = Annotated[Path | None, typer.Option(help="Draw into this .png or .svg; needs matplotlib.")]
+Connect: TypeAlias = Annotated[
+    str, typer.Option(metavar="HOST:PORT", help="The other end's host, where `aio-transfer bench listen` runs.")
+]
 Depth: TypeAlias = Annotated[int, typer.Option(min=1, max=100_000, help="Batches under way at once.")]
 Count: TypeAlias = Annotated[int, typer.Option(min=1, max=1 << 20, help="Pages per batch.")]
 Page: TypeAlias = Annotated[list[str] | None, typer.Option(help="Bytes per page, such as 4KiB; may be repeated.")]
@@ -64,13 +69,14 @@ def write(  # noqa: PLR0913 - the command's options
     foreign: Foreign = False,
     repeat: Repeat = 5,
     sample: Sample = 0.15,
+    connect: Connect = "",
     as_json: Json = False,
     plot: Plot = None,
 ) -> None:
     """Measure contiguous writes, 4 KiB to 256 MiB unless --size is given."""
     from aio_transfer.bench import Options
 
-    common = partial(Options, backend=backend, provider=provider, loop=loop)
+    common = partial(Options, backend=backend, provider=provider, loop=loop, connect=connect)
     options = partial(common, repeat=repeat, sample_s=sample, progress=progress, foreign=foreign, depth=depth)
     _run("write", options, size, plot, as_json=as_json)
 
@@ -88,13 +94,14 @@ def pages(  # noqa: PLR0913 - the command's options
     foreign: Foreign = False,
     repeat: Repeat = 5,
     sample: Sample = 0.15,
+    connect: Connect = "",
     as_json: Json = False,
     plot: Plot = None,
 ) -> None:
     """Measure scattered pages, many per submit: 4, 16 and 64 KiB unless --page is given."""
     from aio_transfer.bench import Options
 
-    common = partial(Options, backend=backend, provider=provider, loop=loop)
+    common = partial(Options, backend=backend, provider=provider, loop=loop, connect=connect)
     options = partial(
         common, repeat=repeat, sample_s=sample, progress=progress, foreign=foreign, count=count, depth=depth
     )
@@ -113,13 +120,14 @@ def scatter(  # noqa: PLR0913 - the command's options
     foreign: Foreign = False,
     repeat: Repeat = 5,
     sample: Sample = 0.15,
+    connect: Connect = "",
     as_json: Json = False,
     plot: Plot = None,
 ) -> None:
     """Measure one chunk to each of many peers: 256 B to 16 KiB unless --size is given."""
     from aio_transfer.bench import Options
 
-    common = partial(Options, backend=backend, provider=provider, loop=loop)
+    common = partial(Options, backend=backend, provider=provider, loop=loop, connect=connect)
     options = partial(common, repeat=repeat, sample_s=sample, progress=progress, foreign=foreign, peers=peers)
     _run("scatter", options, size, plot, as_json=as_json)
 
@@ -134,13 +142,14 @@ def latency(  # noqa: PLR0913 - the command's options
     foreign: Foreign = False,
     repeat: Repeat = 5,
     sample: Sample = 0.15,
+    connect: Connect = "",
     as_json: Json = False,
     plot: Plot = None,
 ) -> None:
     """Measure the awaited round trip, beside one over a pipe between the same event loops."""
     from aio_transfer.bench import Options
 
-    common = partial(Options, backend=backend, provider=provider, loop=loop)
+    common = partial(Options, backend=backend, provider=provider, loop=loop, connect=connect)
     options = partial(common, repeat=repeat, sample_s=sample, progress=progress, foreign=foreign)
     _run("latency", options, None, plot, as_json=as_json)
 
@@ -227,6 +236,66 @@ def idle(  # noqa: PLR0913 - the command's options
     _run("idle", options, None, None, as_json=as_json)
 
 
+@app.command()
+def busy(  # noqa: PLR0913 - the command's options
+    *,
+    page: Page = None,
+    count: Count = 2048,
+    backend: Backend = "shm",
+    provider: Provider = "",
+    loop: Loop = "asyncio",
+    progress: Progress = "adaptive",
+    foreign: Foreign = False,
+    repeat: Repeat = 5,
+    as_json: Json = False,
+) -> None:
+    """Measure pages under way while their sender's event loop computes, beside one that waits."""
+    from aio_transfer.bench import Options
+
+    common = partial(Options, backend=backend, provider=provider, loop=loop)
+    options = partial(common, repeat=repeat, progress=progress, foreign=foreign, count=count)
+    _run("busy", options, page, None, as_json=as_json)
+
+
+@app.command()
+def growth(  # noqa: PLR0913 - the command's options
+    *,
+    page: Page = None,
+    transfers: Annotated[int, typer.Option(min=10, help="Small writes, one after the other.")] = 100_000,
+    backend: Backend = "shm",
+    provider: Provider = "",
+    loop: Loop = "asyncio",
+    progress: Progress = "adaptive",
+    as_json: Json = False,
+) -> None:
+    """Measure the memory of pages under way, and what is left of transfers that are over."""
+    from aio_transfer.bench import Options
+
+    options = partial(Options, backend=backend, provider=provider, loop=loop, progress=progress, count=transfers)
+    _run("growth", options, page, None, as_json=as_json)
+
+
+@app.command()
+def scale(  # noqa: PLR0913 - the command's options
+    *,
+    peers: Annotated[int, typer.Option(min=1, max=4096, help="Connected peers, written to in turns.")] = 256,
+    backend: Backend = "shm",
+    provider: Provider = "",
+    loop: Loop = "asyncio",
+    progress: Progress = "adaptive",
+    repeat: Repeat = 5,
+    sample: Sample = 0.15,
+    as_json: Json = False,
+    plot: Plot = None,
+) -> None:
+    """Measure small writes to one of many peers, beside the same with 64 of them."""
+    from aio_transfer.bench import Options
+
+    common = partial(Options, backend=backend, provider=provider, loop=loop)
+    options = partial(common, repeat=repeat, sample_s=sample, progress=progress, peers=peers)
+    _run("scale", options, None, plot, as_json=as_json)
+
+
 @app.command("all")
 def everything(  # noqa: PLR0913 - the command's options
     *,
@@ -246,6 +315,19 @@ def everything(  # noqa: PLR0913 - the command's options
     common = partial(Options, backend=backend, provider=provider, loop=loop)
     options = partial(common, repeat=repeat, sample_s=sample, progress=progress, foreign=foreign)
     _run("all", options, None, plot, as_json=as_json)
+
+
+@app.command()
+def listen(
+    endpoint: Annotated[
+        str, typer.Argument(metavar="HOST:PORT", help="An address of this host, and a port.")
+    ] = "127.0.0.1:7471",
+) -> None:
+    """Be the other host of --connect until interrupted. Whoever reaches the port may measure here."""
+    with failures_told(as_json=False, test="listen"):
+        from aio_transfer.bench.far import serve
+
+        serve(endpoint, lambda bound: typer.echo(f"listening on {bound}"))
 
 
 def _run(

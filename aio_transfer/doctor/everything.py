@@ -33,6 +33,8 @@ OF_THE_HOST: Final[tuple[Callable[[Host], Check | None], ...]] = (
     fabric.check_gpu_memory,
     fabric.check_efa_module,
     fabric.check_efa_installer,
+    fabric.check_efa_fork,
+    fabric.check_efa_huge_pages,
     fabric.check_efa_security_group,
 )
 OF_THE_BACKENDS: Final = (software.check_shm, software.check_providers)

@@ -8,12 +8,24 @@ from typing import Final
 
 from aio_transfer.doctor.check import Check, Host
 
-__all__ = ("check_efa_installer", "check_efa_module", "check_efa_security_group", "check_gpu_memory", "check_rdma")
+__all__ = (
+    "check_efa_fork",
+    "check_efa_huge_pages",
+    "check_efa_installer",
+    "check_efa_module",
+    "check_efa_security_group",
+    "check_gpu_memory",
+    "check_rdma",
+)
 
 OLDEST_DMABUF_KERNEL: Final = (5, 12)
 """Registering a dma-buf with RDMA devices: Linux commit bfe0cc6eb249."""
 OLDEST_EFA_MODULE: Final = (2, 1)
 """The efa driver that has RDMA write (p5 and later); EFA installer 1.24 brings it."""
+SAFE_FORK_KERNEL: Final = (5, 13)
+"""Registered pages are copied when a process forks; libfabric's provider names this version."""
+FORK_SAFE: Final = ("FI_EFA_FORK_SAFE", "RDMAV_FORK_SAFE", "IBV_FORK_SAFE")
+"""Each makes the provider prepare for forks before it registers anything."""
 INSTALL_EFA: Final = (
     "curl -O https://efa-installer.amazonaws.com/aws-efa-installer-latest.tar.gz && "
     "tar xf aws-efa-installer-latest.tar.gz && cd aws-efa-installer && sudo ./efa_installer.sh -y"
@@ -77,6 +89,33 @@ def check_efa_installer(host: Host) -> Check | None:
     if found:
         return Check(name="efa installer", status="ok", detail=found[1])
     return Check(name="efa installer", status="warn", detail="/opt/amazon/efa is not installed", fix=INSTALL_EFA)
+
+
+def check_efa_fork(host: Host) -> Check | None:
+    """Whether a process may fork: on older kernels libfabric's provider ends it, unless it was told beforehand."""
+    if "efa" not in host.rdma_devices().values():
+        return None
+    kernel = host.read("/proc/sys/kernel/osrelease") or ""
+    told = next((name for name in FORK_SAFE if host.environ.get(name)), None)
+    if _version(kernel) >= SAFE_FORK_KERNEL or told:
+        return Check(name="efa fork", status="ok", detail=f"{told} is set" if told else f"Linux {kernel}")
+    detail = f"Linux {kernel}: a process that uses EFA is ended when it forks (5.13 is the first that needs no care)"
+    return Check(name="efa fork", status="warn", detail=detail, fix=f"export {FORK_SAFE[0]}=1")
+
+
+def check_efa_huge_pages(host: Host) -> Check | None:
+    """Huge pages for the provider's own buffers; it does without where there are none."""
+    if "efa" not in host.rdma_devices().values():
+        return None
+    free = re.search(r"^HugePages_Free:\s+(\d+)", host.read("/proc/meminfo") or "", re.MULTILINE)
+    if free and int(free[1]):
+        return Check(name="efa huge pages", status="ok", detail=f"{free[1]} are free")
+    return Check(
+        name="efa huge pages",
+        status="warn",
+        detail="none is free: the provider's buffers take small pages, of which the device can register fewer bytes",
+        fix="sudo sysctl vm.nr_hugepages=512",
+    )
 
 
 def check_efa_security_group(host: Host) -> Check | None:

@@ -326,11 +326,12 @@ bool Core::post_inline(std::unique_ptr<Transfer> owned) {
     const auto found = rail.lanes.find(flow.run.peer);
     // Others wait there already: the worker takes them in turn. Or this one waits for those before it.
     if (!flow.in_lane || found == rail.lanes.end() || found->second.flows.size() != 1) continue;
-    Lane& lane = found->second;
-    if (turn(rail, lane, flow.run.count) && lane.flows.empty() && lane.messages.empty()) {
-      lane.queued = false;
-      std::erase(rail.active, &lane);
-    }
+    turn(rail, found->second, flow.run.count);
+  }
+  for (Flow& flow : transfer.flows) {
+    if (!flow.in_lane) continue;
+    Rail& rail = rails_[flow.run.rail];
+    activate(rail, rail.lanes.at(flow.run.peer));
   }
   finish(transfer);
   transfer.posting = false;
@@ -388,7 +389,7 @@ void Core::enqueue(Flow& flow) {
   }
   flow.in_lane = true;
   found->second.flows.push_back(&flow);
-  activate(rail, found->second);
+  if (!flow.transfer->posting) activate(rail, found->second);  // mostly it is gone before post_inline() returns
 }
 
 void Core::activate(Rail& rail, Lane& lane) {

@@ -29,21 +29,12 @@ double number(const Options& options, const char* name, double otherwise, double
   return value;
 }
 
-bool flag(const Options& options, const char* name, bool otherwise) {
-  const std::string text = option(options, name, otherwise ? "1" : "0");
-  const bool yes = text == "1" || text == "True" || text == "true";
-  if (!yes && text != "0" && text != "False" && text != "false") {
-    throw Failure(Failure::Kind::usage, "libfabric", "option " + std::string(name) + " is " + text);
-  }
-  return yes;
-}
-
 Policy policy_of(const abi::Info& info, const Options& options) {
   const std::string provider = info.fabric_attr->prov_name;
   Policy policy;
-  policy.unproven = flag(options, "unproven", false);
+  policy.unproven = yes_or_no(options, "unproven").value_or(false);
   if (provider == "tcp") {
-    policy.delivery = flag(options, "delivery", true);
+    policy.delivery = yes_or_no(options, "delivery").value_or(true);
     policy.forgets_connections = true;
   } else if (provider.starts_with("efa")) {
     const bool direct = info.fabric_attr->name == std::string_view("efa-direct");
@@ -148,7 +139,7 @@ InfoPtr discover(const Library& library, const Options& options, const std::stri
 std::vector<std::unique_ptr<Domain>> open_domains(Sink& sink, const Options& options) {
   const Library& library = load(options);
   const std::string provider = option(options, "provider", "tcp");
-  if (provider != "tcp" && !provider.starts_with("efa") && !flag(options, "unproven", false)) {
+  if (provider != "tcp" && !provider.starts_with("efa") && !yes_or_no(options, "unproven").value_or(false)) {
     throw Failure(Failure::Kind::unavailable, "libfabric",
                   "provider " + provider + " breaks the contract: backends/libfabric/README.md says how", 0,
                   "provider=\"tcp\", or unproven=True to try it all the same");

@@ -19,6 +19,8 @@ namespace aio::libfabric {
 //   endpoints        on efa: "peer" (one each; a lost peer is kept out for certain) or "shared" (fewer queues)
 //   rnr_retry        on efa: how often the device tries again where it finds no receive, 0 to 7; 7 is for ever
 //   huge_pages       on efa: let the provider take huge pages for buffers of its own (FI_EFA_USE_HUGE_PAGE); its choice
+//   fork_safe        on efa: before Linux 5.13 the provider ends a process that forks, unless told (FI_EFA_FORK_SAFE);
+//                    not with huge_pages
 //   rails            at most this many domains; 1
 //   depth            operations in flight per peer; 256
 //   delivery         over tcp a write completes once the peer has it, not once the kernel does; yes

@@ -1,6 +1,7 @@
 #include "library.h"
 
 #include <dlfcn.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -101,13 +102,46 @@ void offer_plugins(const Library& library) {
   ::setenv("FI_PROVIDER_PATH", plugins.c_str(), 0);
 }
 
+// Settings of the efa provider that it reads when it is loaded, and never again: options that come first decide.
+void decide(const Options& options, bool fresh) {
+  constexpr std::pair<const char*, const char*> settings[] = {{"huge_pages", "FI_EFA_USE_HUGE_PAGE"},
+                                                              {"fork_safe", "FI_EFA_FORK_SAFE"}};
+  if (yes_or_no(options, "huge_pages").value_or(false) && yes_or_no(options, "fork_safe").value_or(false)) {
+    // The provider would end the process.
+    throw Failure(Failure::Kind::usage, "libfabric", "options huge_pages and fork_safe exclude each other");
+  }
+  for (const auto& [name, variable] : settings) {
+    const std::optional<bool> wanted = yes_or_no(options, name);
+    if (!wanted) continue;
+    const std::string value = *wanted ? "1" : "0";
+    const char* known = std::getenv(variable);
+    if (!fresh && (known == nullptr || value != known)) {
+      throw Failure(Failure::Kind::usage, "libfabric",
+                    "option " + std::string(name) + " comes too late, libfabric is in use: export " + variable + "=" +
+                        value + ", or give it to the first engine of the process");
+    }
+    ::setenv(variable, value.c_str(), 1);
+  }
+}
+
 }  // namespace
 
 std::uint32_t Library::api_version() const noexcept { return std::min(version, kDeclared); }
 
+std::optional<bool> yes_or_no(const Options& options, const char* name) {
+  const std::string text = option(options, name, "");
+  if (text.empty()) return std::nullopt;
+  const bool yes = text == "1" || text == "True" || text == "true";
+  if (!yes && text != "0" && text != "False" && text != "false") {
+    throw Failure(Failure::Kind::usage, "libfabric", "option " + std::string(name) + " is " + text);
+  }
+  return yes;
+}
+
 const Library& load(const Options& options) {
   static std::mutex mutex;
   static std::map<std::string, Library> loaded;  // by what was asked for: one process may use two
+  static std::map<std::string, pid_t> users;     // by path: the process that used it first
   const std::string provider = option(options, "provider", "tcp");
   const bool plugged = provider.starts_with("efa") || provider.starts_with("verbs") || provider == "all";
   const std::string asked =
@@ -115,12 +149,17 @@ const Library& load(const Options& options) {
   const std::lock_guard lock(mutex);
   auto found = loaded.find(asked);
   if (found == loaded.end()) found = loaded.emplace(asked, find(options)).first;
-  if (plugged) offer_plugins(found->second);
-  const std::string huge_pages = option(options, "huge_pages", "");
-  // Read when the provider is loaded, which is when it is first asked for.
-  if (!huge_pages.empty()) {
-    ::setenv("FI_EFA_USE_HUGE_PAGE", huge_pages == "True" || huge_pages == "true" || huge_pages == "1" ? "1" : "0", 1);
+  const auto user = users.find(found->second.path);
+  if (plugged && provider != "all" && user != users.end() && user->second != ::getpid()) {
+    throw Failure(Failure::Kind::unavailable, "libfabric",
+                  "provider " + provider +
+                      ": this process was forked from one that had used libfabric, and the devices are that one's",
+                  0, "multiprocessing.set_start_method('spawn'), or fork before libfabric is used");
   }
+  if (plugged) offer_plugins(found->second);
+  decide(options, user == users.end());
+  // Whoever loads it asks it something at once, and with the first question it opens all devices.
+  users.try_emplace(found->second.path, ::getpid());
   return found->second;
 }
 

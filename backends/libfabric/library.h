@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -12,6 +13,9 @@
 namespace aio::libfabric {
 
 using Options = std::map<std::string, std::string>;
+
+// What an option says; nothing where it is absent. Throws Failure(usage) for other words.
+std::optional<bool> yes_or_no(const Options& options, const char* name);
 
 // The entry points of one loaded library. Never unloaded: providers leave threads, fork handlers and plug-ins behind.
 struct Library {
@@ -42,7 +46,8 @@ struct ProviderEntry {
 
 // The option `library` alone when it is given. Otherwise AWS's installation, the loader's own and the paths in `search`
 // (colon separated): for `efa` the first of AWS's, else the newest.
-// Throws Failure(unavailable) with every reason why none will do.
+// Throws Failure(unavailable) with every reason why none will do, and for a provider of devices in a forked child of a
+// process that has used the library; Failure(usage) for an option that comes too late to be heeded.
 const Library& load(const Options& options);
 
 std::vector<ProviderEntry> list_providers(const Options& options);

@@ -148,7 +148,7 @@ class PyverbsDriver:
         else:
             self._tell(link, FRAME.pack(PAYLOAD, 0) + payload, message)
 
-    def expect(self, counter: int, counts: int) -> int:
+    def expect(self, counter: seam.CounterId, counts: int) -> int:
         """Arm, disarm, read or forget a counter."""
         return self._ledger.expect(counter, counts)
 

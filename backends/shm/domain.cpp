@@ -374,8 +374,28 @@ bool inside(std::uint64_t offset, std::uint64_t nbytes, std::uint64_t limit) noe
 
 }  // namespace
 
+// Pages: pieces that begin and end in this section and go there. Nothing of the section is looked at between two of
+// them. The first that is none of these is left to copy().
+void ShmDomain::copy_whole(Section& section, const Remote& remote) noexcept {
+  const Flow& flow = section.flow;
+  if (flow.run.op != Op::write || flow.offset != 0) return;
+  const std::uint64_t addr = remote.addr, limit = remote.nbytes;
+  std::uint64_t room = section.limit - section.nbytes;
+  const Piece* const first = flow.pieces + flow.next + section.finished;
+  const Piece* const end = flow.pieces + std::min(flow.next + section.budget, flow.run.count);
+  const Piece* piece = first;
+  for (; piece < end && piece->nbytes <= room && inside(piece->remote_offset, piece->nbytes, limit); ++piece) {
+    const std::uint64_t n = piece->nbytes;
+    room -= n;
+    std::memcpy(reinterpret_cast<void*>(addr + piece->remote_offset), reinterpret_cast<void*>(piece->local_addr), n);
+  }
+  section.finished += static_cast<std::uint32_t>(piece - first);
+  section.nbytes = section.limit - room;
+}
+
 Outcome ShmDomain::copy(Section& section, const Link&, const Remote& remote) {
   const Flow& flow = section.flow;
+  copy_whole(section, remote);
   for (const Piece* piece; (piece = section.piece()) != nullptr && section.nbytes < section.limit;) {
     if (!inside(piece->remote_offset, piece->nbytes, remote.nbytes)) {
       return {Status::provider, ERANGE, "the piece reaches outside the peer's region"};

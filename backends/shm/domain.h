@@ -69,6 +69,7 @@ class ShmDomain final : public Domain {
   PeerSlot* take_slot(std::uint64_t nonce);
   void sweep();
   Outcome enter(const Link& link, const Remote* remote) const noexcept;
+  static void copy_whole(Section& section, const Remote& remote) noexcept;
   Outcome copy(Section& section, const Link& link, const Remote& remote);
   Outcome copy_process(Section& section, const Link& link, const Remote& remote);
 

@@ -59,6 +59,8 @@ SAME_VALUE(status_rnr_exceeded, IBV_WC_RNR_RETRY_EXC_ERR);
 SAME_VALUE(status_remote_abort, IBV_WC_REM_ABORT_ERR);
 SAME_VALUE(status_timeout, IBV_WC_RESP_TIMEOUT_ERR);
 SAME_VALUE(status_general, IBV_WC_GENERAL_ERR);
+SAME_VALUE(fork_disabled, IBV_FORK_DISABLED);
+SAME_VALUE(fork_enabled, IBV_FORK_ENABLED);
 SAME_VALUE(fork_unneeded, IBV_FORK_UNNEEDED);
 
 SAME_SIZE(Gid, ibv_gid);

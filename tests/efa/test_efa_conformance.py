@@ -67,6 +67,7 @@ def uneven(rails: int, others: int) -> Uneven:
     )
 
 
-SPECS = (spec(DEVICES), *((uneven(4, 2), uneven(3, 1), uneven(1, 3)) if DEVICES == 4 else ()))
+UNEVEN = (uneven(4, 2), uneven(3, 1), uneven(1, 3)) if DEVICES == 4 and FABRIC == "efa-direct" else ()
+SPECS = (spec(DEVICES), *UNEVEN)
 
 test_contract = contract(*SPECS, loops=("asyncio", "trio"), schedules=20, seeds=(1, 2, 3))

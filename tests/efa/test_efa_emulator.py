@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -44,11 +45,14 @@ def emulated(built) -> object:
     return built
 
 
-def run(emulated, *command: str, **settings: object) -> str:
+def attempt(emulated, *command: str, **settings: object) -> subprocess.CompletedProcess[str]:
     environment = os.environ | emulated.environment(**settings)
-    done = subprocess.run(
-        [sys.executable, *command], env=environment, text=True, capture_output=True, timeout=200, check=False
-    )
+    command = (sys.executable, *command)
+    return subprocess.run(command, env=environment, text=True, capture_output=True, timeout=200, check=False)
+
+
+def run(emulated, *command: str, **settings: object) -> str:
+    done = attempt(emulated, *command, **settings)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -101,10 +105,26 @@ def test_a_full_queue_and_few_receives_hold_up_nothing(emulated) -> None:
 def test_a_striped_write_counts_once_under_faults(emulated) -> None:
     count = 10_000 if "EFA_EMULATOR_MEASURE" in os.environ else 300
     faults = {"eagain": 0.2, "late": 0.3, "failed_completions": 0.01}
-    said = json.loads(run(emulated, str(HERE / "stripes.py"), str(count), "132000", devices=4, **faults))
+    said = json.loads(run(emulated, str(HERE / "stripes.py"), str(count), "132000", "8", devices=4, **faults))
     assert said["exact"] == count
     assert said["failed"] > 0
     assert said["pieces"] > 4 * count
+
+
+def test_striped_writes_of_64_mib_count_once_under_faults(emulated) -> None:
+    count = 200 if "EFA_EMULATOR_MEASURE" in os.environ else 12
+    faults = {"eagain": 0.2, "late": 0.3, "failed_completions": 0.03}
+    said = json.loads(run(emulated, str(HERE / "stripes.py"), str(count), str(64 * MIB), "4", devices=4, **faults))
+    assert said["exact"] == count
+    assert said["pieces"] > 4 * count
+
+
+def test_peers_take_turns_at_a_nic(emulated) -> None:
+    run(emulated, str(HERE / "turns.py"))
+    turns = [entry["turns"] for entry in emulated.entries() if entry["messages"] > 4096]
+    assert len(turns) == 3
+    # 32 at a time are 128 turns per round, once all three are under way; all at once is one.
+    assert max(turns) > 100
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "trio"])
@@ -132,6 +152,51 @@ def test_a_slice_of_the_suite(emulated) -> None:
     said = run(emulated, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout", "60", *suite, devices=2)
     assert "passed" in said
     assert emulated.traffic().share > 0.3
+
+
+def fork(emulated, scene: str, **settings: object) -> subprocess.CompletedProcess[str]:
+    return attempt(emulated, "-W", "ignore::DeprecationWarning", str(HERE / "forks.py"), scene, **settings)
+
+
+def test_a_child_of_a_process_that_used_the_devices_is_refused_them(emulated) -> None:
+    said = json.loads(fork(emulated, "after").stdout)
+    assert said["child"].startswith("BackendUnavailableError: ")
+    assert "this process was forked from one that had used libfabric" in said["child"]
+    assert "set_start_method('spawn')" in said["child"]
+    assert (said["parent"], said["again"]) == ("written", "written")
+
+
+def test_a_child_may_use_the_devices_first(emulated) -> None:
+    assert json.loads(fork(emulated, "first").stdout) == {"child": "written", "parent": "written"}
+
+
+def test_a_fork_amid_writes(emulated) -> None:
+    well = {"parent": "written", "child": "well"}
+    assert json.loads(fork(emulated, "amid").stdout) == well
+    # Where the kernel does not copy registered pages, the provider ends the process, unless it was told.
+    ended = fork(emulated, "amid", copies_on_fork=0)
+    assert ended.returncode == -signal.SIGABRT
+    assert "FI_EFA_FORK_SAFE=1" in ended.stderr
+    assert json.loads(fork(emulated, "safe", copies_on_fork=0).stdout) == well
+
+
+def test_settings_of_a_loaded_provider_are_not_ignored(emulated) -> None:
+    said = json.loads(fork(emulated, "late").stdout)
+    assert (said["first"], said["same"]) == ("written", "written")
+    for name, variable in (("other", "FI_EFA_USE_HUGE_PAGE=1"), ("fork", "FI_EFA_FORK_SAFE=1")):
+        assert said[name].startswith("UsageError: ")
+        assert f"comes too late, libfabric is in use: export {variable}" in said[name]
+    assert "fork_safe is perhaps" in said["neither"]
+    assert "huge_pages and fork_safe exclude each other" in said["both"]
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_huge_pages_are_the_choice_of_the_option(emulated, monkeypatch: pytest.MonkeyPatch, wanted: bool) -> None:
+    monkeypatch.setenv("FI_LOG_LEVEL", "info")
+    monkeypatch.setenv("FI_LOG_PROV", "efa")
+    options = json.dumps({"huge_pages": wanted})
+    done = attempt(emulated, str(HERE / "mover.py"), str(MIB), options)
+    assert f"read bool var use_huge_page={int(wanted)}" in done.stderr  # by the provider
 
 
 @pytest.mark.skipif("EFA_EMULATOR_MEASURE" not in os.environ, reason="needs a quiet machine: nox -s efa")

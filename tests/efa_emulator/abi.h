@@ -28,7 +28,7 @@ inline constexpr std::int32_t status_success = 0, status_local_length = 1, statu
                               status_flushed = 5, status_local_access = 8, status_remote_invalid = 9,
                               status_remote_access = 10, status_rnr_exceeded = 13, status_remote_abort = 16,
                               status_timeout = 20, status_general = 21;
-inline constexpr std::int32_t fork_unneeded = 2;
+inline constexpr std::int32_t fork_disabled = 0, fork_enabled = 1, fork_unneeded = 2;
 
 // ---- libefa's
 inline constexpr std::uint32_t caps_read = 1, caps_rnr_retry = 2, caps_cq_with_sgid = 4, caps_write = 8,

@@ -1,6 +1,7 @@
 // The list of devices, opening one, and what they say they are: an EFA of the generation of p5en and p6, or an older
 // one without RDMA write, or the first without RDMA.
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
@@ -49,6 +50,8 @@ abi::Device* devices() {
   }();
   return all;
 }
+
+std::atomic<bool> fork_initialized{false};
 
 int query_port(abi::Context*, std::uint8_t port, abi::PortAttr* attr, std::size_t nbytes) {
   if (port != 1) return EINVAL;
@@ -146,9 +149,15 @@ int ibv_query_gid(abi::Context* context, std::uint8_t port, int index, abi::Gid*
   return 0;
 }
 
-int ibv_fork_init() { return 0; }
+int ibv_fork_init() {
+  fork_initialized = true;
+  return 0;
+}
 
-std::int32_t ibv_is_fork_initialized() { return abi::fork_unneeded; }
+std::int32_t ibv_is_fork_initialized() {
+  if (Settings::get().copies_on_fork) return abi::fork_unneeded;
+  return fork_initialized ? abi::fork_enabled : abi::fork_disabled;
+}
 
 int efa_emulator_query_device(abi::Context*, abi::EfadvDeviceAttr* attr, std::uint32_t inlen) {
   const Settings& settings = Settings::get();

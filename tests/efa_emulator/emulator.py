@@ -1,6 +1,7 @@
 """Build the emulated devices, lay out what the provider reads of sysfs, and say what a process needs to see them.
 
 Usage: ``python tests/efa_emulator/emulator.py DIRECTORY [command ...]`` builds there, and runs the command on them.
+``EFA_EMULATOR_SANITIZE=address,undefined`` builds them so; whoever loads them must have the sanitizers already.
 """
 
 from __future__ import annotations
@@ -70,13 +71,17 @@ class Emulator:
         for name in ("libibverbs.so.1", "libefa.so.1"):
             ctypes.CDLL(str(self.root / "lib" / name), mode=ctypes.RTLD_GLOBAL)
 
+    def entries(self) -> list[dict[str, int]]:
+        """Return what every queue pair that has ended said."""
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        return [{name: int(value) for name, value in (word.split("=") for word in line.split())} for line in lines]
+
     def traffic(self) -> Traffic:
         """Add up the log."""
-        lines = self.log.read_text().splitlines() if self.log.exists() else []
-        entries = [dict(word.split("=") for word in line.split()) for line in lines]
+        entries = self.entries()
 
         def total(name: str) -> int:
-            return sum(int(entry[name]) for entry in entries)
+            return sum(entry[name] for entry in entries)
 
         return Traffic(packets=total("packets"), overtaken=total("overtaken"), within=total("within"))
 
@@ -87,16 +92,20 @@ def find_provider() -> Path | None:
     return path if path.exists() else None
 
 
-def build(root: Path) -> Emulator:
-    """Compile both libraries and lay out the rest below ``root``."""
+def build(root: Path, sanitize: str = "") -> Emulator:
+    """Compile both libraries and lay out the rest below ``root``.
+
+    :param sanitize: what g++ takes for ``-fsanitize=``
+    """
+    flags = (f"-fsanitize={sanitize}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer") if sanitize else ()
     libraries = root / "lib"
     libraries.mkdir(parents=True, exist_ok=True)
     objects = root / "objects"
     objects.mkdir(exist_ok=True)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        made = list(pool.map(lambda source: _compile(source, objects), sorted(SOURCES.glob("*.cpp"))))
-    _link_library(libraries / "libibverbs.so.1", *(path for path in made if path.stem != "libefa"))
-    _link_library(libraries / "libefa.so.1", objects / "libefa.o", f"-L{libraries}", "-l:libibverbs.so.1")
+        made = list(pool.map(lambda source: _compile(source, objects, flags), sorted(SOURCES.glob("*.cpp"))))
+    _link_library(libraries / "libibverbs.so.1", *flags, *(path for path in made if path.stem != "libefa"))
+    _link_library(libraries / "libefa.so.1", *flags, objects / "libefa.o", f"-L{libraries}", "-l:libibverbs.so.1")
     provider = find_provider()
     if provider is not None:
         # Alone: the wheel's other plug-ins would want a whole libibverbs.
@@ -105,9 +114,9 @@ def build(root: Path) -> Emulator:
     return Emulator(root=root)
 
 
-def _compile(source: Path, objects: Path) -> Path:
+def _compile(source: Path, objects: Path, flags: tuple[str, ...]) -> Path:
     made = objects / f"{source.stem}.o"
-    command = ["g++", *FLAGS, "-c", str(source), "-o", str(made)]
+    command = ["g++", *FLAGS, *flags, "-c", str(source), "-o", str(made)]
     subprocess.run(command, check=True)
     return made
 
@@ -146,7 +155,7 @@ def _link(link: Path, target: Path) -> None:
 def main() -> int:
     """Build into the directory that was given, and run what follows it there."""
     directory, *command = sys.argv[1:]
-    emulator = build(Path(directory).resolve())
+    emulator = build(Path(directory).resolve(), os.environ.get("EFA_EMULATOR_SANITIZE", ""))
     if not command:
         sys.stdout.writelines(f"{name}={value}\n" for name, value in emulator.environment().items())
         return 0

@@ -40,6 +40,7 @@ class Nic {
   const std::uint16_t device;
   Memory memory;
   Dice dice;
+  const QueuePair* last_poster = nullptr;  // whose turn it was
 
   // All that follows is called with the lock.
   void join(QueuePair* queue_pair);

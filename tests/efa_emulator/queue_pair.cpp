@@ -95,11 +95,12 @@ QueuePair::~QueuePair() {
   const auto word = [](const char* name, std::uint64_t value) {
     return std::string(name) + "=" + std::to_string(value);
   };
-  const std::string line =
-      word("seed", settings_.seed) + word(" pid", static_cast<std::uint64_t>(::getpid())) +
-      word(" device", port_.device) + word(" queue_pair", port_.queue_pair) + word(" messages", totals_.messages) +
-      word(" packets", totals_.packets) + word(" overtaken", totals_.overtaken) + word(" within", totals_.within) +
-      word(" refused", totals_.refused) + word(" unready", totals_.unready) + word(" failed", totals_.failed) + "\n";
+  const std::string line = word("seed", settings_.seed) + word(" pid", static_cast<std::uint64_t>(::getpid())) +
+                           word(" device", port_.device) + word(" queue_pair", port_.queue_pair) +
+                           word(" messages", totals_.messages) + word(" turns", totals_.turns) +
+                           word(" packets", totals_.packets) + word(" overtaken", totals_.overtaken) +
+                           word(" within", totals_.within) + word(" refused", totals_.refused) +
+                           word(" unready", totals_.unready) + word(" failed", totals_.failed) + "\n";
   const int fd = ::open(settings_.log.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0666);
   if (fd < 0) return;
   if (::write(fd, line.data(), line.size()) < 0) std::fprintf(stderr, "efa emulator: the log is full\n");

@@ -148,7 +148,7 @@ class QueuePair : public abi::QpEx {
 
   std::map<Port, std::uint64_t> furthest_;  // the latest packet of each sender that is in
   struct Totals {
-    std::uint64_t packets = 0, overtaken = 0, within = 0, messages = 0, refused = 0, unready = 0, failed = 0;
+    std::uint64_t packets = 0, overtaken = 0, within = 0, messages = 0, turns = 0, refused = 0, unready = 0, failed = 0;
   } totals_;
 };
 

@@ -43,6 +43,7 @@ Settings read() {
   settings.reads = generation != "none";
   settings.unsolicited = number("UNSOLICITED", 0, 0, 1) != 0;
   settings.interrupts = number("INTERRUPTS", 1, 0, 1) != 0;
+  settings.copies_on_fork = number("COPIES_ON_FORK", 1, 0, 1) != 0;
   set(settings.mtu, "MTU", 64, 8192);
   set(settings.paths, "PATHS", 1, kMostPaths);
   set(settings.window, "WINDOW", 1, 256);

@@ -11,6 +11,7 @@ struct Settings {
   bool reads = true, writes = true;
   bool unsolicited = false;  // an immediate consumes no receive
   bool interrupts = true;
+  bool copies_on_fork = true;  // the kernel copies registered pages when a process forks
   std::uint64_t seed = 0;
   std::uint32_t mtu = 8192;    // of a piece of a read or a write
   unsigned paths = 8;          // between any two queue pairs

@@ -65,6 +65,7 @@ int QueuePair::submit() {
     ++totals_.refused;
     return staged_error_;
   }
+  if (std::exchange(nic_.last_poster, this) != this) ++totals_.turns;
   for (SendWork& work : staged_) {
     const std::uint64_t chunk = work.kind == Kind::send ? kMostSend : settings_.mtu;
     const auto packets = static_cast<std::uint32_t>(std::max<std::uint64_t>(1, (work.nbytes + chunk - 1) / chunk));

@@ -26,10 +26,15 @@ SMALL = {
     "scatter": ["--size", "256", "--peers", "3"],
     "barrier": ["--engines", "3"],
     "plan": ["--count", "64"],
+    "busy": ["--page", "4KiB", "--count", "64"],
+    "growth": ["--page", "4KiB", "--transfers", "100"],
+    "scale": ["--peers", "3"],
     "idle": ["--peers", "2", "--repeat", "1"],
 }
 FABRIC = next(report for report in available() if report.backend == "libfabric")
 MOVES = {"write", "pages", "scatter"}
+TAKEN = {"busy": 3, "growth": 1}
+"""How many of TINY's words a family takes that has no samples of a given length, or no samples at all."""
 LOOPS = ["asyncio", "uvloop", "trio"]
 
 
@@ -41,18 +46,21 @@ def bench(*arguments: str) -> list[dict[str, object]]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_family(family: str) -> None:
-    lines = bench(family, *TINY, *SMALL.get(family, []))
+    lines = bench(family, *TINY[: TAKEN.get(family, len(TINY))], *SMALL.get(family, []))
     assert [line["test"] for line in lines] == [family] * (2 if family == "write" else 1)
     for line in lines:
         assert list(line)[: len(KEYS)] == KEYS
         assert (line["backend"], line["provider"], line["loop"]) == ("shm", "memfd", "asyncio")
         figures = [line["gb_per_s"], line["floor_gb_per_s"], line["cpu_s_per_gib"]]
-        if family in MOVES:
+        if family == "busy":
+            assert figures[:2] == [line["gb_per_s"], line["floor_gb_per_s"]]
+            assert line["ratio"] > 0  # type: ignore[operator]
+        elif family in MOVES:
             assert all(isinstance(figure, float) and figure > 0 for figure in figures)
             assert line["ratio"] == pytest.approx(line["gb_per_s"] / line["floor_gb_per_s"], rel=0.9)  # type: ignore[operator]
         else:
             assert figures == [None, None, None]
-        if family != "idle":
+        if family not in {"idle", "busy", "growth"}:
             assert 0 < line["p50_us"] <= line["p99_us"]  # type: ignore[operator]
 
 

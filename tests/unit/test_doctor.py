@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import TYPE_CHECKING
 
@@ -251,6 +251,8 @@ def test_efa_is_not_mentioned_without_a_device(host: Host) -> None:
     assert fabric.check_efa_module(host) is None
     assert fabric.check_efa_installer(host) is None
     assert fabric.check_efa_security_group(host) is None
+    assert fabric.check_efa_fork(host) is None
+    assert fabric.check_efa_huge_pages(host) is None
 
 
 def test_efa(host: Host) -> None:
@@ -272,3 +274,32 @@ def test_efa(host: Host) -> None:
     assert reminder is not None
     assert reminder.status == "skip"
     assert "aws ec2" in reminder.fix
+
+
+@pytest.mark.parametrize(
+    ("kernel", "environ", "status"),
+    [
+        ("5.13.0-aws", {}, "ok"),
+        ("5.10.224-212.aws", {}, "warn"),
+        ("5.10.224-212.aws", {"FI_EFA_FORK_SAFE": "1"}, "ok"),
+        ("5.10.224-212.aws", {"RDMAV_FORK_SAFE": "1"}, "ok"),
+    ],
+)
+def test_efa_forks(host: Host, kernel: str, environ: dict[str, str], status: str) -> None:
+    put_device(host, "rdmap0s31", "efa")
+    put(host, "/proc/sys/kernel/osrelease", kernel)
+    check = fabric.check_efa_fork(replace(host, environ=environ))
+    assert check is not None
+    assert check.status == status
+    assert (check.fix == "export FI_EFA_FORK_SAFE=1") == (status == "warn")
+
+
+@pytest.mark.parametrize(("free", "status"), [(5, "ok"), (0, "warn")])
+def test_efa_huge_pages(host: Host, free: int, status: str) -> None:
+    put_device(host, "rdmap0s31", "efa")
+    put(
+        host, "/proc/meminfo", f"HugePages_Total:       8\nHugePages_Free:        {free}\nHugepagesize:       2048 kB\n"
+    )
+    check = fabric.check_efa_huge_pages(host)
+    assert check is not None
+    assert check.status == status

@@ -1,0 +1,183 @@
+"""Every bar of the project and the figure beside it: ``python benchmarks/bars.py``, or ``nox -s bars``; 10 minutes.
+
+Runs ``aio-transfer bench`` once per group of bars and prints a table in Markdown; with ``--json``, one object per bar.
+Given words (``bars.py round scatter``) it runs only the groups in whose name one of them is. Comparisons with other
+libraries are in ``benchmarks/peers``.
+"""
+
+from __future__ import annotations
+
+import json
+import operator
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+Line: TypeAlias = dict[str, Any]
+MIB: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """What one key of a line must be.
+
+    :param least: or else at most
+    :param nbytes: of which line, where a run has several
+    """
+
+    what: str
+    key: str
+    bound: float
+    least: bool
+    nbytes: int | None = None
+
+    def judge(self, line: Line) -> bool:
+        """Say whether it is met."""
+        met: Callable[[float, float], bool] = operator.ge if self.least else operator.le
+        return met(line[self.key], self.bound)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Bars that one run answers."""
+
+    work: str
+    command: str
+    bars: tuple[Bar, ...]
+
+
+def least(what: str, key: str, bound: float, nbytes: int | None = None) -> Bar:
+    """Demand so much."""
+    return Bar(what, key, bound, least=True, nbytes=nbytes)
+
+
+def most(what: str, key: str, bound: float) -> Bar:
+    """Allow so much."""
+    return Bar(what, key, bound, least=False)
+
+
+def ratios(bound: float, **sizes: int) -> tuple[Bar, ...]:
+    """Demand a share of the floor's speed, for each size."""
+    return tuple(least(f"{name.replace('_', ' ')}, of the floor", "ratio", bound, n) for name, n in sizes.items())
+
+
+LARGE: Final = {"write_1_MiB": MIB, "write_16_MiB": 16 * MIB, "write_256_MiB": 256 * MIB}
+LARGE_SIZES: Final = "--size 1MiB --size 16MiB --size 256MiB"
+GROUPS: Final = (
+    Group("pages, shm", "pages --page 4KiB", ratios(0.90, pages_of_4_KiB=4096)),
+    Group("pages, shm", "pages --page 32KiB --count 1024", ratios(0.95, pages_of_32_KiB=32 << 10)),
+    Group("pages, shm", "pages --page 64KiB --count 1024", ratios(0.95, pages_of_64_KiB=64 << 10)),
+    Group("writes, shm", f"write {LARGE_SIZES}", ratios(0.95, **LARGE)),
+    Group(
+        "pages, shm, foreign memory",
+        "pages --foreign --page 4KiB",
+        (*ratios(0.95, pages_of_4_KiB=4096), least("pages per second", "chunks_per_s", 1.5e6)),
+    ),
+    Group("writes, shm, foreign memory", f"write --foreign {LARGE_SIZES}", ratios(0.95, **LARGE)),
+    Group(
+        "pages, tcp",
+        "pages --backend libfabric --page 64KiB --count 1024",
+        ratios(0.95, pages_of_64_KiB=64 << 10),
+    ),
+    Group(
+        "pages, tcp",
+        "pages --backend libfabric --page 4KiB",
+        (least("pages of 4 KiB per second", "chunks_per_s", 4e5),),
+    ),
+    Group("writes, tcp", f"write --backend libfabric {LARGE_SIZES}", ratios(0.95, **LARGE)),
+    Group("round trip, shm", "latency", (most("asyncio, in pipe round trips", "times_floor", 1.4),)),
+    Group("round trip, shm", "latency --loop uvloop", (most("uvloop, µs", "p50_us", 12),)),
+    Group("round trip, shm", "latency --progress spin", (most("spinning, µs", "p50_us", 6),)),
+    Group("round trip, tcp", "latency --backend libfabric", (most("asyncio, µs", "p50_us", 45),)),
+    Group(
+        "burst, shm",
+        "write --size 8 --depth 1000",
+        (least("asyncio, awaited writes per second", "chunks_per_s", 1.5e5),
+         most("sleeps of the loop per write", "loop_sleeps_per_batch", 1 / 16)),
+    ),
+    Group(
+        "burst, shm",
+        "write --size 8 --depth 1000 --loop uvloop",
+        (least("uvloop, awaited writes per second", "chunks_per_s", 2.5e5),),
+    ),
+    Group(
+        "submit, shm",
+        "plan",
+        (most("4,096 pages, µs", "p50_us", 300), most("planning per page, µs", "plan_us_per_page", 0.05)),
+    ),
+    Group(
+        "scatter, shm",
+        "scatter --size 256 --peers 64",
+        (most("64 prepared peers, submit to last post, µs", "submit_p50_us", 12),),
+    ),
+    Group("barrier, shm", "barrier", (most("8 engines, in one-way messages", "times_floor", 4),)),
+    Group("busy loop, shm", "busy", (least("of the speed with one that waits", "ratio", 0.9),)),
+    Group(
+        "idle, shm",
+        "idle --peers 64",
+        (most("64 peers, % of a core", "cpu_percent", 1), most("wake-ups of the loop, 1/s", "loop_wakes_per_s", 0)),
+    ),
+    Group(
+        "memory, shm",
+        "growth --transfers 10000000",
+        (most("per page under way, B", "bytes_per_page", 100), most("after 10 million writes, KiB", "grown_kib", 256)),
+    ),
+    Group("1,024 peers, shm", "scale --peers 1024", (most("a write, in those with 64 peers", "times_floor", 1.3),)),
+    Group(
+        "1,024 peers, tcp",
+        "scale --peers 1024 --backend libfabric",
+        (most("a write, in those with 64 peers", "times_floor", 1.3),),
+    ),
+)  # fmt: skip
+
+
+def measure(command: str) -> list[Line]:
+    """Run the benchmark in processes of its own, and return its lines."""
+    words = [sys.executable, "-m", "aio_transfer", "bench", *command.split(), "--json"]
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)  # noqa: S603
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def row(group: Group, bar: Bar, line: Line) -> Line:
+    """Return one bar beside its figure, with the spread of the pairs where there is one."""
+    spread = [line.get(f"{bar.key}_{end}") for end in ("min", "max")]
+    return {
+        "work": group.work,
+        "what": bar.what,
+        "bar": f"{'≥' if bar.least else '≤'} {_short(bar.bound)}",
+        "seen": _short(line[bar.key]) + (f" ({_short(spread[0])} … {_short(spread[1])})" if None not in spread else ""),
+        "met": bar.judge(line),
+        "command": group.command,
+    }
+
+
+def _short(number: float) -> str:
+    return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.3g}"  # noqa: PLR2004 - three digits
+
+
+def main(words: list[str]) -> int:
+    """Measure and print what is asked for."""
+    as_json = "--json" in words
+    wanted = [word for word in words if not word.startswith("--")]
+    if not as_json:
+        print("| work | | bar | seen | met |\n|---|---|---|---|---|")
+    for group in GROUPS:
+        if wanted and not any(word in group.work for word in wanted):
+            continue
+        try:
+            lines = measure(group.command)
+        except subprocess.CalledProcessError as error:
+            print(f"`bench {group.command}` failed: {error}", file=sys.stderr)
+            continue
+        for bar in group.bars:
+            line = next(one for one in lines if bar.nbytes in {None, one["nbytes"]})
+            found = row(group, bar, line)
+            cells = [found["work"], found["what"], found["bar"], found["seen"], "yes" if found["met"] else "**no**"]
+            print(json.dumps(found) if as_json else f"| {' | '.join(cells)} |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

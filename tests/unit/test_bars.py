@@ -1,0 +1,62 @@
+"""The table of bars says what the figures say."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from typer.testing import CliRunner
+
+from aio_transfer.bench import Options
+from aio_transfer.cli.main import app
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "bars.py"
+
+
+@pytest.fixture(scope="module")
+def bars() -> ModuleType:
+    found = importlib.util.spec_from_file_location("bars", SCRIPT)
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    sys.modules["bars"] = module
+    found.loader.exec_module(module)
+    return module
+
+
+def test_both_directions_and_their_edges(bars: Any) -> None:
+    assert [bars.least("", "ratio", 0.9).judge({"ratio": seen}) for seen in (0.89, 0.9, 1)] == [False, True, True]
+    assert [bars.most("", "p50_us", 12).judge({"p50_us": seen}) for seen in (13, 12, 1)] == [False, True, True]
+
+
+def test_a_row(bars: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [
+        {"nbytes": 4 << 20, "ratio": 9.0},
+        *({"nbytes": size << 20, "ratio": 0.5, "ratio_min": 0.25, "ratio_max": 2.0} for size in (1, 16, 256)),
+    ]
+    monkeypatch.setattr(bars, "measure", lambda _: lines)
+    assert bars.main(["writes, tcp"]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert len(table) == 5
+    assert table[2] == "| writes, tcp | write 1 MiB, of the floor | ≥ 0.95 | 0.5 (0.25 … 2) | **no** |"
+
+
+def test_every_command_is_one(bars: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, Options]] = []
+
+    async def run(family: str, options: Options) -> Any:
+        asked.append((family, options))
+        for _ in ():
+            yield
+
+    monkeypatch.setattr("aio_transfer.bench.run", run)
+    for group in bars.GROUPS:
+        result = CliRunner().invoke(app, ["bench", *group.command.split(), "--json"])
+        assert result.exit_code == 0, (group.command, result.output)
+    assert [family for family, _ in asked] == [group.command.split()[0] for group in bars.GROUPS]
