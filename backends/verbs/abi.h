@@ -30,6 +30,7 @@ inline constexpr int mask_state = 1 << 0, mask_access_flags = 1 << 3, mask_pkey_
 inline constexpr std::uint32_t port_down = 1, port_active = 4;
 inline constexpr std::uint8_t link_infiniband = 1, link_ethernet = 2;
 inline constexpr std::uint8_t port_grh_required = 1;
+inline constexpr int fork_unneeded = 2;
 inline constexpr std::uint32_t gid_ib = 0, gid_roce_v1 = 1, gid_roce_v2 = 2;
 
 inline constexpr std::uint32_t wc_success = 0, wc_flush_err = 5, wc_rem_access_err = 10, wc_retry_exc_err = 12,

@@ -67,8 +67,12 @@ Library open_library(const std::string& path) {
   Dl_info where{};
   const bool known = ::dladdr(reinterpret_cast<void*>(library.get_device_list), &where) != 0;
   library.path = known ? where.dli_fname : path;
-  // Before any device is opened. From Linux 5.12 on it does nothing: pinned pages are copied when a process forks.
-  if (library.fork_init != nullptr) library.fork_init();
+  // Before any device is opened. Where the kernel copies pinned pages when a process forks (Linux 5.12 on) it is not
+  // needed, and harms: a child would lack every page with registered memory, and whatever else lies there.
+  int (*is_fork_initialized)() = nullptr;  // rdma-core 35 on
+  bind_symbol(handle, "ibv_is_fork_initialized", is_fork_initialized);
+  const bool copies = is_fork_initialized != nullptr && is_fork_initialized() == abi::fork_unneeded;
+  if (library.fork_init != nullptr && !copies) library.fork_init();
   return library;
 }
 
