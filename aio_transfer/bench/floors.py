@@ -34,7 +34,7 @@ async def floor_for(team: Team, options: Options, ask: Move) -> Floor | None:
 
         await copy(ask)
         return Floor("copy", copy)
-    if options.backend == "verbs" and ask.kind == "write" and not options.connect and perftest.is_installed():
+    if ask.kind == "write" and perftest.is_possible(options):
         return await _perftest(team)
     if options.backend in {"libfabric", "verbs"} and ask.kind != "scatter":
         return await _rail(team, ask)

@@ -32,8 +32,7 @@ async def run(options: Options) -> AsyncGenerator[Result]:
         provider = await facing(both, options)
         pairs = await ours_beside_pipe(both, options)
         one_way_us = percentile(microseconds(pair.ours for pair in pairs), 50) / 2
-        with_perftest = options.backend == "verbs" and not options.connect and perftest.is_installed()
-        more = await _beside_perftest(both, options) if with_perftest else {}
+        more = await _beside_perftest(both, options) if perftest.is_possible(options) else {}
         yield times("latency", options, provider, pairs, nbytes=NBYTES, count=1, one_way_us=one_way_us, **more)
 
 

@@ -16,7 +16,7 @@ from aio_transfer.bench import FAMILIES, Options, Result
 from aio_transfer.bench import run as run_module
 from aio_transfer.bench.figures import MAX_ROUNDS, Pair, Sample, microseconds, percentile, ratios, rounds_for, spread
 from aio_transfer.bench.moving import chunks
-from aio_transfer.bench.perftest import row_of
+from aio_transfer.bench.perftest import is_possible, row_of
 from aio_transfer.bench.place import cpu_ns, fill
 from aio_transfer.bench.plotting import plot, require_plotting
 from aio_transfer.bench.reporting import BAR_CELLS, bar, cells, report_to
@@ -270,6 +270,23 @@ def test_what_perftest_prints() -> None:
 def test_perftest_that_fails_says_why(said: str) -> None:
     with pytest.raises(AioTransferError, match=r"perftest failed: (.|\n)*" + said[-20:].strip()):
         row_of(said, 65536)
+
+
+@pytest.mark.parametrize(
+    ("options", "possible"),
+    [
+        (Options(backend="verbs"), True),
+        (Options(backend="libfabric"), False),
+        (Options(backend="verbs", progress="spin"), False),
+        (Options(backend="verbs", connect="there:7000"), False),
+    ],
+)
+@pytest.mark.parametrize("is_installed", [True, False])
+def test_perftest_runs_only_where_it_says_something(
+    monkeypatch: pytest.MonkeyPatch, options: Options, possible: bool, is_installed: bool
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: name if is_installed else None)
+    assert is_possible(options) == (possible and is_installed)
 
 
 def test_words_go_there_and_back_without_an_engine() -> None:
