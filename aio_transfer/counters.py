@@ -32,6 +32,7 @@ class CounterOwner(Protocol):
 
     loop: Loop
     check_place: Callable[[], None]
+    linger: Callable[[CounterId, int], int] | None
 
     def refresh(self, counter: ImmCounter) -> None:
         """Deliver what has arrived, and arm the drivers for the first waiter."""
@@ -108,7 +109,7 @@ class ImmCounter:
         :cancellation: nothing is consumed
         """
         count = self._checked(count)
-        if count and not self._state.take(count):
+        if count and not self._state.take(count) and not self._linger(count):
             await self._queue(count)
         elif self._owner.loop.is_turn_due():
             try:
@@ -118,6 +119,14 @@ class ImmCounter:
                 if not self._closed:
                     self._owner.refresh(self)  # who waits behind us needs fewer now
                 raise
+
+    def _linger(self, count: int) -> bool:
+        """Look for a moment before the loop goes to sleep, where its engine spins; whether it was worth it."""
+        linger = self._owner.linger
+        if linger is None or self._state.queue:
+            return False
+        self._state.deliver(linger(self.id, self._state.consumed + count))
+        return self._state.take(count)
 
     async def _queue(self, count: int) -> None:
         state, loop = self._state, self._owner.loop
@@ -215,6 +224,7 @@ class CounterTable:
         self.check_place = check_place
         self._drivers = tuple(drivers)
         self._arm = self._drivers[0].expect if len(self._drivers) == 1 else self._arm_each
+        self.linger = getattr(self._drivers[0], "linger", None) if len(self._drivers) == 1 else None
         self._counters: dict[int, ImmCounter] = {}
         self._fresh = 0  # slots below it have been used
         self._slots: deque[int] = deque()  # those that are free again

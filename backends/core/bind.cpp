@@ -291,6 +291,14 @@ NB_MODULE(_native, m) {
             return self.core().expect(counter, counts);
           },
           "counter"_a, "counts"_a)
+      .def(
+          "linger",
+          [](NativeCore& self, std::uint32_t counter, std::uint64_t counts) {
+            const aio::Core& core = self.core();
+            nb::gil_scoped_release unlocked;
+            return core.linger(counter, counts);
+          },
+          "counter"_a, "counts"_a)
       .def("fileno", [](NativeCore& self) { return self.core().fileno(); })
       .def("drain", &NativeCore::drain, "limit"_a,
            nb::sig("def drain(self, limit: int) -> list[tuple[int, int, int, int, bytes]]"))

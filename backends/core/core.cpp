@@ -590,6 +590,8 @@ void Core::run() noexcept {
     // Refused where a container has none of them: then it runs where it is let.
     ::pthread_setaffinity_np(::pthread_self(), sizeof cpus, &cpus);
   }
+  const bool spins = options_.always_spin && std::any_of(domains_.begin(), domains_.end(),
+                                                         [](auto& domain) { return domain->gains_by_spinning(); });
   unsigned idle_rounds = 0;
   auto idle_since = Clock::now();
   while (!stop_.load(std::memory_order_relaxed)) {
@@ -601,7 +603,7 @@ void Core::run() noexcept {
     }
     if (idle_rounds == 0) idle_since = Clock::now();
     ++idle_rounds;
-    if (options_.always_spin || (options_.spin.count() > 0 && Clock::now() - idle_since < options_.spin)) {
+    if (spins || (options_.spin.count() > 0 && Clock::now() - idle_since < options_.spin)) {
       std::this_thread::yield();
       continue;
     }

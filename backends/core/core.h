@@ -34,6 +34,9 @@ struct Transfer {
   Outcome outcome;
 };
 
+// How long an event loop may look at a counter before it goes to sleep, if it is told to spin.
+inline constexpr std::chrono::microseconds kLinger{100};
+
 struct CoreOptions {
   std::chrono::microseconds spin{0};  // how long the worker looks again before it blocks
   bool always_spin = false;
@@ -76,6 +79,9 @@ class Core final : private Sink {
                                        std::size_t n_pieces);
   void send(PeerNumber peer, TransferId message, std::string payload);
   std::uint64_t expect(std::uint32_t counter, std::int64_t counts) { return counters_.expect(counter, counts); }
+  std::uint64_t linger(std::uint32_t counter, std::uint64_t counts) const {
+    return counters_.linger(counter, counts, kLinger);
+  }
   [[nodiscard]] int fileno() const noexcept { return counters_.doorbell().fd; }
   void drain(std::vector<Event>& out, std::size_t limit);
   CoreStatistics statistics();

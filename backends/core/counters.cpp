@@ -12,6 +12,17 @@ constexpr std::uint64_t kLive = 0x80;
 
 constexpr std::uint64_t tag_of(std::uint32_t id) noexcept { return (kLive | ((id >> 16) & kGenerationMask)) << 56; }
 
+constexpr unsigned kLooks = 32;  // between two looks at the clock
+
+// Leaves the core to its other thread for a moment, and the bus to whoever writes what we look at.
+void pause() noexcept {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
 constexpr bool is_private(std::uint32_t id) noexcept { return (id & kPrivateBit) != 0; }
 
 }  // namespace
@@ -113,6 +124,22 @@ std::uint64_t CounterTable::expect(std::uint32_t id, std::int64_t counts) {
   const std::uint64_t total = slot.word.load(std::memory_order_seq_cst) & kCountsMask;
   if (counts > 0 && total >= static_cast<std::uint64_t>(counts)) slot.threshold.store(0, std::memory_order_relaxed);
   return total;
+}
+
+std::uint64_t CounterTable::linger(std::uint32_t id, std::uint64_t counts, std::chrono::nanoseconds most) const {
+  const int found = find(id, false);
+  if (found < 0) return 0;
+  const std::atomic<std::uint64_t>& word = memory_->slots[found].word;
+  const auto until = std::chrono::steady_clock::now() + most;
+  for (;;) {
+    for (unsigned look = 0; look < kLooks; ++look) {
+      // acquire pairs with the add: the payload is visible.
+      const std::uint64_t total = word.load(std::memory_order_acquire) & kCountsMask;
+      if (total >= counts) return total;
+      pause();
+    }
+    if (std::chrono::steady_clock::now() >= until) return word.load(std::memory_order_acquire) & kCountsMask;
+  }
 }
 
 bool CounterTable::harvest(std::vector<Event>& out, std::size_t limit) {

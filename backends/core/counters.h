@@ -10,6 +10,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <vector>
 
@@ -83,6 +84,8 @@ class CounterTable {
 
   // As Driver.expect. Throws Failure for a well-known id when the table is full of others.
   std::uint64_t expect(std::uint32_t id, std::int64_t counts);
+  // Look at a counter until it has so many, or for so long; return what it has. It must have been armed once.
+  std::uint64_t linger(std::uint32_t id, std::uint64_t counts, std::chrono::nanoseconds most) const;
   // Append at most `limit` events for counters that reached their threshold. True: none is left.
   bool harvest(std::vector<Event>& out, std::size_t limit);
   // Look at every armed counter as if it were dirty: a peer may have died between its add and its mark.

@@ -115,6 +115,8 @@ class Domain {
   // already. A transport that can notice arrivals only by polling returns no fd and true from polled().
   virtual std::optional<std::vector<int>> arm() = 0;
   [[nodiscard]] virtual bool polled() const noexcept { return false; }
+  // A worker that never blocks hears of arrivals sooner.
+  [[nodiscard]] virtual bool gains_by_spinning() const noexcept { return true; }
   // Packets come through to this peer, as far as is known. Where they do not, what has not begun leaves by another
   // rail.
   [[nodiscard]] virtual bool reaches(PeerNumber) const noexcept { return true; }

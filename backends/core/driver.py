@@ -11,7 +11,7 @@ from aio_transfer.errors import ClosedError, UsageError
 from ._native import NativeCore
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -44,6 +44,8 @@ class NativeDriver:
         self._backend = backend
         self._options = {name: str(value) for name, value in (options or {}).items()}
         self._native: NativeCore | None = None
+        self.linger: Callable[[CounterId, int], int] | None = None
+        """Look at a counter for 0.1 ms, or until it has so many; return its total. Only where ``progress="spin"``."""
 
     @property
     def _core(self) -> NativeCore:
@@ -54,6 +56,9 @@ class NativeDriver:
     def open(self) -> Capabilities:
         """Open the devices and start the worker."""
         self._native = NativeCore(self._backend, self._options, self._fabric)
+        # Not on a simulated fabric, which nobody moves on meanwhile.
+        if self._options.get("progress") == "spin" and self._backend != "sim":
+            self.linger = self._native.linger
         return Capabilities(backend=self._backend, **self._native.attributes())
 
     def register(self, region: RegionNumber, memory: LocalMemory | RemoteMemory) -> bytes:
@@ -116,7 +121,7 @@ class NativeDriver:
         """Stop the worker and free every device."""
         if self._native is not None:
             self._native.close()
-            self._native = None
+            self._native = self.linger = None
 
 
 def _pack(parts: Iterable[tuple[bytes, Sequence[int]]]) -> bytes:

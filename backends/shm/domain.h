@@ -29,6 +29,8 @@ class ShmDomain final : public Domain {
   void hold_bells() override { bells_.holding = true; }
   bool release_bells() override;
   bool progress() override;
+  // What comes in is counted by the peer; whoever waits for that looks at the counter itself.
+  [[nodiscard]] bool gains_by_spinning() const noexcept override { return false; }
   [[nodiscard]] bool needs_progress() const noexcept override;
   std::optional<std::vector<int>> arm() override;
   [[nodiscard]] std::uint64_t handles() const noexcept override;

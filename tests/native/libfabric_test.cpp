@@ -673,6 +673,7 @@ void test_storm() {
   const unsigned seed = std::random_device{}();
   std::printf("  seed %u\n", seed);
   std::mt19937 random(seed);
+  std::vector<std::unique_ptr<Memory>> sources, targets, old;  // before the nodes, so that it outlives what writes to it
   std::vector<std::unique_ptr<Node>> nodes;
   std::vector<Node*> all;
   for (std::size_t i = 0; i < kNodes; ++i) all.push_back(nodes.emplace_back(std::make_unique<Node>()).get());
@@ -681,7 +682,6 @@ void test_storm() {
     for (std::size_t j = 0; j < i; ++j) join(*all[i], *all[j], peer(j), peer(i));
   }
   RegionNumber next_region = 1;
-  std::vector<std::unique_ptr<Memory>> sources, targets, old;
   std::map<std::pair<std::size_t, std::size_t>, RegionNumber> remote;  // at i, of j's target
   const auto renew = [&](std::size_t j) {
     targets[j] = std::make_unique<Memory>(*all[j], next_region++, kNbytes);
