@@ -90,7 +90,7 @@ def barrier_without_epoch() -> AbstractContextManager[Any]:
     right = PeerGroup.barrier
 
     async def barrier(self: PeerGroup) -> None:
-        self._entered = False
+        self.entered = False
         await right(self)
 
     return mock.patch.object(PeerGroup, "barrier", barrier)
