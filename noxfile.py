@@ -168,15 +168,20 @@ def demo(session: nox.Session) -> None:
         session.run("aio-transfer", "demo", "--json", *options)
 
 
+def apt_install(session: nox.Session, *packages: str) -> None:
+    """Install Debian packages, or say which command would."""
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        session.error(f"this is missing: apt-get install {' '.join(packages)}")
+    session.run("apt-get", "install", "-y", "-q", *packages, external=True)
+
+
 @nox.session(default=False)
 def abi(session: nox.Session) -> None:
     """Our declarations against the real headers (Debian: libfabric-dev, libibverbs-dev)."""
     headers = {"libfabric-dev": "rdma/fabric.h", "libibverbs-dev": "infiniband/efadv.h"}
     missing = [package for package, header in headers.items() if not pathlib.Path("/usr/include", header).exists()]
     if missing:
-        if os.geteuid() != 0 or shutil.which("apt-get") is None:
-            session.error(f"needs the headers: apt-get install {' '.join(missing)}")
-        session.run("apt-get", "install", "-y", "-q", *missing, external=True)
+        apt_install(session, *missing)
     version = session.run("pkg-config", "--modversion", "libefa", external=True, silent=True)
     rdma_core = str(version).split(".")[2]  # 1.2.44.0 is that of rdma-core 44
     for check, *flags in (["libfabric_check"], ["verbs_check"], ["efa_check", f"-DRDMA_CORE={rdma_core}"]):
@@ -254,9 +259,7 @@ def sanitizers(session: nox.Session, kind: str) -> None:
 def instructions(session: nox.Session) -> None:
     """What a page, a write and a scatter's target cost in instructions, against the record (Debian: valgrind)."""
     if shutil.which("valgrind") is None:
-        if os.geteuid() != 0 or shutil.which("apt-get") is None:
-            session.error("needs valgrind: apt-get install valgrind")
-        session.run("apt-get", "install", "-y", "-q", "valgrind", external=True)
+        apt_install(session, "valgrind")
     session.run("python", "benchmarks/instructions.py")
 
 

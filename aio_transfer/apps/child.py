@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import IO, Self
 
-__all__ = ("Child", "ChildFailedError", "require_kind")
+__all__ = ("Child", "ChildFailedError", "command", "environment", "require_kind")
 
 GRACE_S: Final = 2.0
 """How long a child may take to say goodbye to its peers after its input has ended."""
@@ -56,12 +56,11 @@ class Child:
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - a pipe that nobody reads would block it
         try:
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                # -P: a checkout in the current directory is not what is installed.
-                [sys.executable, "-P", "-m", module],
+                command(module),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._stderr,
-                env=_environment(),
+                env=environment(),
                 bufsize=0,
             )
         except BaseException:
@@ -150,7 +149,12 @@ def require_kind(
     return message
 
 
-def _environment() -> dict[str, str]:
+def command(module: str) -> list[str]:
+    """Return what starts a module as a program."""
+    return [sys.executable, "-P", "-m", module]  # -P: a checkout in the current directory is not what is installed
+
+
+def environment() -> dict[str, str]:
     """Return ours, with this very package found first, wherever the child starts."""
     package_root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, (package_root, os.environ.get("PYTHONPATH", ""))))

@@ -7,12 +7,11 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 from typing import TYPE_CHECKING, Final
 
-from aio_transfer.apps.child import ChildFailedError, MessageT, require_kind
+from aio_transfer.apps.child import ChildFailedError, MessageT, command, environment, require_kind
 from aio_transfer.apps.lines import Lines
-from aio_transfer.bench.messages import FROM_WORKER
+from aio_transfer.bench.messages import FROM_WORKER, WORKER
 from aio_transfer.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ("Far", "parse_endpoint", "serve")
 
-WORKER: Final = "aio_transfer.bench.worker"
 DIAL_S: Final = 5.0
 _FORM: Final = re.compile(r"(?:\[(?P<six>[0-9a-fA-F:.%\w]+)\]|(?P<host>[^:\s\[\]]+)):(?P<port>\d{1,5})")
 _GONE: Final = "the connection ended: its other end says why"
@@ -135,11 +133,11 @@ def serve(endpoint: str, told: Callable[[str], object] = lambda _: None) -> None
             while True:
                 with listener.accept()[0] as connection:
                     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                    command = [sys.executable, "-P", "-m", WORKER]
                     # It speaks over its standard input and output, as one that was started here does.
                     fd = connection.fileno()
                     with _uninterrupted():  # or one would be started that nobody ends
-                        workers.append(subprocess.Popen(command, stdin=fd, stdout=fd))  # noqa: S603
+                        worker = subprocess.Popen(command(WORKER), stdin=fd, stdout=fd, env=environment())  # noqa: S603
+                        workers.append(worker)
                 workers = [worker for worker in workers if worker.poll() is None]
     finally:
         for worker in workers:

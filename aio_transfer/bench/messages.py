@@ -8,7 +8,7 @@ import msgspec
 
 from aio_transfer.apps.lines import Failed
 
-__all__ = ("FROM_WORKER", "TO_WORKER", "Did", "Do", "Start")
+__all__ = ("FROM_WORKER", "TO_WORKER", "WORKER", "Did", "Do", "Start")
 
 
 class Start(msgspec.Struct, frozen=True, tag="start"):
@@ -44,4 +44,6 @@ class Did(msgspec.Struct, frozen=True, tag="did"):
 
 
 TO_WORKER: Final[msgspec.json.Decoder[Any]] = msgspec.json.Decoder(Start | Do)
+WORKER: Final = "aio_transfer.bench.worker"
+"""The program that hears the one and says the other."""
 FROM_WORKER: Final[msgspec.json.Decoder[Any]] = msgspec.json.Decoder(Did | Failed)

@@ -61,7 +61,8 @@ async def take_port(place: Place, ask: Nothing) -> Nothing:
 def _over(connection: socket.socket) -> Pipe:
     connection.setblocking(False)  # noqa: FBT003
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return Pipe(connection.detach(), -1)
+    fd = connection.detach()
+    return Pipe(fd, fd)
 
 
 class Pipe:
@@ -84,7 +85,7 @@ class Pipe:
 
     def send(self, message: bytes) -> None:
         """Write 8 bytes."""
-        os.write(self._out if self._out >= 0 else self._in, message)
+        os.write(self._out, message)
 
     async def receive(self) -> bytes:
         """Wait for 8 bytes."""
@@ -96,5 +97,5 @@ class Pipe:
     def close(self) -> None:
         """Stop watching, and close both."""
         self._loop.unwatch(self._in)
-        for fd in {self._in, self._out} - {-1}:
+        for fd in {self._in, self._out}:  # one, of a connection
             os.close(fd)

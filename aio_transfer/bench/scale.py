@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final
 
-import msgspec
-
 from aio_transfer.bench.bulk import SEED
-from aio_transfer.bench.figures import Pair, Sample, rounds_for
+from aio_transfer.bench.figures import Pair, rounds_for
+from aio_transfer.bench.moving import Moved
 from aio_transfer.bench.place import Place, cpu_ns
 from aio_transfer.bench.result import times
+from aio_transfer.bench.rounds import Rounds
 from aio_transfer.bench.team import team
 
 if TYPE_CHECKING:
@@ -30,42 +30,26 @@ TURNS: Final = 8
 """Writes to one peer before the next one's turn comes, as a server of many does."""
 
 
-class Rotate(msgspec.Struct, frozen=True):
-    """Write to all peers in turns, some writes to each, and await each.
-
-    :param rounds: writes in all
-    """
-
-    rounds: int
-
-
-class Rotated(msgspec.Struct, frozen=True):
-    """How long each took, and what all of them took of the processors, in nanoseconds."""
-
-    rounds_ns: list[int]
-    cpu_ns: int
-
-
-async def rotate(place: Place, ask: Rotate) -> Rotated:
-    """Perform :class:`Rotate`."""
+async def rotate(place: Place, ask: Rounds) -> Moved:
+    """Write to all peers in turns, some writes to each, and await each."""
     engine, source = place.engines[0], place.held[0].region[0:NBYTES]
     targets = [remote[0:NBYTES] for remote in place.remotes]
     rounds: list[int] = []
     now = time.perf_counter_ns
     before = cpu_ns(place.pids)
-    for index in range(ask.rounds):
+    for index in range(ask.count):
         target = targets[index // TURNS % len(targets)]
         since = now()
         await engine.write(source, target)
         rounds.append(now() - since)
-    return Rotated(rounds, cpu_ns(place.pids) - before)
+    return Moved(elapsed_ns=sum(rounds), rounds_ns=rounds, cpu_ns=cpu_ns(place.pids) - before)
 
 
 async def run(options: Options) -> AsyncGenerator[Result]:
     """Measure; the floor is an engine with few peers, in turns with the one that has many."""
     peers = options.peers or PEERS
     few = min(FEW, peers)
-    ask = Rotate(rounds_for(options.sample_s, WRITE_NS))
+    ask = Rounds(rounds_for(options.sample_s, WRITE_NS))
     pairs: list[Pair] = []
     async with team(options, (1, few)) as small, team(options, (1, peers)) as large:
         await _connect(small, few)
@@ -73,7 +57,7 @@ async def run(options: Options) -> AsyncGenerator[Result]:
         for _ in range(options.repeat):
             floor = await small[0].call(rotate, ask)
             ours = await large[0].call(rotate, ask)
-            pairs.append(Pair(_sample(ours), _sample(floor)))
+            pairs.append(Pair(ours.sample(), floor.sample()))
     yield times("scale", options, provider, pairs, nbytes=NBYTES, count=1, peers=peers, floor_peers=few)
 
 
@@ -82,9 +66,5 @@ async def _connect(both: Team, peers: int) -> str:
     targets = [await both[1].offer(NBYTES, engine=peer) for peer in range(peers)]
     await both[0].offer(NBYTES, seed=SEED)
     await both[0].aim(targets)
-    await both[0].call(rotate, Rotate(peers * TURNS))  # each once, so that both sides have touched what they need
+    await both[0].call(rotate, Rounds(peers * TURNS))  # each once, so that both sides have touched what they need
     return targets[0].provider
-
-
-def _sample(said: Rotated) -> Sample:
-    return Sample(elapsed_ns=sum(said.rounds_ns), rounds_ns=said.rounds_ns, cpu_ns=said.cpu_ns)

@@ -6,14 +6,14 @@ import os
 import tempfile
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import anyio
 import msgspec
 
 from aio_transfer.apps.child import Child
 from aio_transfer.bench.far import Far
-from aio_transfer.bench.messages import FROM_WORKER, Did, Do, Start
+from aio_transfer.bench.messages import FROM_WORKER, WORKER, Did, Do, Start
 from aio_transfer.bench.place import Aim, Expect, Nothing, Offer, Offered, aim, expect, offer
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from aio_transfer.bench.place import AskT, SayT, Step
 
 __all__ = ("Team", "Worker", "team")
-
-MODULE: Final = "aio_transfer.bench.worker"
 
 
 class Worker:
@@ -111,7 +109,7 @@ async def team(options: Options, engines: Sequence[int]) -> AsyncIterator[Team]:
             if far is not None and index == 1:
                 child, host = far, far.there
             else:
-                child = await stack.enter_async_context(Child(MODULE, f"bench process {index}", FROM_WORKER))
+                child = await stack.enter_async_context(Child(WORKER, f"bench process {index}", FROM_WORKER))
                 host = "" if far is None else far.here
             children.append(child)
             child.send(
