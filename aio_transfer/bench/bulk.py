@@ -11,13 +11,22 @@ from aio_transfer.bench.result import bandwidth
 
 if TYPE_CHECKING:
     from aio_transfer.bench.options import Options
+    from aio_transfer.bench.place import Offered
     from aio_transfer.bench.result import Result
     from aio_transfer.bench.team import Team
 
-__all__ = ("SEED", "measure")
+__all__ = ("SEED", "measure", "source_and_target")
 
 SEED: Final = 7
 CALIBRATION_ROUNDS: Final = 3
+
+
+async def source_and_target(both: Team, options: Options, nbytes: int) -> Offered:
+    """Let the second worker offer memory, and the first fill as much of its own and connect; returns the target."""
+    target = await both[1].offer(nbytes, foreign=options.foreign)
+    await both[0].offer(nbytes, foreign=options.foreign, seed=SEED)
+    await both[0].aim([target])
+    return target
 
 
 async def measure(team: Team, options: Options, test: str, ask: Move, provider: str) -> Result:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import anyio
 import msgspec
 
-from aio_transfer.bench.bulk import SEED
+from aio_transfer.bench.bulk import SEED, source_and_target
 from aio_transfer.bench.figures import spread
 from aio_transfer.bench.moving import Check, check, chunks
 from aio_transfer.bench.place import Expect, Place, expect
@@ -75,9 +75,7 @@ async def run(options: Options) -> AsyncGenerator[Result]:
     nbytes, count = options.sizes[0] if options.sizes else PAGE, options.count or COUNT
     moved = nbytes * count * BATCHES
     async with team(options, (1, 1)) as both:
-        target = await both[1].offer(nbytes * count, foreign=options.foreign)
-        await both[0].offer(nbytes * count, foreign=options.foreign, seed=SEED)
-        await both[0].aim([target])
+        target = await source_and_target(both, options, nbytes * count)
         await _once(both, Begin(nbytes, count, BATCHES, 0))
         await both[1].call(check, Check(kind="pages", nbytes=nbytes, count=count, seed=SEED))
         calm, busy = [], []

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from aio_transfer.bench.bulk import SEED
+from aio_transfer.bench.bulk import source_and_target
 from aio_transfer.bench.moving import chunks
 from aio_transfer.bench.place import Place
 from aio_transfer.bench.result import Result, setting
@@ -108,9 +108,7 @@ async def run(options: Options) -> AsyncGenerator[Result]:
     """Measure."""
     nbytes, transfers = options.sizes[0] if options.sizes else PAGE, options.count or TRANSFERS
     async with team(options, (1, 1)) as both:
-        target = await both[1].offer(nbytes * COUNT, foreign=options.foreign)
-        await both[0].offer(nbytes * COUNT, foreign=options.foreign, seed=SEED)
-        await both[0].aim([target])
+        target = await source_and_target(both, options, nbytes * COUNT)
         grown = await both[0].call(grow, Grow(nbytes, COUNT, BATCHES, transfers))
         await both[1].expect(COUNT * (BATCHES + 1) + transfers // 10 * 10)
     queued = None if grown.queued < 0 else grown.queued / (COUNT * BATCHES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from aio_transfer.bench.bulk import SEED, measure
+from aio_transfer.bench.bulk import measure, source_and_target
 from aio_transfer.bench.moving import Move
 from aio_transfer.bench.team import team
 
@@ -26,8 +26,6 @@ async def run(options: Options) -> AsyncGenerator[Result]:
     count = options.count or COUNT
     for nbytes in options.sizes_or(4 << 10, 64 << 10):
         async with team(options, (1, 1)) as both:
-            target = await both[1].offer(nbytes * count, foreign=options.foreign)
-            await both[0].offer(nbytes * count, foreign=options.foreign, seed=SEED)
-            await both[0].aim([target])
+            target = await source_and_target(both, options, nbytes * count)
             ask = Move(kind="pages", nbytes=nbytes, count=count, depth=options.depth or DEPTH)
             yield await measure(both, options, "pages", ask, target.provider)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
 
-from aio_transfer.bench.bulk import SEED
+from aio_transfer.bench.bulk import source_and_target
 from aio_transfer.bench.figures import percentile
 from aio_transfer.bench.moving import chunks
 from aio_transfer.bench.place import Place
@@ -95,9 +95,7 @@ async def run(options: Options) -> AsyncGenerator[Result]:
     count = options.count or COUNT
     for nbytes in options.sizes or (PAGE,):
         async with team(options, (1, 1)) as both:
-            target = await both[1].offer(nbytes * count, foreign=options.foreign)
-            await both[0].offer(nbytes * count, foreign=options.foreign, seed=SEED)
-            await both[0].aim([target])
+            target = await source_and_target(both, options, nbytes * count)
             ask = Plans(nbytes=nbytes, count=count, rounds=max(10, min(200, int(options.sample_s * 1000))))
             said: dict[str, list[float]] = {}
             for _ in range(options.repeat):

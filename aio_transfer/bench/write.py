@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from aio_transfer.bench.bulk import SEED, measure
+from aio_transfer.bench.bulk import measure, source_and_target
 from aio_transfer.bench.moving import Move
 from aio_transfer.bench.team import team
 
@@ -24,9 +24,7 @@ async def run(options: Options) -> AsyncGenerator[Result]:
     """Measure each size, in one pair of processes for all."""
     sizes = options.sizes_or(4 << 10, 256 << 20)
     async with team(options, (1, 1)) as both:
-        target = await both[1].offer(max(sizes), foreign=options.foreign)
-        await both[0].offer(max(sizes), foreign=options.foreign, seed=SEED)
-        await both[0].aim([target])
+        target = await source_and_target(both, options, max(sizes))
         for nbytes in sizes:
             ask = Move(kind="write", nbytes=nbytes, count=1, depth=options.depth or DEPTH)
             yield await measure(both, options, "write", ask, target.provider)
