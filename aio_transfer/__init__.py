@@ -3,6 +3,7 @@
 from aio_transfer.control import PeerInfo
 from aio_transfer.counters import ImmCounter
 from aio_transfer.descriptors import CounterRef, RegionDescriptor
+from aio_transfer.device_memory import DmaBuf
 from aio_transfer.drivers import Access
 from aio_transfer.engine import TransferEngine
 from aio_transfer.errors import (
@@ -39,6 +40,7 @@ __all__ = (
     "BusyError",
     "ClosedError",
     "CounterRef",
+    "DmaBuf",
     "ImmCounter",
     "Pages",
     "Path",

@@ -118,8 +118,11 @@ class Access(enum.Flag):
 class LocalMemory(Struct, frozen=True, kw_only=True):
     """Our own memory, about to be registered.
 
-    :param fd: the memfd that backs it, when it came from :meth:`TransferEngine.allocate`; else ``None``
+    :param fd: the memfd that backs it, when it came from :meth:`TransferEngine.allocate`, or a dma-buf; else ``None``
     :param fd_offset: where in ``fd`` it begins, in bytes
+    :param is_dmabuf: ``fd`` is a device's dma-buf, and ``addr`` the device's name for it: only a driver with
+        :attr:`Capabilities.device_memory` is given such
+    :param cuda_device: which CUDA device's it is; ``None``: this process reaches it at ``addr``
     """
 
     addr: int
@@ -127,6 +130,8 @@ class LocalMemory(Struct, frozen=True, kw_only=True):
     access: Access
     fd: int | None = None
     fd_offset: int = 0
+    is_dmabuf: bool = False
+    cuda_device: int | None = None
 
 
 class RemoteMemory(Struct, frozen=True, kw_only=True):
@@ -163,6 +168,7 @@ class Capabilities(Struct, frozen=True, kw_only=True):
     :param max_message_nbytes: 0 where :meth:`Driver.send` is not offered
     :param same_host: reaches only peers on this host
     :param grants: a peer's region comes with fds, which its owner sends over the control connection
+    :param device_memory: a dma-buf can be registered
     :param protocol: how a write is done, in words, for ``transfer.path``
     """
 
@@ -173,6 +179,7 @@ class Capabilities(Struct, frozen=True, kw_only=True):
     max_message_nbytes: int = 0
     same_host: bool = False
     grants: bool = False
+    device_memory: bool = False
     protocol: str = ""
 
 

@@ -172,6 +172,7 @@ class TransferEngine:
         self._registry = Registry(
             self.check, self.check_place, self.address, self._drivers, self.peering, stall_s=self._stall_s
         )
+        self.poster.partial = self._registry.partial
         self._messenger = Messenger(self.peering, self.poster.ids.__next__)
         self._groups = GroupBoard(self)
         self._watch = StallWatch(
@@ -342,10 +343,15 @@ class TransferEngine:
 
         The object is kept alive and in place until :meth:`Region.aclose`.
 
-        :param memory: a NumPy array, ``bytearray``, ``memoryview``, ``mmap``, or anything with DLPack in host memory
+        Memory of a CUDA device is reached by NICs alone, through a dma-buf: over ``verbs`` and libfabric's ``efa``. Its
+        streams are not waited for: what a kernel is to have written must have been written before it is sent.
+
+        :param memory: a NumPy array, ``bytearray``, ``memoryview``, ``mmap``, anything with DLPack in host or CUDA
+            memory, or a :class:`DmaBuf`
         :param access: what peers may do; ``Access.LOCAL`` for memory that is only a source
         :raises UsageError: not contiguous, empty, or read-only where peers are to write
-        :raises UnsupportedError: memory of a device
+        :raises UnsupportedError: memory of another device, or which no open backend reaches
+        :raises BackendUnavailableError: CUDA memory, and no CUDA driver, or a libfabric that was built without
         :raises ProviderError: a backend refused it
         """
         self.check()

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from aio_transfer.dlpack import SupportsDlpack, dlpack_bytes
+from aio_transfer.device_memory import DeviceBuffer, DmaBuf
+from aio_transfer.dlpack import SupportsDlpack, cuda_array_bytes, dlpack_bytes, dlpack_device_bytes, is_on_cuda
 from aio_transfer.drivers import LocalMemory
-from aio_transfer.errors import BackendUnavailableError, ClosedError, ProviderError, UnsupportedError, UsageError
+from aio_transfer.errors import BackendUnavailableError, ClosedError, ProviderError, UsageError
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
@@ -210,23 +211,28 @@ class Buffer:
         return f"<Buffer {self.address:#x} {self.nbytes} B of {type(self.owner).__name__}>"
 
 
-def memory_of(obj: object) -> Buffer:
+def memory_of(obj: object) -> Buffer | DeviceBuffer:
     """Find the bytes of an object and hold them there: no copy, and no resize or ``close`` of the object meanwhile.
 
     Only ``torch.Tensor.resize_`` heeds no export; do not call it on memory that is registered.
 
-    :param obj: a NumPy array, anything with ``__dlpack__`` in host memory (torch, jax, pinned CuPy), or anything with
-        the buffer protocol (``bytearray``, ``memoryview``, ``mmap``, ``array.array``, ``bytes``); C-contiguous
+    :param obj: a NumPy array, anything with ``__dlpack__`` in host or CUDA memory (torch, jax, CuPy), anything with
+        ``__cuda_array_interface__``, a :class:`DmaBuf`, or anything with the buffer protocol (``bytearray``,
+        ``memoryview``, ``mmap``, ``array.array``, ``bytes``); C-contiguous
     :raises UsageError: no memory, none left of it, scattered memory, or memory that holds Python objects
-    :raises UnsupportedError: memory of a device
+    :raises UnsupportedError: memory of another device, or which its driver does not export
+    :raises BackendUnavailableError: there is no CUDA driver
     """
     if isinstance(obj, np.ndarray):
         array = _array_bytes(obj)
+    elif isinstance(obj, DmaBuf):
+        return DeviceBuffer.of_dmabuf(obj)
     elif isinstance(obj, SupportsDlpack):
+        if is_on_cuda(obj):
+            return DeviceBuffer.of_cuda(obj, dlpack_device_bytes(obj))
         array = dlpack_bytes(obj)
     elif hasattr(obj, "__cuda_array_interface__"):
-        has = f"CUDA memory of {type(obj).__name__}"
-        raise UnsupportedError("registering device memory", needs="host memory", has=has)
+        return DeviceBuffer.of_cuda(obj, cuda_array_bytes(obj))
     else:
         array = _buffer_bytes(obj)
     if array.nbytes == 0:

@@ -15,13 +15,20 @@ import anyio
 from .control import Abort, GrantReply, GrantRequest, Promise, clip
 from .cutting import Route
 from .drivers import ANY_REGION, PeerNumber, RegionNumber, RemoteMemory, TransferId
-from .errors import AioTransferError, ClosedError, StaleRegionError, TransferAbortedError, UsageError
+from .errors import (
+    AioTransferError,
+    ClosedError,
+    StaleRegionError,
+    TransferAbortedError,
+    UnsupportedError,
+    UsageError,
+)
 from .failures import failure_of, fresh, typed
 from .planner import plan_notify
 from .transfers import Path, Transfer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from anyio.abc import TaskGroup
 
@@ -105,6 +112,8 @@ class Poster:
         """Rises when a route that was known is no more."""
         self._deferred: set[Transfer] = set()
         self.parts: dict[int, Part] = {}
+        self.partial: Mapping[Leased, frozenset[str]] = {}
+        """Of our own regions those that not every driver reaches, and which do."""
         self.wake_stall_watch: Callable[[], None] = lambda: None
 
     # ---------------------------------------------------------------------------------------------------- submitting
@@ -205,6 +214,8 @@ class Poster:
         for _ in itertools.islice(self.ids, len(bounds) - 1):
             pass
         try:
+            if self.partial:
+                self._require_reach((source,), bounds[0].one.name)
             left = driver.post_each(first, plan.runs, plan.pieces)
         except Exception as raised:  # noqa: BLE001 - whatever a driver raises, the transfer ends with it
             error = typed(raised, "scatter", label)
@@ -266,6 +277,8 @@ class Poster:
         number = next(self.ids)
         transfer.path = bound.path
         try:
+            if self.partial:
+                self._require_reach(transfer.leases, bound.one.name)
             done = bound.one.driver.post(number, batch.runs, batch.pieces)
         except Exception as raised:  # noqa: BLE001 - whatever a driver raises, the transfer ends with it
             error = typed(raised, transfer.operation, peer.label)
@@ -277,6 +290,12 @@ class Poster:
             return
         self.parts[number] = Part(transfer, peer, promises, anyio.current_time())
         self.wake_stall_watch()
+
+    def _require_reach(self, leases: tuple[Leased, ...], backend: str) -> None:
+        for leased in leases:
+            reaching = self.partial.get(leased)
+            if reaching is not None and backend not in reaching:
+                raise UnsupportedError(f"moving {leased.name} over {backend}", needs=" or ".join(reaching), has=backend)
 
     def on_transfer_event(self, number: int, status: int, code: int, payload: bytes) -> bool:
         """Handle a driver's TRANSFER event; ``False`` when it is no batch of ours."""
@@ -358,6 +377,10 @@ class Poster:
 
     async def _ask(self, peer: Connection, one: OpenDriver, remote: RemoteRegion, number: RegionNumber) -> None:
         """Ask the owner for the region, and register what comes (with its fds, while they are open)."""
+        reaching = remote.descriptor.keys
+        if one.name not in reaching:
+            needs = f"{' or '.join(reaching)}, which reaches this memory of its owner's"
+            raise UnsupportedError(f"moving {remote.name} over {one.name}", needs=needs, has=one.name)
         answered = anyio.Event()
         failure: list[AioTransferError] = []
 
@@ -366,7 +389,7 @@ class Poster:
             if not reply.ok:
                 failure.append(StaleRegionError(f"{remote.descriptor.region:#x}", peer.label, reply.reason))
                 return
-            known = remote.descriptor.keys.get(one.name, (reply.keys,))
+            known = reaching[one.name]
             if remote.descriptor.access & ~reply.access or remote.nbytes != reply.nbytes or known != (reply.keys,):
                 failure.append(UsageError(f"the descriptor of {remote.name} claims more than its owner grants"))
                 return

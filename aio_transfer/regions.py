@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import ArrayLike, NDArray
 
+    from aio_transfer.device_memory import DeviceBuffer
     from aio_transfer.memory import Buffer
 
 __all__ = ("Region", "RegionOwner", "RemoteRegion", "RemoteSlice", "Slice")
@@ -53,7 +54,13 @@ class Region(Leased):
     __slots__ = ("access", "address", "buffer", "generation", "nbytes", "number", "owner", "readonly")
 
     def __init__(
-        self, owner: RegionOwner, buffer: Buffer, access: Access, *, number: RegionNumber, generation: int = 0
+        self,
+        owner: RegionOwner,
+        buffer: Buffer | DeviceBuffer,
+        access: Access,
+        *,
+        number: RegionNumber,
+        generation: int = 0,
     ) -> None:
         """Begin open; use ``engine.register``.
 
@@ -77,6 +84,7 @@ class Region(Leased):
         """The bytes, as an array.
 
         :raises ClosedError: the region is closed
+        :raises UnsupportedError: it is memory of a device
         """
         return self.buffer.array
 

@@ -12,7 +12,7 @@ import anyio
 from .control import GrantReply, Revoked
 from .descriptors import RegionDescriptor
 from .drivers import MAX_COUNTER_ID, Access, RegionNumber
-from .errors import UsageError
+from .errors import UnsupportedError, UsageError
 from .memory import memory_of
 from .regions import Region
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from .control import GrantRequest, PeerInfo
+    from .drivers import LocalMemory
+    from .leases import Leased
     from .peering import Peering
     from .peers import Connection
     from .selection import OpenDriver
@@ -64,6 +66,8 @@ class Registry:
         self._numbers = itertools.count(1)
         self._regions: dict[int, tuple[Region, dict[str, bytes]]] = {}
         self._releases: dict[int, _Release] = {}
+        self.partial: dict[Leased, frozenset[str]] = {}
+        """Regions that not every driver reaches, and the names of those that do."""
 
     def __len__(self) -> int:
         """Return how many regions are registered."""
@@ -74,24 +78,36 @@ class Registry:
         return region.number in self._regions and region.owner is self
 
     def register(self, memory: object, access: Access) -> Region:
-        """Register memory with every driver, or with none.
+        """Register memory with every driver that reaches such memory, or with none.
 
-        :raises AioTransferError: it is no memory that can be, or a driver refused
+        :raises AioTransferError: it is no memory that can be, no driver reaches it, or one refused
         """
         buffer = memory_of(memory)
         number = RegionNumber(next(self._numbers))
         keys: dict[str, bytes] = {}
         try:
             region = Region(self, buffer, access, number=number, generation=int.from_bytes(os.urandom(4)) >> 1)
-            for name, one in self._drivers.items():
-                keys[name] = one.driver.register(number, buffer.local_memory(access))
+            local = buffer.local_memory(access)
+            for name, one in self._reaching(local).items():
+                keys[name] = one.driver.register(number, local)
         except BaseException:
             for name in keys:
                 self._drivers[name].driver.deregister(number)
             buffer.release()
             raise
         self._regions[number] = (region, keys)
+        if len(keys) < len(self._drivers):
+            self.partial[region] = frozenset(keys)
         return region
+
+    def _reaching(self, memory: LocalMemory) -> Mapping[str, OpenDriver]:
+        if not memory.is_dmabuf:
+            return self._drivers
+        reaching = {name: one for name, one in self._drivers.items() if one.capabilities.device_memory}
+        if not reaching:
+            has = ", ".join(f"{name}/{one.capabilities.provider}" for name, one in self._drivers.items())
+            raise UnsupportedError("registering device memory", needs="verbs, or libfabric's efa", has=has)
+        return reaching
 
     def describe_region(self, region: Region, counter: object) -> RegionDescriptor:
         """Build a descriptor; use ``region.descriptor()``."""
@@ -115,6 +131,8 @@ class Registry:
         reason = ""
         if entry is None or entry[0].generation != request.generation or request.region in self._releases:
             reason = "its owner has deregistered it"
+        elif request.backend in self._drivers and request.backend not in entry[1]:
+            reason = f"it is device memory, which {request.backend} does not reach"
         elif entry[0].access is Access.LOCAL:
             reason = "its owner grants no access to it"
         if reason or entry is None or one is None:
@@ -145,7 +163,7 @@ class Registry:
         """
         self._check_place()
         if region in self and region.begin_close():  # before the checkpoint, which a cancelled scope does not pass
-            self._releases[region.number] = _Release(len(self._drivers))
+            self._releases[region.number] = _Release(len(self._regions[region.number][1]))
             region.when_free(lambda: self._revoke(region))
         release = self._releases.get(region.number)
         await anyio.lowlevel.checkpoint()
@@ -165,8 +183,8 @@ class Registry:
         for peer in self._peering.peers.values():
             if region.number in peer.granted:
                 self._peering.tell(peer, Revoked(region.number))
-        for one in self._drivers.values():
-            one.driver.deregister(region.number)
+        for name in self._regions[region.number][1]:
+            self._drivers[name].driver.deregister(region.number)
 
     def on_released(self, number: int) -> None:
         """Handle a driver's RELEASED event; with the last one the memory is free."""
@@ -178,6 +196,7 @@ class Registry:
             return
         del self._releases[number]
         region, _ = self._regions.pop(number)
+        self.partial.pop(region, None)
         region.finish_close()
         region.buffer.release()
         release.done.set()

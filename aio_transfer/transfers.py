@@ -54,7 +54,7 @@ class Transfer(Struct, eq=False):
     peer: str
     nbytes: int
     count: int
-    _leases: tuple[Leased, ...] = ()
+    leases: tuple[Leased, ...] = ()
     """Each is leased by who made this, and given back with the last part."""
     path: Path | None = None
     _parts: int = 1
@@ -81,7 +81,7 @@ class Transfer(Struct, eq=False):
         self._parts -= 1
         if self._parts:
             return
-        leases, self._leases = self._leases, ()
+        leases, self.leases = self.leases, ()
         for leased in leases:
             leased.release()
         waiters, self._waiters = self._waiters, None

@@ -113,11 +113,11 @@ class NativeCore {
   }
 
   std::vector<nb::bytes> register_local(RegionNumber region, std::uint64_t addr, std::uint64_t nbytes, unsigned access,
-                                        int fd, std::uint64_t fd_offset) {
+                                        int fd, std::uint64_t fd_offset, bool is_dmabuf, int cuda_device) {
     std::vector<std::string> keys;
     {
       nb::gil_scoped_release unlocked;  // pinning memory takes milliseconds per GiB
-      keys = core().register_local(region, LocalMemory{addr, nbytes, access, fd, fd_offset});
+      keys = core().register_local(region, LocalMemory{addr, nbytes, access, fd, fd_offset, is_dmabuf, cuda_device});
     }
     std::vector<nb::bytes> out;
     for (const auto& key : keys) out.push_back(to_bytes(key));
@@ -215,6 +215,7 @@ class NativeCore {
     out["max_message_nbytes"] = message;
     out["same_host"] = first.same_host;
     out["grants"] = first.grants;
+    out["device_memory"] = first.device_memory;
     return out;
   }
 
@@ -277,7 +278,7 @@ NB_MODULE(_native, m) {
       .def("nodes", &NativeCore::nodes)
       .def("attributes", &NativeCore::attributes, nb::sig("def attributes(self) -> dict[str, typing.Any]"))
       .def("register_local", &NativeCore::register_local, "region"_a, "addr"_a, "nbytes"_a, "access"_a, "fd"_a,
-           "fd_offset"_a)
+           "fd_offset"_a, "is_dmabuf"_a, "cuda_device"_a)
       .def("register_remote", &NativeCore::register_remote, "region"_a, "peer"_a, "nbytes"_a, "keys"_a, "fds"_a)
       .def("deregister", &NativeCore::deregister, "region"_a)
       .def("connect", &NativeCore::connect, "peer"_a, "remote"_a.none())

@@ -57,6 +57,7 @@ struct DomainAttributes {
   std::uint64_t max_message_nbytes = 0;
   bool same_host = false;
   bool grants = false;
+  bool device_memory = false;  // a dma-buf can be registered
   // A batch of at most this many bytes and pieces is posted by the calling thread itself; what exceeds either, or finds
   // the domain busy, is handed to the worker. Measured per transport: benchmarks/log.md.
   std::uint64_t inline_nbytes = 0;

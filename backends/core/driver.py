@@ -64,9 +64,15 @@ class NativeDriver:
     def register(self, region: RegionNumber, memory: LocalMemory | RemoteMemory) -> bytes:
         """Register on every rail."""
         if isinstance(memory, LocalMemory):
-            fd = -1 if memory.fd is None else memory.fd
             keys = self._core.register_local(
-                region, memory.addr, memory.nbytes, memory.access.value, fd, memory.fd_offset
+                region,
+                memory.addr,
+                memory.nbytes,
+                memory.access.value,
+                fd=-1 if memory.fd is None else memory.fd,
+                fd_offset=memory.fd_offset,
+                is_dmabuf=memory.is_dmabuf,
+                cuda_device=-1 if memory.cuda_device is None else memory.cuda_device,
             )
             return _pack((key, ()) for key in keys)
         parts = [key for key, _ in _unpack(memory.keys, ())]

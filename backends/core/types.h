@@ -80,8 +80,10 @@ struct LocalMemory {
   std::uint64_t addr;
   std::uint64_t nbytes;
   unsigned access;
-  int fd;  // -1: not memory of ours
+  int fd;  // -1: neither memory of ours nor a dma-buf
   std::uint64_t fd_offset;
+  bool is_dmabuf = false;
+  int cuda_device = -1;  // of a dma-buf: whose memory it is; -1 where this process reaches it at addr
 };
 
 struct RemoteMemory {

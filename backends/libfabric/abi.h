@@ -33,7 +33,7 @@ inline constexpr std::int32_t thread_domain = 3;
 inline constexpr std::int32_t av_table = 2;
 inline constexpr std::int32_t cq_format_data = 3;
 inline constexpr std::int32_t wait_none = 0, wait_fd = 3;
-inline constexpr std::int32_t hmem_system = 0;
+inline constexpr std::int32_t hmem_system = 0, hmem_cuda = 1;
 inline constexpr std::uint32_t format_sockaddr = 1, format_sockaddr_in = 2, format_sockaddr_in6 = 3;
 inline constexpr int control_getwait = 5, control_enable = 6;
 

@@ -178,7 +178,7 @@ FabricDomain::FabricDomain(Sink& sink, const Library& library, InfoPtr info, con
     shared_ = open_channel(true, nullptr);
     for (std::uint32_t slot = 0; slot < shared_->receives; ++slot) post_receive(*shared_, nullptr, slot);
   }
-  anchor_ = register_memory(anchor_memory_, sizeof anchor_memory_, abi::remote_write | abi::write, nullptr);
+  anchor_ = register_own(anchor_memory_, sizeof anchor_memory_, abi::remote_write | abi::write, nullptr);
   describe();
 }
 
@@ -273,8 +273,7 @@ Channel FabricDomain::open_channel(bool shared, std::uint64_t* count) {
   channel.arena = std::make_unique_for_overwrite<std::byte[]>(slots * channel.slot_nbytes);
   for (std::uint32_t slot = slots; slot-- > channel.receives;) channel.free_slots.push_back(slot);
   if ((info_->domain_attr->mr_mode & abi::mr_local) != 0) {
-    channel.registration =
-        register_memory(channel.arena.get(), slots * channel.slot_nbytes, abi::send | abi::recv, count);
+    channel.registration = register_own(channel.arena.get(), slots * channel.slot_nbytes, abi::send | abi::recv, count);
   }
   return channel;
 }
@@ -300,6 +299,7 @@ void FabricDomain::describe() {
   attributes_.inline_nbytes = 32 << 10;
   attributes_.inline_pieces = 4;
   if (!provider.starts_with("efa")) return;
+  attributes_.device_memory = true;
   attributes_.inline_pieces = 1;  // about 0.45 us each there; more of them keep the caller from its loop
   if (shared_) return describe_efa(*shared_);
   describe_efa(open_channel(false, nullptr));

@@ -261,7 +261,8 @@ class FabricDomain final : public Domain {
   void describe_efa(const Channel& channel);
   void describe();
   // memory.cpp
-  Handle<abi::Mr> register_memory(const void* base, std::size_t nbytes, std::uint64_t access, std::uint64_t* count);
+  Handle<abi::Mr> register_own(void* base, std::size_t nbytes, std::uint64_t access, std::uint64_t* count);
+  Handle<abi::Mr> register_memory(const LocalMemory& memory, std::uint64_t access, std::uint64_t* count);
   void revoke(LocalRegion& region);
   void settle_regions();
   // peers.cpp

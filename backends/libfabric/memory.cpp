@@ -21,14 +21,20 @@
 
 namespace aio::libfabric {
 
-Handle<abi::Mr> FabricDomain::register_memory(const void* base, std::size_t nbytes, std::uint64_t access,
-                                              std::uint64_t* count) {
-  const iovec where{const_cast<void*>(base), nbytes};
+Handle<abi::Mr> FabricDomain::register_memory(const LocalMemory& memory, std::uint64_t access, std::uint64_t* count) {
+  const iovec where{reinterpret_cast<void*>(memory.addr), memory.nbytes};
+  // Its base is where the whole dma-buf would begin.
+  const abi::MrDmabuf exported{memory.fd, memory.fd_offset, memory.nbytes,
+                               reinterpret_cast<void*>(memory.addr - memory.fd_offset)};
   abi::MrAttr attr{};
-  attr.iov = &where;
+  attr.iov = memory.is_dmabuf ? static_cast<const void*>(&exported) : &where;
   attr.iov_count = 1;
   attr.access = access;
   attr.iface = abi::hmem_system;
+  if (memory.cuda_device >= 0) {
+    attr.iface = abi::hmem_cuda;
+    attr.device = static_cast<std::uint64_t>(memory.cuda_device);
+  }
   const abi::DomainAttr& domain = *info_->domain_attr;
   const bool ours = (domain.mr_mode & abi::mr_prov_key) == 0;
   const std::uint64_t mask = domain.mr_key_size >= 8 ? ~0ull : (1ull << 8 * domain.mr_key_size) - 1;
@@ -38,7 +44,7 @@ Handle<abi::Mr> FabricDomain::register_memory(const void* base, std::size_t nbyt
   for (int attempt = 0; attempt < 8 && result == -abi::err_nokey; ++attempt) {
     // Keys of our own choice are random: over tcp a key is all that guards the memory.
     if (ours) attr.requested_key = (std::uint64_t{random()} << 32 | random()) & mask;
-    result = domain_->mr->regattr(domain_.fid(), &attr, 0, &mr);
+    result = domain_->mr->regattr(domain_.fid(), &attr, memory.is_dmabuf ? abi::mr_dmabuf : 0, &mr);
   }
   check("fi_mr_regattr", result);
   Handle<abi::Mr> handle(mr, count);
@@ -49,12 +55,22 @@ Handle<abi::Mr> FabricDomain::register_memory(const void* base, std::size_t nbyt
   return handle;
 }
 
+// Memory of this domain's, which no peer is told of.
+Handle<abi::Mr> FabricDomain::register_own(void* base, std::size_t nbytes, std::uint64_t access, std::uint64_t* count) {
+  return register_memory({reinterpret_cast<std::uint64_t>(base), nbytes, 0, -1, 0}, access, count);
+}
+
 std::string FabricDomain::register_local(RegionNumber number, const LocalMemory& memory) {
   if (memory.nbytes == 0) throw Failure(Failure::Kind::usage, "register", "the memory is empty");
+  // A provider that knows of no GPU would take the address for one of main memory, and some day copy from it.
+  if (memory.cuda_device >= 0 && (info_->caps & abi::hmem) == 0) {
+    throw Failure(Failure::Kind::unavailable, kind(), "this libfabric reaches no CUDA memory (no FI_HMEM)", ENOSYS,
+                  "install AWS's own (/opt/amazon/efa), and look for FI_HMEM in fi_info -p efa -v");
+  }
   std::uint64_t access = abi::read | abi::write;
   if ((memory.access & access_remote_read) != 0) access |= abi::remote_read;
   if ((memory.access & access_remote_write) != 0) access |= abi::remote_write;
-  auto registration = register_memory(reinterpret_cast<void*>(memory.addr), memory.nbytes, access, &handles_);
+  auto registration = register_memory(memory, access, &handles_);
   const bool virtual_addresses = (info_->domain_attr->mr_mode & abi::mr_virt_addr) != 0;
   const KeyBlob key{virtual_addresses ? memory.addr : 0, registration->key, next_serial_++};
   LocalRegion region{memory.addr, memory.nbytes, key.serial, memory.access, std::move(registration), false, {}};

@@ -184,6 +184,7 @@ void VerbsDomain::describe() {
   // One gigabyte at most, so that a stall can be told from a slow piece.
   attributes_.max_piece_nbytes = std::min<std::uint64_t>(port_.attr.max_msg_sz, 1ull << 30);
   attributes_.max_message_nbytes = rail_ == 0 ? kMessageSlotNbytes : UINT64_MAX >> 1;
+  attributes_.device_memory = library_.reg_dmabuf_mr != nullptr;
   // Posting moves no bytes, so only their number counts.
   attributes_.inline_nbytes = UINT64_MAX;
   attributes_.inline_pieces = 32;

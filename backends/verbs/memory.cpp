@@ -5,27 +5,14 @@
 // innocent operation on it. So peers are told first: each stops what it has not posted yet (stale_region), and answers
 // when what it had posted has completed. One that does not answer is not waited for long: its next write into the
 // region will find the key gone.
-#include <unistd.h>
-
-#include <array>
 #include <cerrno>
 #include <cstring>
-#include <string_view>
 
 #include "verbs_domain.h"
 
 namespace aio::verbs {
 
 namespace {
-
-// A dma-buf (a GPU's memory, say) is told from a memfd by the name that the kernel gives its file.
-bool is_dmabuf(int fd) {
-  if (fd < 0) return false;
-  std::array<char, 64> name{};
-  const std::string link = "/proc/self/fd/" + std::to_string(fd);
-  const ssize_t nbytes = ::readlink(link.c_str(), name.data(), name.size());
-  return nbytes > 0 && std::string_view(name.data(), static_cast<std::size_t>(nbytes)).starts_with("/dmabuf:");
-}
 
 [[noreturn]] void refuse(int code, std::uint64_t nbytes) {
   std::string reason = std::strerror(code);
@@ -41,11 +28,7 @@ Handle<abi::Mr> VerbsDomain::register_memory(const LocalMemory& memory, unsigned
   void* const base = reinterpret_cast<void*>(memory.addr);
   const auto attempt = [&](unsigned wanted) {
     errno = 0;
-    if (is_dmabuf(memory.fd)) {
-      if (library_.reg_dmabuf_mr == nullptr) {
-        errno = EOPNOTSUPP;
-        return static_cast<abi::Mr*>(nullptr);
-      }
+    if (memory.is_dmabuf) {
       return library_.reg_dmabuf_mr(pd_.get(), memory.fd_offset, memory.nbytes, memory.addr, memory.fd,
                                     static_cast<int>(wanted));
     }
@@ -72,8 +55,8 @@ std::string VerbsDomain::register_local(RegionNumber number, const LocalMemory& 
   if ((memory.access & access_remote_write) != 0) access |= abi::access_remote_write;
   Handle<abi::Mr> registration = register_memory(memory, access, &handles_);
   const KeyBlob key{memory.addr, next_serial_++, registration->rkey, memory.access};
-  LocalRegion region{memory.addr,           memory.nbytes,           key.serial, memory.access,
-                     !is_dmabuf(memory.fd), std::move(registration), {},         {}};
+  LocalRegion region{memory.addr,       memory.nbytes,           key.serial, memory.access,
+                     !memory.is_dmabuf, std::move(registration), {},         {}};
   local_regions_.insert_or_assign(number, std::move(region));
   return bytes_of(key);
 }

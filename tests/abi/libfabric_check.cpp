@@ -58,6 +58,7 @@ SAME_VALUE(cq_format_data, FI_CQ_FORMAT_DATA);
 SAME_VALUE(wait_none, FI_WAIT_NONE);
 SAME_VALUE(wait_fd, FI_WAIT_FD);
 SAME_VALUE(hmem_system, FI_HMEM_SYSTEM);
+SAME_VALUE(hmem_cuda, FI_HMEM_CUDA);
 SAME_VALUE(format_sockaddr, FI_SOCKADDR);
 SAME_VALUE(format_sockaddr_in, FI_SOCKADDR_IN);
 SAME_VALUE(format_sockaddr_in6, FI_SOCKADDR_IN6);

@@ -57,8 +57,10 @@ def run(emulated, *command: str, **settings: object) -> str:
     return done.stdout
 
 
-def move(emulated, nbytes: int, options: dict[str, object], **settings: object) -> dict[str, object]:
-    return json.loads(run(emulated, str(HERE / "mover.py"), str(nbytes), json.dumps(options), **settings))
+def move(
+    emulated, nbytes: int, options: dict[str, object], kind: str = "host", **settings: object
+) -> dict[str, object]:
+    return json.loads(run(emulated, str(HERE / "mover.py"), str(nbytes), json.dumps(options), kind, **settings))
 
 
 def test_the_provider_lists_its_fabrics(emulated) -> None:
@@ -75,6 +77,18 @@ def test_packets_overtake_each_other_and_all_arrives(emulated, rails: int) -> No
     assert traffic.packets > 6 * 4 * MIB // 8192
     assert traffic.share > 0.3
     assert traffic.within > 0
+
+
+@pytest.mark.parametrize("fabric", ["efa-direct", "efa"])
+def test_memory_of_a_device_by_its_dmabuf(emulated, fabric: str) -> None:
+    depth = {"send_depth": 256, "receive_depth": 512} if fabric == "efa" else {}
+    said = move(emulated, 4 * MIB, {"fabric": fabric, "rails": 2}, "dmabuf", devices=2, **depth)
+    assert len(said["rails"]) == 2
+
+
+def test_cuda_memory_needs_a_libfabric_that_knows_of_it(emulated) -> None:
+    said = move(emulated, MIB, {}, "cuda")
+    assert "no FI_HMEM" in str(said["unavailable"])
 
 
 def test_devices_that_do_not_write_are_refused(emulated) -> None:
