@@ -209,7 +209,7 @@ def test_huge_pages_are_the_choice_of_the_option(emulated, monkeypatch: pytest.M
     monkeypatch.setenv("FI_LOG_LEVEL", "info")
     monkeypatch.setenv("FI_LOG_PROV", "efa")
     options = json.dumps({"huge_pages": wanted})
-    done = attempt(emulated, str(HERE / "mover.py"), str(MIB), options)
+    done = attempt(emulated, str(HERE / "mover.py"), str(MIB), options, "host")
     assert f"read bool var use_huge_page={int(wanted)}" in done.stderr  # by the provider
 
 
