@@ -65,7 +65,7 @@ Posted TcpDomain::post(Flow& flow, std::uint32_t budget) {
   RemoteRegion* const far = remote == remotes_.end() ? nullptr : &remote->second;
   if (const auto refused = refusal(flow, flow.pieces[flow.next], far)) return end_next(*refused);
   if (stream->out.busy() || stream->job.flow != nullptr || stream->unacknowledged.size() >= kMostUnacknowledged) {
-    stream->wanted = true;
+    stream->wanted = stream->job.flow == nullptr;  // a piece that is cut must come to its end first
     return Posted::full;
   }
   now_ = Clock::now();
