@@ -57,8 +57,7 @@ std::vector<Address> addresses(const Options& options) {
 
 std::vector<std::unique_ptr<Domain>> open_domains(Sink& sink, const Options& options) {
   for (const auto& [name, value] : options) {
-    constexpr std::array known{"address",  "rails",    "connect_s", "post_deadline_s",
-                               "revoke_s", "progress", "spin_us",   "cpus"};
+    constexpr std::array known{"address", "rails", "connect_s", "post_deadline_s", "progress", "spin_us", "cpus"};
     if (std::ranges::find(known, name) == known.end()) refuse("there is no option " + name);
   }
   const std::vector<Address> where = addresses(options);
@@ -67,8 +66,7 @@ std::vector<std::unique_ptr<Domain>> open_domains(Sink& sink, const Options& opt
   if (static_cast<double>(count) != rails) refuse("option rails is " + option(options, "rails", ""));
   using Seconds = std::chrono::duration<double>;
   const Settings settings{Seconds(number(options, "connect_s", 10, 0.01, 1e6)),
-                          Seconds(number(options, "post_deadline_s", 30, 0.01, 1e6)),
-                          Seconds(number(options, "revoke_s", 2, 0.01, 1e6))};
+                          Seconds(number(options, "post_deadline_s", 30, 0.01, 1e6))};
   std::vector<std::unique_ptr<Domain>> domains;
   for (std::size_t i = 0; i < count; ++i) {
     domains.push_back(std::make_unique<TcpDomain>(sink, where[i % where.size()], settings));
@@ -204,15 +202,6 @@ void TcpDomain::tick() {
   for (auto& [number, link] : links_) {
     for (auto& stream : link->streams) tick(*stream);
   }
-  for (const RegionNumber number : closing_) {
-    const LocalRegion& region = locals_.at(number);
-    if (now_ - region.since < settings_.revoke) continue;
-    const std::vector<StreamId> late(region.awaited.begin(), region.awaited.end());
-    for (const StreamId id : late) {
-      fail(*streams_.at(id), {Status::provider, ETIMEDOUT, "it has not let go of a region that was asked back"});
-    }
-    break;  // the set has changed: the others come with the next tick
-  }
   if (has_clocks()) want_tick();
 }
 
@@ -235,7 +224,7 @@ void TcpDomain::tick(Stream& stream) {
 }
 
 bool TcpDomain::has_clocks() const noexcept {
-  if (deaf_ || !visitors_.empty() || !closing_.empty() || leaving_ != 0) return true;
+  if (deaf_ || !visitors_.empty() || leaving_ != 0) return true;
   return std::ranges::any_of(streams_, [](const auto& entry) {
     const Stream& stream = *entry.second;
     return stream.state == Stream::State::ended ? !stream.verdict.ok() : !stream.up() || stream.expects();

@@ -18,7 +18,6 @@ using Options = std::map<std::string, std::string>;
 //   rails            this many domains, 1 … 8; as many as addresses
 //   connect_s        a peer with whom no connection comes about for this long is lost; 10
 //   post_deadline_s  so is one that neither takes nor sends a byte for this long, though something is under way; 30
-//   revoke_s         and one that has not let go of a region by then; 2
 //   and of the core: progress, spin_us, cpus
 // Throws Failure(usage) for a malformed or unknown option, Failure(unavailable) where an address cannot be listened at.
 std::vector<std::unique_ptr<Domain>> open_domains(Sink& sink, const Options& options);

@@ -1,18 +1,6 @@
-// Regions, and taking them back.
-//
-// A write ends for its sender when the kernel has its bytes. That is right only as long as no write is refused that has
-// ended so. Therefore:
-//
-//   1. The first writes into a region ask for an acknowledgement, and end with it, or with its refusal.
-//   2. One acknowledgement is the owner's word that it will let every write of this stream in until the stream has
-//      answered a `revoke`. From then on nothing asks.
-//   3. The answer leaves after all that was written, on the same stream. So what ended well before is in memory when
-//   the
-//      answer has come, and only then is the region released. What is posted later is refused where it is posted.
-//   4. Whoever does not answer in `revoke_s` loses the connection, and with it the region.
-//
-// A region that nobody has been given that word for is released at once: it is our own code that places bytes, and
-// stops.
+// Regions, and taking them back: at once, since it is our own code that places the bytes of peers, and stops. No write
+// has ended well by then that is not in memory: its end is the acknowledgement. Those that come later are refused, one
+// by one, and innocent ones beside them go on.
 #include <sys/random.h>
 
 #include <algorithm>
@@ -48,7 +36,7 @@ std::string TcpDomain::register_local(RegionNumber number, const LocalMemory& me
   const std::uint32_t slot = free_slots_.back();
   free_slots_.pop_back();
   slots_[slot] = number;
-  locals_.insert_or_assign(number, LocalRegion{memory, slot, secret, false, {}, {}});
+  locals_.insert_or_assign(number, LocalRegion{memory, slot, secret});
   return pack(KeyBlob{kMagic, slot, secret, memory.nbytes, memory.access, 0});
 }
 
@@ -68,41 +56,21 @@ void TcpDomain::register_remote(RegionNumber number, const RemoteMemory& memory)
 void TcpDomain::deregister(RegionNumber number) {
   remotes_.erase(number);
   const auto found = locals_.find(number);
-  if (found == locals_.end() || found->second.closing) return;
-  LocalRegion& region = found->second;
-  region.closing = true;
-  region.since = Clock::now();
-  closing_.insert(number);
+  if (found == locals_.end()) return;
   divert(number);
-  for (auto& [id, stream] : streams_) {
-    if (!stream->up() || stream->heard_end || !stream->writes_to.contains(number)) continue;
-    region.awaited.insert(id);
-    append_record(stream->control, FrameHead{Kind::revoke, 0, 0, region.slot, region.secret, 0});
-    if (!stream->blocked) want(*stream);
-  }
-  want_tick();
-  release(number);
-}
-
-// Lets go of a region for which nobody is waited for any more.
-void TcpDomain::release(RegionNumber number) {
-  const auto found = locals_.find(number);
-  if (!found->second.awaited.empty()) return;
   slots_[found->second.slot] = 0;
-  free_slots_.insert(free_slots_.begin(), found->second.slot);
+  free_slots_.push_back(found->second.slot);
   locals_.erase(found);
-  closing_.erase(number);
-  for (auto& [id, stream] : streams_) stream->writes_to.erase(number);
   sink_.released(number);
 }
 
-// Stops whoever is in the middle of it, and has not been given the word: what comes goes nowhere, and what leaves is
-// filled up with zeros.
+// Stops whoever is in the middle of it: what comes goes nowhere, and what leaves is filled up with zeros, and called
+// stale behind them.
 void TcpDomain::divert(RegionNumber number) {
   static std::array<std::byte, 64 << 10> zeros{};
   for (auto& [id, stream] : streams_) {
     Incoming& in = stream->in;
-    if (in.left != 0 && in.region == number && !stream->writes_to.contains(number)) {
+    if (in.left != 0 && in.region == number) {
       in.nowhere = true;
       in.verdict = Verdict::stale;
     }
@@ -128,45 +96,15 @@ void TcpDomain::divert(RegionNumber number) {
   }
 }
 
-TcpDomain::Named TcpDomain::find(const Stream& stream, std::uint32_t slot, std::uint64_t secret, unsigned access) {
+TcpDomain::Named TcpDomain::find(std::uint32_t slot, std::uint64_t secret, unsigned access) {
   Named named;
   if (slot >= slots_.size() || slots_[slot] == 0) return named;
   LocalRegion& region = locals_.at(slots_[slot]);
   if (region.secret != secret) return named;
-  const bool writes = access == access_remote_write;
-  if (region.closing && !(writes && region.awaited.contains(stream.id))) return named;
   named.verdict = (region.memory.access & access) != 0 ? Verdict::ok : Verdict::access;
   named.number = slots_[slot];
   named.region = &region;
   return named;
-}
-
-// A peer has answered `revoke`.
-void TcpDomain::let_go(const Stream& stream, std::uint32_t slot, std::uint64_t secret) {
-  const RegionNumber number = slot < slots_.size() ? slots_[slot] : 0;
-  const auto found = locals_.find(number);
-  if (found == locals_.end() || found->second.secret != secret || !found->second.closing) return;
-  if (found->second.awaited.erase(stream.id) != 0) release(number);
-}
-
-// Nothing comes by this stream any more.
-void TcpDomain::let_go_of_all(StreamId stream) {
-  const std::vector<RegionNumber> closing(closing_.begin(), closing_.end());
-  for (const RegionNumber number : closing) {
-    if (locals_.at(number).awaited.erase(stream) != 0) release(number);
-  }
-}
-
-// The owner wants it back: nothing more is written to it.
-void TcpDomain::forget(Stream& stream, std::uint32_t slot, std::uint64_t secret) {
-  for (auto& [number, region] : remotes_) {
-    if (region.peer == stream.link->number && region.key.slot == slot && region.key.secret == secret)
-      region.dead = true;
-  }
-  const Job& job = stream.job;
-  if (job.flow != nullptr && job.slot == slot && job.secret == secret) {
-    stop_job(stream, {Status::stale_region, 0, "the peer has deregistered the region"});
-  }
 }
 
 }  // namespace aio::tcp

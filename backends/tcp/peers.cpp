@@ -196,7 +196,6 @@ void TcpDomain::tell_second_hand(Stream& stream) {
 void TcpDomain::hear_end(Stream& stream) {
   stream.heard_end = true;
   if (!stream.heard_bye && !stream.link->leaving) return fail(stream, "receive", ECONNRESET);
-  let_go_of_all(stream.id);
   if (stream.said_bye) {
     close(stream);
     return stop_all(stream, kPeerLeft);
@@ -240,7 +239,6 @@ void TcpDomain::close(Stream& stream) noexcept {
   stream.heard_end = true;
   stream.in = {};
   stream.control.clear();
-  let_go_of_all(stream.id);
 }
 
 // Nothing of ours follows; what had been sent arrives.

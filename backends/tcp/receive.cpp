@@ -168,12 +168,6 @@ void TcpDomain::begin(Stream& stream, const FrameHead& head, const std::byte* re
       return hear_ack(stream, head.number);
     case Kind::refused:
       return hear_refusal(stream);
-    case Kind::revoke:
-      forget(stream, head.slot, head.value);
-      append_record(stream.control, FrameHead{Kind::revoked, 0, 0, head.slot, head.value, 0});
-      return;
-    case Kind::revoked:
-      return let_go(stream, head.slot, head.value);
     case Kind::message: {
       Incoming& in = stream.in;
       in.message.resize(head.value);
@@ -208,7 +202,7 @@ void TcpDomain::begin_write(Stream& stream, const std::byte* records) {
   in.region = 0;
   std::uint64_t base = 0;
   if (in.left != 0) {
-    const Named named = find(stream, in.head.slot, in.head.value, access_remote_write);
+    const Named named = find(in.head.slot, in.head.value, access_remote_write);
     in.verdict = named.verdict;
     in.region = named.number;
     if (named.verdict == Verdict::ok) {
@@ -270,10 +264,7 @@ void TcpDomain::end_payload(Stream& stream) {
     append_record(stream.control,
                   FrameHead{Kind::refused, static_cast<std::uint8_t>(in.verdict), 0, 0, 0, in.head.number});
   }
-  if ((in.head.flags & kWantsAck) == 0) return;
-  stream.ack_due = in.head.number;
-  // The acknowledgement is our word: memory.cpp.
-  if (in.verdict == Verdict::ok && in.region != 0) stream.writes_to.insert(in.region);
+  if ((in.head.flags & kWantsAck) != 0) stream.ack_due = in.head.number;
 }
 
 void TcpDomain::hear_read(Stream& stream, const std::byte* records) {
@@ -306,8 +297,6 @@ void TcpDomain::hear_ack(Stream& stream, std::uint64_t number) {
     if (stream.out.number != 0 && one.last >= stream.out.number)
       return malformed(stream, "an acknowledgement too early");
     stream.unacknowledged.pop_front();
-    const auto region = remotes_.find(one.region);
-    if (one.outcome.ok() && region != remotes_.end()) region->second.proven = true;
     sink_.stopped(*one.flow, one.pieces, one.outcome);
   }
 }

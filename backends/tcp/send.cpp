@@ -35,7 +35,6 @@ std::optional<Outcome> TcpDomain::refusal(const Flow& flow, const Piece& piece, 
   if (far == nullptr || far->peer != flow.run.peer) {
     return Outcome{Status::stale_region, 0, "the remote region is not registered with this connection"};
   }
-  if (far->dead) return Outcome{Status::stale_region, 0, "the peer has deregistered the region"};
   const unsigned access = flow.run.op == Op::write ? access_remote_write : access_remote_read;
   if ((far->key.access & access) == 0) return invalid(EACCES, "the peer's region does not grant this access");
   if (!inside(piece.remote_offset, piece.nbytes, far->nbytes)) return invalid(ERANGE, "the piece exceeds the region");
@@ -93,8 +92,6 @@ Posted TcpDomain::post_writes(Stream& stream, Flow& flow, RemoteRegion* far, std
       Job& job = stream.job;
       job.flow = &flow;
       job.piece = first;
-      job.wants_ack = !far->proven || first->needs_delivery();
-      job.region = flow.run.remote_region;
       job.slot = far->key.slot;
       job.secret = far->key.secret;
       ++flow.next;
@@ -185,7 +182,7 @@ void TcpDomain::put_batch(Stream& stream, Flow& flow, std::uint32_t pieces, Remo
     nbytes += first[i].nbytes;
   }
   const bool names = nbytes != 0;  // what moves nothing names no region, and is refused by nobody
-  wants_ack |= names && !far->proven;
+  wants_ack |= names;
   const std::uint64_t number = out.number = stream.next_number++;
   const std::uint8_t flags = wants_ack ? kWantsAck : 0;
   append_record(out.head, FrameHead{Kind::write, flags, static_cast<std::uint16_t>(pieces), names ? far->key.slot : 0,
@@ -197,7 +194,7 @@ void TcpDomain::put_batch(Stream& stream, Flow& flow, std::uint32_t pieces, Remo
   }
   out.parts[0] = {out.head.data(), out.head.size()};
   if (wants_ack) {
-    stream.unacknowledged.push_back({number, number, &flow, pieces, flow.run.remote_region, {}});
+    stream.unacknowledged.push_back({number, number, &flow, pieces, {}});
   } else {
     out.flow = &flow;
     out.pieces = pieces;
@@ -216,18 +213,13 @@ void TcpDomain::put_job(Stream& stream) {
   if (job.offset == 0) job.first = number;
   const Piece part{piece.local_addr + job.offset, piece.remote_offset + job.offset, nbytes, piece.immediate,
                    last ? piece.flags : 0};
-  const std::uint8_t flags = last && job.wants_ack ? kWantsAck : 0;
+  const std::uint8_t flags = last ? kWantsAck : 0;
   append_record(out.head, FrameHead{Kind::write, flags, 1, job.slot, job.secret, number});
   append_record(out.head, piece_of(part));
   out.parts = {{out.head.data(), out.head.size()}, source_of(part)};
   job.offset += nbytes;
   if (!last) return;
-  if (job.wants_ack) {
-    stream.unacknowledged.push_back({job.first, number, job.flow, 1, job.region, {}});
-  } else {
-    out.flow = job.flow;
-    out.pieces = 1;
-  }
+  stream.unacknowledged.push_back({job.first, number, job.flow, 1, {}});
   job = {};
 }
 
@@ -235,7 +227,7 @@ void TcpDomain::put_job(Stream& stream) {
 bool TcpDomain::put_answer(Stream& stream) {
   while (!stream.serving.empty()) {
     Serving& serving = stream.serving.front();
-    const Named source = find(stream, serving.slot, serving.secret, access_remote_read);
+    const Named source = find(serving.slot, serving.secret, access_remote_read);
     Verdict verdict = source.verdict;
     if (verdict == Verdict::ok && !std::ranges::all_of(serving.pieces, [&](const ReadPiece& piece) {
           return inside(piece.offset, piece.nbytes, source.region->memory.nbytes);

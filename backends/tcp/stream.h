@@ -8,7 +8,6 @@
 #include <deque>
 #include <memory>
 #include <string>
-#include <unordered_set>
 #include <vector>
 
 #include "../core/domain.h"
@@ -33,8 +32,6 @@ struct RemoteRegion {
   PeerNumber peer = 0;
   std::uint64_t nbytes = 0;
   KeyBlob key{};
-  bool dead = false;    // its owner has asked for it back
-  bool proven = false;  // its owner has let a write of ours in, and will ask for it back before it refuses one
 };
 
 // Pieces whose end is told by the peer's acknowledgement, or by its refusal. A piece that was cut has several frames.
@@ -42,7 +39,6 @@ struct Unacknowledged {
   std::uint64_t first, last;
   Flow* flow;
   std::uint32_t pieces;
-  RegionNumber region;
   Outcome outcome;
 };
 
@@ -52,8 +48,6 @@ struct Job {
   const Piece* piece = nullptr;
   std::uint64_t offset = 0;
   std::uint64_t first = 0;  // number of its first frame
-  bool wants_ack = false;
-  RegionNumber region = 0;
   std::uint32_t slot = 0;
   std::uint64_t secret = 0;
   Outcome stop;  // not ok: it goes no further, and ends so
@@ -149,8 +143,7 @@ struct Stream {
   std::unique_ptr<std::array<std::byte, kBufferNbytes>> buffer;
   std::size_t begin = 0, end = 0;  // of what is in the buffer, and not yet used
   Incoming in;
-  std::uint64_t last_write = 0;                // its number
-  std::unordered_set<RegionNumber> writes_to;  // regions of ours that it may write to without asking
+  std::uint64_t last_write = 0;  // its number
 
   bool says_bye = false;  // nothing is sent after what is being sent
   bool said_bye = false;  // and that is out

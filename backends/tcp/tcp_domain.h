@@ -7,7 +7,6 @@
 #include <memory>
 #include <string>
 #include <unordered_map>
-#include <unordered_set>
 #include <vector>
 
 #include "domain.h"
@@ -16,7 +15,7 @@
 namespace aio::tcp {
 
 struct Settings {
-  std::chrono::duration<double> connect{10}, post_deadline{30}, revoke{2};
+  std::chrono::duration<double> connect{10}, post_deadline{30};
 };
 
 class TcpDomain final : public Domain {
@@ -44,9 +43,6 @@ class TcpDomain final : public Domain {
     LocalMemory memory;
     std::uint32_t slot;
     std::uint64_t secret;
-    bool closing = false;
-    std::unordered_set<StreamId> awaited;  // who may still write to it
-    Clock::time_point since;
   };
   // A region of ours by the key that a peer names; nothing where it may not.
   struct Named {
@@ -67,12 +63,8 @@ class TcpDomain final : public Domain {
   [[nodiscard]] bool has_clocks() const noexcept;
 
   // memory.cpp
-  [[nodiscard]] Named find(const Stream& stream, std::uint32_t slot, std::uint64_t secret, unsigned access);
-  void let_go(const Stream& stream, std::uint32_t slot, std::uint64_t secret);
-  void let_go_of_all(StreamId stream);
-  void release(RegionNumber number);
+  [[nodiscard]] Named find(std::uint32_t slot, std::uint64_t secret, unsigned access);
   void divert(RegionNumber region);
-  void forget(Stream& stream, std::uint32_t slot, std::uint64_t secret);
 
   // peers.cpp
   Link& link_for(PeerNumber peer);
@@ -146,7 +138,6 @@ class TcpDomain final : public Domain {
   std::unordered_map<RegionNumber, RemoteRegion> remotes_;  // its nodes stay where they are
   std::vector<RegionNumber> slots_;                         // 0: free
   std::vector<std::uint32_t> free_slots_;
-  std::unordered_set<RegionNumber> closing_;
   Clock::time_point now_;
 };
 

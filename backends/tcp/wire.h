@@ -76,10 +76,8 @@ enum class Kind : std::uint8_t {
   done = 4,     // read `number` has been answered; `flags` is a Verdict
   ack = 5,      // all writes up to `number` are in memory, or were refused
   refused = 6,  // nothing of write `number` was placed; `flags` is a Verdict
-  revoke = 7,   // the region is being taken back: answer once nothing that names it will follow
-  revoked = 8,  // the answer
-  message = 9,  // `value` bytes
-  bye = 10,     // nothing follows
+  message = 7,  // `value` bytes
+  bye = 8,      // nothing follows
 };
 
 enum class Verdict : std::uint8_t { ok = 0, stale = 1, access = 2, bounds = 3 };

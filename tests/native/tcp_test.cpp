@@ -188,7 +188,7 @@ void test_messages() {
   CHECK(a.sink.sents[999].code == EMSGSIZE);
 }
 
-// A region goes: who holds the word is asked, and the innocent go on.
+// A region goes in the middle of a write: at once, and the innocent go on.
 void test_regions_taken_back() {
   Pair pair;
   auto& [a, b] = pair;
@@ -200,18 +200,18 @@ void test_regions_taken_back() {
   CHECK(run(pair.both(), a, first));
   CHECK(a.sink.failed.empty());
   Batch large(cut(from, 8 << 20));
-  drive({&a}, [&] { return a.domain->post(large.flow, 256) == Posted::more || large.flow.exhausted(); });
+  a.domain->post(large.flow, 256);
+  drive({&b}, [&] { return to.bytes[0] == from.bytes[0]; }, 0.1);
   b.domain->deregister(kTo);
-  CHECK(b.sink.releases.empty());  // what ended well may still be under way
-  CHECK(drive(pair.both(), [&] { return !b.sink.releases.empty() && large.over(); }));
+  CHECK(b.sink.releases.size() == 1);
   to.bytes.assign(to.bytes.size(), 0xAA);
-  CHECK(run(pair.both(), a, innocent));
+  CHECK(run(pair.both(), a, innocent) && drive(pair.both(), [&] { return large.over(); }));
+  CHECK(a.sink.failed.size() == 1 && a.sink.failed[0].status == Status::stale_region);
   const std::size_t before = a.sink.failed.size();
   Batch late(cut(from, 1 << 20));
   CHECK(run(pair.both(), a, late));
   CHECK(a.sink.failed.size() > before && a.sink.failed.back().status == Status::stale_region);
-  b.domain->deregister(kTo + 1);  // the key as it is imported once more: nobody has given a word for it here
-  CHECK(drive(pair.both(), [&] { return b.sink.releases.size() == 2; }));
+  b.domain->deregister(kTo + 1);
   a.domain->register_remote(33, {kPeer, other.bytes.size(), other.key, {}});
   Batch again({{from.address(), 0, 64, kCounter, kPieceImmediate}}, Op::write, 33);
   Batch read({{from.address(), 0, 64, 0, 0}}, Op::read, 33);
@@ -229,15 +229,14 @@ void test_ends() {
   for (const bool lost : {false, true}) {
     Pair pair;
     auto& [a, b] = pair;
-    Memory from(a, kFrom, 1 << 20), to(b, kTo, 1 << 20);
+    Memory from(a, kFrom, 256 << 10), to(b, kTo, 256 << 10);
     a.domain->register_remote(kRemote, {kPeer, to.bytes.size(), to.key, {}});
     Batch proof({{from.address(), 0, 1, kCounter, kPieceImmediate}});
     CHECK(run(pair.both(), a, proof));
     Batch batch(cut(from, 4096));
     while (a.domain->post(batch.flow, 256) == Posted::more && !batch.flow.exhausted()) {
     }
-    const std::uint32_t ended = batch.flow.next - batch.flow.in_flight;
-    CHECK(ended > 0);
+    const std::uint32_t left = batch.flow.next;  // all of it, but for what does not fit into the kernel
     b.domain->disconnect(kPeer, lost);
     if (lost) {
       CHECK(b.sink.fences.size() == 1);
@@ -247,7 +246,7 @@ void test_ends() {
       CHECK(a.sink.broken.front().reason.find("reset") != std::string::npos);
     } else {
       CHECK(drive(pair.both(), [&] { return !b.sink.fences.empty(); }));
-      CHECK(b.sink.totals[kCounter] >= ended + 1);
+      CHECK(b.sink.totals[kCounter] == left + 1);
       CHECK(a.sink.broken.empty());
     }
     a.domain->disconnect(kPeer, lost);
@@ -301,7 +300,7 @@ void put(std::vector<std::byte>& bytes, const Record& record) {
 
 std::vector<std::byte> plausible(const KeyBlob& key, std::uint64_t& number) {
   std::vector<std::byte> bytes;
-  FrameHead head{static_cast<Kind>(dice() % 11 + 1), static_cast<std::uint8_t>(dice() % 4), 0, key.slot, key.secret, dice() % 4};
+  FrameHead head{static_cast<Kind>(dice() % 9 + 1), static_cast<std::uint8_t>(dice() % 4), 0, key.slot, key.secret, dice() % 4};
   if (head.kind == Kind::write || head.kind == Kind::read) {
     head.count = static_cast<std::uint16_t>(dice() % 5 + 1);
     if (head.kind == Kind::write) head.number = ++number;
@@ -371,7 +370,7 @@ void test_garbage(int rounds) {
   CHECK(ended > rounds / 2);
 }
 
-// Taken back in the middle of a write of somebody who holds no word: released at once, and not a byte more.
+// Taken back in the middle of a write: released at once, and not a byte more.
 void test_region_taken_from_a_half_written_frame() {
   Node node;
   Memory memory(node, kTo, 4096);
@@ -392,24 +391,6 @@ void test_region_taken_from_a_half_written_frame() {
   CHECK(answers[0].kind == Kind::refused && answers[0].flags == 1 && answers[0].number == 1);
   CHECK(answers[1].kind == Kind::ack && answers[1].number == 1);
   CHECK(memory.bytes[1000] == 0xEE && node.sink.totals.empty());
-}
-
-// Who is asked for a region and does not answer loses the connection.
-void test_who_does_not_let_go() {
-  Node node(Options{{"revoke_s", "0.1"}});
-  Memory memory(node, kTo, 4096);
-  const auto key = unpack<KeyBlob>(memory.key, "test");
-  Raw raw(node);
-  std::vector<std::byte> bytes;
-  put(bytes, FrameHead{Kind::write, kWantsAck, 1, key.slot, key.secret, 1});
-  put(bytes, WritePiece{0, 1 | WritePiece::kCounts, kCounter});
-  bytes.push_back(std::byte{0x55});
-  say(raw.fd, bytes.data(), bytes.size());
-  CHECK(drive({&node}, [&] { return node.sink.totals[kCounter] == 1; }));
-  node.domain->deregister(kTo);
-  CHECK(node.sink.releases.empty());
-  CHECK(drive({&node}, [&] { return !node.sink.releases.empty(); }));
-  CHECK(node.sink.broken.size() == 1 && node.sink.broken[0].code == ETIMEDOUT);
 }
 
 void test_who_does_not_read() {
@@ -511,7 +492,6 @@ int main(int argc, char** argv) {
       {"regions taken back", test_regions_taken_back},
       {"ends", test_ends},
       {"a region taken from a half-written frame", test_region_taken_from_a_half_written_frame},
-      {"who does not let go", test_who_does_not_let_go},
       {"who does not read", test_who_does_not_read},
       {"the door", test_the_door},
       {"a wrong listener", test_a_wrong_listener},
