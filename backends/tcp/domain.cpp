@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <cstdio>
 #include <cstdlib>
 #include <sstream>
 
@@ -47,6 +48,12 @@ std::vector<Address> addresses(const Options& options) {
   }
   if (all.empty()) refuse("option address names none");
   return all;
+}
+
+std::string words(std::chrono::duration<double> time) {
+  std::array<char, 32> text{};
+  std::snprintf(text.data(), text.size(), "%.3g s", time.count());
+  return text.data();
 }
 
 [[noreturn]] void unavailable(const std::string& what) {
@@ -212,13 +219,13 @@ void TcpDomain::tick(Stream& stream) {
   if (stream.up()) {
     if (!stream.expects() || waited < settings_.post_deadline) return;
     return fail(stream, {Status::provider, ETIMEDOUT,
-                         "no byte has moved for " + std::to_string(static_cast<int>(waited.count())) +
-                             " s, though something is under way: the peer is frozen, or no packet reaches it"});
+                         "no byte has moved for " + words(waited) +
+                             ", though something is under way: the peer is frozen, or no packet reaches it"});
   }
   if (waited >= settings_.connect) {
     return fail(stream, {Status::provider, ETIMEDOUT,
-                         "no connection to " + to_words(stream.address) + " came about for " +
-                             std::to_string(static_cast<int>(waited.count())) + " s: a firewall may be between"});
+                         "no connection to " + to_words(stream.address) + " came about for " + words(waited) +
+                             ": a firewall may be between"});
   }
   if (stream.dials && !stream.fd && now_ >= stream.redial_at) dial(stream);
 }
