@@ -101,6 +101,12 @@ TcpDomain::TcpDomain(Sink& sink, const Address& address, const Settings& setting
   attributes_.quantum = kFramePieces;
 }
 
+TcpDomain::~TcpDomain() {
+  for (auto& [id, stream] : streams_) shut(stream->fd);
+  for (Visitor& visitor : visitors_) shut(visitor.fd);
+  shut(listener_);
+}
+
 void TcpDomain::listen(Address address) {
   listener_ = Fd(::socket(address.family(), SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   const std::string name = to_words(address);
@@ -123,6 +129,15 @@ void TcpDomain::watch(int fd, StreamId id, bool output, bool known) const noexce
   event.events = EPOLLIN | EPOLLRDHUP | (output ? static_cast<std::uint32_t>(EPOLLOUT) : 0);
   event.data.u64 = id;
   ::epoll_ctl(epoll_.get(), known ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, fd, &event);
+}
+
+// Closes a socket for certain. A forked child may hold it, too, and closing it here would then neither end the
+// connection nor take it out of the epoll, which would tell of it for ever.
+void TcpDomain::shut(Fd& fd) const noexcept {
+  if (!fd) return;
+  ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd.get(), nullptr);
+  ::shutdown(fd.get(), SHUT_RDWR);
+  fd.reset();
 }
 
 std::optional<std::vector<int>> TcpDomain::arm() {

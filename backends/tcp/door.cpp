@@ -34,7 +34,7 @@ void TcpDomain::welcome_visitors() {
       // The one that has been silent for longest makes room; a peer that was shown out dials again.
       const auto silent = std::ranges::find_if(visitors_, [](const Visitor& one) { return !one.complete(); });
       if (silent == visitors_.end()) continue;
-      visitors_.erase(silent);
+      show_out(silent->id);
     }
     Visitor& visitor = visitors_.emplace_back();
     visitor.id = next_id_++;
@@ -46,19 +46,18 @@ void TcpDomain::welcome_visitors() {
 }
 
 void TcpDomain::hear_visitor(Visitor& visitor) {
-  const auto show_out = [&] { visitors_.remove_if([&](const Visitor& one) { return &one == &visitor; }); };
   const ssize_t heard =
       ::recv(visitor.fd.get(), visitor.said.data() + visitor.heard, visitor.said.size() - visitor.heard, 0);
   if (heard < 0 && (errno == EAGAIN || errno == EINTR)) return;
-  if (heard <= 0) return show_out();
+  if (heard <= 0) return show_out(visitor.id);
   visitor.heard += static_cast<std::size_t>(heard);
   if (!visitor.complete()) return;
   const auto hello = read_record<Hello>(visitor.said.data());
   const auto found = names_.find(hello.to.name);
   if (hello.magic != kMagic || found == names_.end() || !equal(found->second->token.secret, hello.to.secret)) {
-    return show_out();
+    return show_out(visitor.id);
   }
-  if (admit_visitor(visitor)) return show_out();
+  if (admit_visitor(visitor)) return show_out(visitor.id);
   // Ours has not been told of it yet. What it says meanwhile is left where it is.
   ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, visitor.fd.get(), nullptr);
 }
@@ -82,8 +81,14 @@ bool TcpDomain::admit_visitor(Visitor& visitor) {
   return true;
 }
 
+void TcpDomain::show_out(StreamId visitor) noexcept {
+  const auto found = std::ranges::find(visitors_, visitor, &Visitor::id);
+  shut(found->fd);  // nothing where it was let in
+  visitors_.erase(found);
+}
+
 void TcpDomain::close_door() noexcept {
-  std::erase_if(visitors_, [this](const Visitor& one) { return now_ - one.since > kPatience; });
+  while (!visitors_.empty() && now_ - visitors_.front().since > kPatience) show_out(visitors_.front().id);
 }
 
 }  // namespace aio::tcp

@@ -95,7 +95,7 @@ Stream& TcpDomain::join(Link& link, const EndpointBlob& far) {
   } else {
     for (Visitor& visitor : visitors_) {  // it may have come before we knew it
       if (!visitor.complete() || !admit_visitor(visitor)) continue;
-      visitors_.remove_if([&](const Visitor& one) { return &one == &visitor; });
+      show_out(visitor.id);
       break;
     }
   }
@@ -152,7 +152,7 @@ void TcpDomain::hear_welcome(Stream& stream) {
 
 // What is refused is gone: it listened before it told us where. What hung up may have had too many at its door.
 void TcpDomain::retry(Stream& stream, int code) {
-  stream.fd.reset();
+  shut(stream.fd);
   stream.state = Stream::State::awaited;
   if (stream.link->leaving) return;
   if (code == ECONNREFUSED || code == EACCES || code == EPERM) return fail(stream, "connect", code);
@@ -233,7 +233,7 @@ void TcpDomain::stop_all(Stream& stream, const Outcome& outcome) {
 }
 
 void TcpDomain::close(Stream& stream) noexcept {
-  stream.fd.reset();
+  shut(stream.fd);
   stream.state = Stream::State::ended;
   stream.blocked = false;
   stream.heard_end = true;

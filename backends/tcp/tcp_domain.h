@@ -21,6 +21,7 @@ struct Settings {
 class TcpDomain final : public Domain {
  public:
   TcpDomain(Sink& sink, const Address& address, const Settings& settings);
+  ~TcpDomain() override;
 
   [[nodiscard]] const DomainAttributes& attributes() const noexcept override { return attributes_; }
   std::string register_local(RegionNumber region, const LocalMemory& memory) override;
@@ -34,8 +35,6 @@ class TcpDomain final : public Domain {
   bool progress() override;
   [[nodiscard]] bool needs_progress() const noexcept override { return !runnable_.empty(); }
   std::optional<std::vector<int>> arm() override;
-  // The thread that spins takes a core from the peer's, and the kernel wakes us in time.
-  [[nodiscard]] bool gains_by_spinning() const noexcept override { return false; }
   [[nodiscard]] std::uint64_t handles() const noexcept override;
 
  private:
@@ -54,6 +53,7 @@ class TcpDomain final : public Domain {
   // domain.cpp
   void listen(Address address);
   void watch(int fd, StreamId id, bool output, bool known) const noexcept;
+  void shut(Fd& fd) const noexcept;
   void ripen(std::uint32_t events, StreamId id);
   void want(Stream& stream);
   bool run_streams();
@@ -87,6 +87,7 @@ class TcpDomain final : public Domain {
   void welcome_visitors();
   void hear_visitor(Visitor& visitor);
   bool admit_visitor(Visitor& visitor);
+  void show_out(StreamId visitor) noexcept;
   void close_door() noexcept;
 
   // send.cpp
