@@ -58,13 +58,10 @@ Endpoint TcpDomain::connect(PeerNumber peer, const std::optional<Endpoint>& remo
   Link& link = link_for(peer);
   if (link.leaving) throw Failure(Failure::Kind::usage, "connect", "the peer is being disconnected");
   if (far) {
-    const auto& known = link.streams;
-    const bool again =
-        std::ranges::any_of(known, [&](const auto& one) { return equal(one->far.token.name, far->token.name); });
-    Stream& stream = join(link, *far);
+    const std::size_t known = link.streams.size();
+    join(link, *far);
     // Those that were admitted before it are not written to.
-    if (!again) std::ranges::rotate(link.streams, link.streams.end() - 1);
-    static_cast<void>(stream);
+    if (link.streams.size() != known) std::ranges::rotate(link.streams, link.streams.end() - 1);
   }
   return {pack(link.end), {}};
 }
@@ -75,10 +72,10 @@ void TcpDomain::admit(PeerNumber peer, const Endpoint& other) {
   join(*found->second, unpack<EndpointBlob>(other.blob, "endpoint"));
 }
 
-Stream& TcpDomain::join(Link& link, const EndpointBlob& far) {
+void TcpDomain::join(Link& link, const EndpointBlob& far) {
   const Address address = address_of(far);
   for (auto& known : link.streams) {
-    if (equal(known->far.token.name, far.token.name)) return *known;
+    if (equal(known->far.token.name, far.token.name)) return;
   }
   if (link.token.name == far.token.name) throw Failure(Failure::Kind::usage, "connect", "the endpoint is our own");
   auto& stream = *link.streams.emplace_back(std::make_unique<Stream>());
@@ -90,16 +87,11 @@ Stream& TcpDomain::join(Link& link, const EndpointBlob& far) {
   stream.since = stream.redial_at = Clock::now();
   streams_.emplace(stream.id, &stream);
   want_tick();
-  if (stream.dials) {
-    dial(stream);
-  } else {
-    for (Visitor& visitor : visitors_) {  // it may have come before we knew it
-      if (!visitor.complete() || !admit_visitor(visitor)) continue;
-      show_out(visitor.id);
-      break;
-    }
+  if (stream.dials) return dial(stream);
+  for (auto next = visitors_.begin(); next != visitors_.end();) {  // it may have come before we knew it
+    Visitor& visitor = *next++;
+    if (visitor.complete() && admit_visitor(visitor)) show_out(visitor.id);
   }
-  return stream;
 }
 
 // ---------------------------------------------------------------------------------------------------------- dialling

@@ -13,8 +13,7 @@ namespace aio::tcp {
 
 namespace {
 
-constexpr std::uint64_t kTurnNbytes = 2 << 20;  // of one peer, before the next has its turn
-constexpr std::size_t kMostParts = 512;         // of one call; IOV_MAX is 1024
+constexpr std::size_t kMostParts = 512;  // of one call; IOV_MAX is 1024
 
 std::array<std::byte, 64 << 10> nowhere;  // written, and never read
 

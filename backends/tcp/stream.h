@@ -25,6 +25,9 @@ using StreamId = std::uint64_t;
 inline constexpr std::size_t kBufferNbytes = 16 << 10;
 static_assert(kBufferNbytes > 2 * kMostHeadNbytes);
 
+// Moved for one stream, either way, before the next has its turn.
+inline constexpr std::uint64_t kTurnNbytes = 2 << 20;
+
 struct Link;
 
 // A peer's region, as runs name it.

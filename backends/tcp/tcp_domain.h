@@ -1,5 +1,5 @@
 // The Domain itself. Its methods are in domain.cpp (opening, turns, time), memory.cpp (regions), peers.cpp (connections
-// and their ends), door.cpp (strangers), send.cpp and receive.cpp.
+// and their ends), door.cpp (strangers), post.cpp, send.cpp and receive.cpp.
 #pragma once
 
 #include <list>
@@ -68,7 +68,7 @@ class TcpDomain final : public Domain {
 
   // peers.cpp
   Link& link_for(PeerNumber peer);
-  Stream& join(Link& link, const EndpointBlob& far);
+  void join(Link& link, const EndpointBlob& far);
   void dial(Stream& stream);
   void dialled(Stream& stream);
   void hear_welcome(Stream& stream);
@@ -90,10 +90,12 @@ class TcpDomain final : public Domain {
   void show_out(StreamId visitor) noexcept;
   void close_door() noexcept;
 
-  // send.cpp
+  // post.cpp
   Posted post_writes(Stream& stream, Flow& flow, RemoteRegion* far, std::uint32_t budget);
   Posted post_read(Stream& stream, Flow& flow, const RemoteRegion& far, std::uint32_t budget);
   std::optional<Outcome> refusal(const Flow& flow, const Piece& piece, const RemoteRegion* far) const;
+
+  // send.cpp
   void begin_frame(Stream& stream);
   void put_batch(Stream& stream, Flow& flow, std::uint32_t pieces, RemoteRegion* far);
   void put_job(Stream& stream);
