@@ -206,7 +206,6 @@ void TcpDomain::hear_end(Stream& stream) {
 void TcpDomain::stop_all(Stream& stream, const Outcome& outcome) {
   Outgoing out;
   std::swap(out, stream.out);
-  if (out.flow != nullptr) sink_.stopped(*out.flow, out.pieces, outcome);
   const Job job = std::exchange(stream.job, {});
   if (job.flow != nullptr) sink_.stopped(*job.flow, 1, outcome);
   std::deque<Unacknowledged> unacknowledged;

@@ -43,30 +43,19 @@ void TcpDomain::put_batch(Stream& stream, Flow& flow, std::uint32_t pieces, Remo
   begin_frame(stream);
   Outgoing& out = stream.out;
   const Piece* const first = flow.pieces + flow.next;
-  bool wants_ack = false;
   std::uint64_t nbytes = 0;
-  for (std::uint32_t i = 0; i < pieces; ++i) {
-    wants_ack |= first[i].needs_delivery();
-    nbytes += first[i].nbytes;
-  }
-  const bool names = nbytes != 0;  // what moves nothing names no region, and is refused by nobody
-  wants_ack |= names;
+  for (std::uint32_t i = 0; i < pieces; ++i) nbytes += first[i].nbytes;
+  const bool names = nbytes != 0;  // what moves nothing names no region
   const std::uint64_t number = out.number = stream.next_number++;
-  const std::uint8_t flags = wants_ack ? kWantsAck : 0;
-  append_record(out.head, FrameHead{Kind::write, flags, static_cast<std::uint16_t>(pieces), names ? far->key.slot : 0,
-                                    names ? far->key.secret : 0, number});
+  append_record(out.head, FrameHead{Kind::write, kWantsAck, static_cast<std::uint16_t>(pieces),
+                                    names ? far->key.slot : 0, names ? far->key.secret : 0, number});
   out.parts.resize(1);
   for (std::uint32_t i = 0; i < pieces; ++i) {
     append_record(out.head, piece_of(first[i]));
     if (first[i].nbytes != 0) out.parts.push_back(source_of(first[i]));
   }
   out.parts[0] = {out.head.data(), out.head.size()};
-  if (wants_ack) {
-    stream.unacknowledged.push_back({number, number, &flow, pieces, {}});
-  } else {
-    out.flow = &flow;
-    out.pieces = pieces;
-  }
+  stream.unacknowledged.push_back({number, number, &flow, pieces, {}});
 }
 
 // The next part of a piece that was cut. It counts with its last.
@@ -198,8 +187,6 @@ void TcpDomain::sent_all(Stream& stream) {
   out.source = 0;
   out.number = 0;
   out.has_tail = false;
-  Flow* const flow = std::exchange(out.flow, nullptr);
-  if (flow != nullptr) sink_.stopped(*flow, out.pieces, {});
   for (const TransferId message : out.messages) sink_.sent(message, {});
   out.messages.clear();
   if (stream.job.flow != nullptr && !stream.job.stop.ok()) stop_job(stream, stream.job.stop);

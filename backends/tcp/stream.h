@@ -82,8 +82,6 @@ struct Outgoing {
   std::array<std::byte, sizeof(FrameHead)> tail{};  // of an answer that ends here
   std::vector<iovec> parts;                         // head, payload, tail; empty: nothing is being sent
   std::size_t at = 0;
-  Flow* flow = nullptr;  // whose pieces stop when the kernel has all of it
-  std::uint32_t pieces = 0;
   std::uint64_t number = 0;  // of the write that it is, or 0
   RegionNumber source = 0;   // an answer reads from this region of ours
   bool has_tail = false;
