@@ -28,6 +28,7 @@ SLICE = [
 """What of the tests of verbs is worth its minutes in every run: both of them, in a machine that is emulated."""
 PYTHONS = ["3.11", "3.12", "3.13"]
 PYPROJECT = nox.project.load_toml("pyproject.toml")
+TCP = sorted(pathlib.Path("backends/tcp").glob("*.cpp"))
 LIBFABRIC = sorted(pathlib.Path("backends/libfabric").glob("*.cpp"))
 STUBS = [pathlib.Path("backends/core/_native.pyi"), pathlib.Path("backends/core/_floor.pyi")]
 
@@ -164,7 +165,7 @@ def verbs_slice(session: nox.Session) -> None:
 def demo(session: nox.Session) -> None:
     """The main job, on every backend and with two prefill processes."""
     install(session)
-    for options in ([], ["--backend", "libfabric"], ["--prefills", "2"]):
+    for options in ([], ["--backend", "libfabric"], ["--backend", "tcp"], ["--prefills", "2"]):
         session.run("aio-transfer", "demo", "--json", *options)
 
 
@@ -221,9 +222,10 @@ def post_overhead(session: nox.Session) -> str:
 @nox.session(default=False)
 @nox.parametrize("kind", ["", "address,undefined"], ids=["plain", "address,undefined"])
 def native(session: nox.Session, kind: str) -> None:
-    """The domain of libfabric alone, over TCP (``LIBFABRIC=path``: another library), and what verbs decides."""
+    """The domains of tcp and libfabric alone (``LIBFABRIC=path``: another library), and what verbs decides."""
     session.install(PYPROJECT["project"]["optional-dependencies"]["libfabric"][0])
     library = os.environ.get("LIBFABRIC") or wheel_library(session)
+    session.run(compile_test(session, "tcp_test", TCP, kind), external=True)
     session.run(libfabric_test(session, kind), "tcp", library, external=True)
     session.run(compile_test(session, "verbs_test", [pathlib.Path("backends/verbs/gid.cpp")], kind), external=True)
 

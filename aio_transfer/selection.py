@@ -23,12 +23,13 @@ if TYPE_CHECKING:
 
 __all__ = ("AUTO", "BackendReport", "OpenDriver", "available", "choose", "load", "names", "open_drivers")
 
-AUTO: Final = ("shm", "verbs", "libfabric")
+AUTO: Final = ("shm", "verbs", "libfabric", "tcp")
 """The fastest first. Others are used only when named."""
 BUILT_IN: Final = {
     "shm": "aio_transfer.backends.shm:create",
     "verbs": "aio_transfer.backends.verbs:create",
     "libfabric": "aio_transfer.backends.libfabric:create",
+    "tcp": "aio_transfer.backends.tcp:create",
     "sim": "aio_transfer.backends.sim:create",
     "pyverbs": "aio_transfer.backends.pyverbs:create",
 }

@@ -36,7 +36,7 @@ async def floor_for(team: Team, options: Options, ask: Move) -> Floor | None:
         return Floor("copy", copy)
     if ask.kind == "write" and perftest.is_possible(options):
         return await _perftest(team)
-    if options.backend in {"libfabric", "verbs"} and ask.kind != "scatter":
+    if options.backend in {"libfabric", "tcp", "verbs"} and ask.kind != "scatter":
         return await _rail(team, ask)
     return None
 

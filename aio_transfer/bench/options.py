@@ -74,6 +74,6 @@ class Options:
         own = {"progress": self.progress}
         if self.provider:
             own["provider"] = self.provider
-        if host and self.backend == "libfabric" and self.provider in {"", "tcp"}:
+        if host and (self.backend == "tcp" or (self.backend == "libfabric" and self.provider in {"", "tcp"})):
             own["address"] = host
         return {self.backend: own}

@@ -16,6 +16,7 @@
 
 #include "../libfabric/domain.h"
 #include "../shm/domain.h"
+#include "../tcp/domain.h"
 #include "../verbs/domain.h"
 #include "core.h"
 #include "pulse.h"
@@ -90,6 +91,9 @@ class NativeCore {
       nb::gil_scoped_release unlocked;  // opening a device may take its time
       core_ = std::make_unique<Core>(Core::private_wiring(), core,
                                      [&](Sink& sink) { return libfabric::open_domains(sink, options); });
+    } else if (backend == "tcp") {
+      core_ = std::make_unique<Core>(Core::private_wiring(), core,
+                                     [&](Sink& sink) { return tcp::open_domains(sink, options); });
     } else if (backend == "verbs") {
       nb::gil_scoped_release unlocked;
       core_ = std::make_unique<Core>(Core::private_wiring(), core,

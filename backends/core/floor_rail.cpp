@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "../libfabric/domain.h"
+#include "../tcp/domain.h"
 #include "../verbs/domain.h"
 #include "counters.h"
 
@@ -36,7 +37,9 @@ std::int64_t now() noexcept { return std::chrono::steady_clock::now().time_since
 Rail::Rail(const std::string& backend, const std::map<std::string, std::string>& options, bool block,
            std::uint64_t addr, std::uint64_t nbytes)
     : block_(block), addr_(addr) {
-  const auto& open = backend == "verbs" ? verbs::open_domains : libfabric::open_domains;
+  const auto& open = backend == "verbs" ? verbs::open_domains
+                     : backend == "tcp" ? tcp::open_domains
+                                        : libfabric::open_domains;
   domain_ = std::move(open(*this, options).front());
   key_ = domain_->register_local(kMine, {addr, nbytes, access_remote_read | access_remote_write, -1, 0});
 }

@@ -18,8 +18,8 @@ namespace aio::floor {
 // One rail to one peer, which has one too. Each offers the other one piece of memory.
 class Rail final : private Sink {
  public:
-  // Backend: "libfabric" or "verbs", whose options are in its domain.h; `block`: wait on the transport's fd when idle,
-  // where it has one, instead of asking again at once.
+  // Backend: "libfabric", "tcp" or "verbs", whose options are in its domain.h; `block`: wait on the transport's fd when
+  // idle, where it has one, instead of asking again at once.
   Rail(const std::string& backend, const std::map<std::string, std::string>& options, bool block, std::uint64_t addr,
        std::uint64_t nbytes);
   ~Rail();

@@ -8,6 +8,8 @@ from aio_transfer.testing.plugin import contract
 SPECS = (
     Spec(backend="shm", same_host=True),
     Spec(backend="libfabric", options={"provider": "tcp"}, name="libfabric-tcp"),
+    Spec(backend="tcp"),
+    Spec(backend="tcp", options={"rails": 2}, rails=2, name="tcp-2-rails"),
     Spec(backend="verbs"),
     Spec(backend="verbs", options={"rails": 2}, rails=2, name="verbs-2-rails"),
     Spec(backend="pyverbs"),

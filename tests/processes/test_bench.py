@@ -83,6 +83,15 @@ def test_libfabric_beside_its_own_loop(family: str) -> None:
         assert line["floor_gb_per_s"] > 0  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("family", ["write", "pages", "latency"])
+def test_tcp_beside_its_own_loop(family: str) -> None:
+    sizes = {"write": ["--size", "64KiB"], "pages": SMALL["pages"]}
+    (line,) = bench(family, "--backend", "tcp", *TINY, *sizes.get(family, []))
+    assert (line["backend"], line["provider"]) == ("tcp", "sockets")
+    if family in MOVES:
+        assert line["floor_gb_per_s"] > 0  # type: ignore[operator]
+
+
 @pytest.mark.skipif(not FABRIC.usable, reason=FABRIC.reason)
 def test_where_there_is_no_raw_loop_no_number_is_made_up() -> None:
     (line,) = bench("scatter", "--backend", "libfabric", *TINY, *SMALL["scatter"])

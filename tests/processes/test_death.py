@@ -39,7 +39,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(params=["shm", "libfabric"])
+@pytest.fixture(params=["shm", "libfabric", "tcp"])
 def backend(request: pytest.FixtureRequest) -> str:
     try:
         open_one(request.param, {}).driver.close()

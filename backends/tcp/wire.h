@@ -1,0 +1,164 @@
+// What travels: blobs over the control connection, a greeting and frames over the sockets. Little endian throughout;
+// everything read from a peer is checked before it is believed.
+#pragma once
+
+#include <array>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <vector>
+
+#include "../core/types.h"
+
+namespace aio::tcp {
+
+static_assert(std::endian::native == std::endian::little, "records are copied as they lie");
+
+inline constexpr std::uint32_t kMagic = 0x31435441;     // "ATC1"
+inline constexpr std::uint64_t kFrameNbytes = 1 << 20;  // of payload: how long a stream is busy with one thing
+inline constexpr std::uint32_t kFramePieces = 256;      // heads of so many fit into the reader's buffer
+inline constexpr std::uint64_t kMessageNbytes = 64 << 10;
+inline constexpr std::uint32_t kMostReads = 64;  // requests that may wait for their answers, per stream
+
+// Who knows it has read the blob, and the blob travelled over an authenticated connection. The name finds the owner,
+// the secret is the proof.
+struct Token {
+  std::array<std::uint8_t, 16> name;
+  std::array<std::uint8_t, 16> secret;
+};
+
+// Compared in a time that does not depend on where they differ.
+inline bool equal(const std::array<std::uint8_t, 16>& one, const std::array<std::uint8_t, 16>& other) noexcept {
+  unsigned difference = 0;
+  for (std::size_t i = 0; i < one.size(); ++i) difference |= static_cast<unsigned>(one[i] ^ other[i]);
+  return difference == 0;
+}
+
+struct EndpointBlob {
+  std::uint32_t magic;
+  std::uint16_t family;  // 4 or 6
+  std::uint16_t port;
+  std::array<std::uint8_t, 16> address;  // in network order; the first four bytes of an IPv4 one
+  Token token;
+};
+static_assert(sizeof(EndpointBlob) == 56);
+
+struct KeyBlob {
+  std::uint32_t magic;
+  std::uint32_t slot;
+  std::uint64_t secret;  // another one each time that a slot is used
+  std::uint64_t nbytes;
+  std::uint32_t access;
+  std::uint32_t zero;
+};
+static_assert(sizeof(KeyBlob) == 32);
+
+// The dialer's first bytes, and what it is answered. Nothing else is said to who has not proved itself.
+struct Hello {
+  std::uint32_t magic, zero;
+  Token to;
+  std::array<std::uint8_t, 16> from;  // the dialer's name
+};
+struct Welcome {
+  std::uint32_t magic, zero;
+  std::array<std::uint8_t, 16> secret;  // the dialer's
+};
+static_assert(sizeof(Hello) == 56 && sizeof(Welcome) == 24);
+
+enum class Kind : std::uint8_t {
+  write = 1,    // `count` WritePieces, then their payloads
+  read = 2,     // `count` ReadPieces: answered by `data` frames and one `done`, in the order of the requests
+  data = 3,     // `value` bytes of the answer to read `number`
+  done = 4,     // read `number` has been answered; `flags` is a Verdict
+  ack = 5,      // all writes up to `number` are in memory, or were refused
+  refused = 6,  // nothing of write `number` was placed; `flags` is a Verdict
+  message = 7,  // `value` bytes
+  bye = 8,      // nothing follows
+};
+
+enum class Verdict : std::uint8_t { ok = 0, stale = 1, access = 2, bounds = 3 };
+
+inline constexpr std::uint8_t kWantsAck = 1;  // flags of a write
+
+struct FrameHead {
+  Kind kind;
+  std::uint8_t flags;
+  std::uint16_t count;
+  std::uint32_t slot;   // of the region at the target
+  std::uint64_t value;  // the region's secret, or a number of bytes
+  std::uint64_t number;
+};
+static_assert(sizeof(FrameHead) == 24);
+
+struct WritePiece {
+  std::uint64_t offset;
+  std::uint32_t nbytes;  // with kCounts where it raises a counter
+  std::uint32_t immediate;
+
+  static constexpr std::uint32_t kCounts = 1u << 31;
+  [[nodiscard]] std::uint32_t size() const noexcept { return nbytes & ~kCounts; }
+  [[nodiscard]] bool counts() const noexcept { return (nbytes & kCounts) != 0; }
+};
+struct ReadPiece {
+  std::uint64_t offset, nbytes;
+};
+static_assert(sizeof(WritePiece) == 16 && sizeof(ReadPiece) == 16);
+
+inline constexpr std::size_t kMostHeadNbytes = sizeof(FrameHead) + kFramePieces * sizeof(WritePiece);
+
+// How long the head is with its records; its payload is apart.
+inline std::size_t head_nbytes(const FrameHead& head) noexcept {
+  return sizeof head + std::size_t{head.count} * sizeof(WritePiece);
+}
+
+// What is wrong with a head by itself, in words; empty where nothing is.
+inline std::string_view fault_of(const FrameHead& head) noexcept {
+  const bool batch = head.kind == Kind::write || head.kind == Kind::read;
+  if (head.kind < Kind::write || head.kind > Kind::bye) return "a frame of an unknown kind";
+  if (batch ? head.count == 0 || head.count > kFramePieces : head.count != 0)
+    return "a frame with too many pieces, or none";
+  if (head.kind == Kind::data && (head.value == 0 || head.value > kFrameNbytes)) return "an answer of a wrong length";
+  if (head.kind == Kind::message && head.value > kMessageNbytes) return "a message that is too long";
+  const bool judges = head.kind == Kind::done || head.kind == Kind::refused;
+  if (judges && head.flags > static_cast<std::uint8_t>(Verdict::bounds)) return "an unknown verdict";
+  if (head.kind == Kind::refused && head.flags == 0) return "a refusal that says it is none";
+  return {};
+}
+
+inline bool inside(std::uint64_t offset, std::uint64_t nbytes, std::uint64_t limit) noexcept {
+  return nbytes <= limit && offset <= limit - nbytes;
+}
+
+template <class Record>
+Record read_record(const void* bytes) noexcept {
+  static_assert(std::is_trivially_copyable_v<Record>);
+  Record record;
+  std::memcpy(&record, bytes, sizeof record);
+  return record;
+}
+
+template <class Record>
+void append_record(std::vector<std::byte>& bytes, const Record& record) {
+  const auto* from = reinterpret_cast<const std::byte*>(&record);
+  bytes.insert(bytes.end(), from, from + sizeof record);
+}
+
+template <class Blob>
+std::string pack(const Blob& blob) {
+  return {reinterpret_cast<const char*>(&blob), sizeof blob};
+}
+
+template <class Blob>
+Blob unpack(std::string_view bytes, const char* what) {
+  if (bytes.size() == sizeof(Blob)) {
+    const auto blob = read_record<Blob>(bytes.data());
+    if (blob.magic == kMagic) return blob;
+  }
+  throw Failure(Failure::Kind::usage, what, "it is not one of tcp's, or of another version");
+}
+
+}  // namespace aio::tcp

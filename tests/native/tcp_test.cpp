@@ -1,0 +1,506 @@
+// Drives the tcp domain without the core: a fake sink, flows made by hand, and peers that are no domain and say what
+// they like.
+//   g++ -std=c++20 -O1 backends/tcp/*.cpp tests/native/tcp_test.cpp -o tcp_test && ./tcp_test [seed]
+#include <poll.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <map>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "../../backends/core/handles.h"
+#include "../../backends/tcp/address.h"
+#include "../../backends/tcp/domain.h"
+
+using namespace aio;
+using namespace aio::tcp;
+using Clock = std::chrono::steady_clock;
+
+namespace {
+
+int failures = 0;
+std::mt19937_64 dice;
+
+#define CHECK(condition)                                                   \
+  do {                                                                     \
+    if (!(condition)) {                                                    \
+      std::printf("  FAILED %s:%d: %s\n", __FILE__, __LINE__, #condition); \
+      ++failures;                                                          \
+    }                                                                      \
+  } while (false)
+
+struct FakeSink final : Sink {
+  std::map<std::uint32_t, std::uint64_t> totals;  // of each counter
+  std::vector<std::string> messages;
+  std::map<TransferId, Outcome> sents;
+  std::vector<RegionNumber> releases;
+  std::vector<PeerNumber> fences;
+  std::vector<Outcome> broken, failed;
+
+  void stopped(Flow& flow, std::uint32_t pieces, const Outcome& outcome) override {
+    flow.in_flight -= pieces;
+    if (outcome.ok()) return;
+    flow.failed = true;
+    failed.push_back(outcome);
+  }
+  void counted(std::uint32_t immediate) override { totals[immediate & 0xFFFFFF] += (immediate >> 24) + 1; }
+  void message(PeerNumber, std::string payload) override { messages.push_back(std::move(payload)); }
+  void sent(TransferId message, const Outcome& outcome) override { sents[message] = outcome; }
+  void released(RegionNumber region) override { releases.push_back(region); }
+  void fenced(PeerNumber peer) override { fences.push_back(peer); }
+  void peer_failed(PeerNumber, const Outcome& outcome) override { broken.push_back(outcome); }
+};
+
+struct Node {
+  FakeSink sink;
+  std::unique_ptr<Domain> domain;
+
+  explicit Node(const Options& options = {}) : domain(std::move(open_domains(sink, options).front())) {}
+};
+
+bool drive(const std::vector<Node*>& nodes, const std::function<bool()>& done, double seconds = 10) {
+  const auto until = Clock::now() + std::chrono::duration<double>(seconds);
+  while (!done()) {
+    bool moved = false;
+    for (Node* node : nodes) moved |= node->domain->progress();
+    if (Clock::now() > until) return false;
+    if (!moved) ::poll(nullptr, 0, 0);
+  }
+  return true;
+}
+
+void drive_for(const std::vector<Node*>& nodes, double seconds) {
+  drive(nodes, [] { return false; }, seconds);
+}
+
+struct Memory {
+  std::vector<std::uint8_t> bytes;
+  std::string key;
+
+  Memory(Node& node, RegionNumber number, std::size_t nbytes,
+         unsigned access = access_remote_read | access_remote_write)
+      : bytes(nbytes, 0xEE) {
+    key = node.domain->register_local(number, {address(), nbytes, access, -1, 0});
+  }
+  [[nodiscard]] std::uint64_t address() const { return reinterpret_cast<std::uint64_t>(bytes.data()); }
+  void fill() {
+    for (auto& byte : bytes) byte = static_cast<std::uint8_t>(dice());
+  }
+};
+
+constexpr PeerNumber kPeer = 1;
+constexpr RegionNumber kFrom = 10, kTo = 20, kRemote = 30;
+constexpr std::uint32_t kCounter = 5;
+
+struct Batch {
+  std::vector<Piece> pieces;
+  Flow flow;
+
+  explicit Batch(std::vector<Piece> which, Op op = Op::write, RegionNumber remote = kRemote)
+      : pieces(std::move(which)),
+        flow{nullptr, pieces.data(), {kPeer, 0, op, kFrom, remote, 0, static_cast<std::uint32_t>(pieces.size()), 0}} {}
+  [[nodiscard]] bool over() const { return flow.exhausted() && flow.in_flight == 0; }
+};
+
+bool run(const std::vector<Node*>& nodes, Node& from, Batch& batch, double seconds = 20) {
+  return drive(
+      nodes,
+      [&] {
+        if (!batch.flow.exhausted()) from.domain->post(batch.flow, 256);
+        return batch.over();
+      },
+      seconds);
+}
+
+struct Pair {
+  Node a, b;
+  explicit Pair(const Options& options = {}) : a(options), b(options) {
+    const Endpoint ea = a.domain->connect(kPeer, std::nullopt), eb = b.domain->connect(kPeer, std::nullopt);
+    a.domain->connect(kPeer, eb);
+    b.domain->connect(kPeer, ea);
+  }
+  std::vector<Node*> both() { return {&a, &b}; }
+};
+
+std::vector<Piece> cut(const Memory& from, std::size_t nbytes) {
+  std::vector<Piece> pieces;
+  for (std::uint64_t at = 0; at + nbytes <= from.bytes.size(); at += nbytes) {
+    pieces.push_back({from.address() + at, at, nbytes, kCounter, kPieceImmediate});
+  }
+  return pieces;
+}
+
+void test_writes_and_reads() {
+  for (const char* address : {"127.0.0.1", "::1"}) {
+    std::optional<Pair> pair;
+    try {
+      pair.emplace(Options{{"address", address}});
+    } catch (const Failure& failure) {
+      std::printf("  skipped: %s\n", failure.what());
+      continue;
+    }
+    auto& [a, b] = *pair;
+    Memory from(a, kFrom, 24 << 20), to(b, kTo, from.bytes.size() + 64);
+    from.fill();
+    a.domain->register_remote(kRemote, {kPeer, to.bytes.size(), to.key, {}});
+    std::uint64_t due = 0;
+    for (const std::size_t nbytes : {1ul << 10, 4096ul, 65536ul, (1ul << 20) - 1, 1ul << 20, (1ul << 20) + 1, 24ul << 20}) {
+      std::fill(to.bytes.begin(), to.bytes.end(), std::uint8_t{0xEE});
+      Batch batch(cut(from, nbytes));
+      due += batch.pieces.size();
+      CHECK(run(pair->both(), a, batch));
+      CHECK(drive(pair->both(), [&] { return b.sink.totals[kCounter] == due; }));
+      const std::size_t whole = batch.pieces.size() * nbytes;
+      CHECK(std::memcmp(to.bytes.data(), from.bytes.data(), whole) == 0);
+      CHECK(to.bytes[whole] == 0xEE && to.bytes.back() == 0xEE);
+    }
+    from.bytes.assign(from.bytes.size(), 0);
+    for (std::uint8_t& byte : to.bytes) byte = static_cast<std::uint8_t>(dice());
+    for (const std::size_t nbytes : {4096ul, 24ul << 20}) {
+      Batch batch(cut(from, nbytes), Op::read);
+      for (Piece& piece : batch.pieces) piece.flags = 0;
+      CHECK(run(pair->both(), a, batch));
+      CHECK(std::memcmp(to.bytes.data(), from.bytes.data(), from.bytes.size()) == 0);
+    }
+    CHECK(a.sink.failed.empty() && a.sink.broken.empty() && b.sink.broken.empty());
+    CHECK(b.sink.totals[kCounter] == due);
+  }
+}
+
+void test_messages() {
+  Pair pair;
+  auto& [a, b] = pair;
+  std::vector<std::string> all;
+  drive_for(pair.both(), 0.05);
+  for (TransferId id = 1; id <= 200; ++id) {
+    all.emplace_back(dice() % kMessageNbytes, static_cast<char>(id));
+    if (id % 50 == 0) all.back().clear();
+    CHECK(drive(pair.both(), [&] { return a.domain->send(kPeer, id, all.back()) == Posted::more; }));
+  }
+  CHECK(drive(pair.both(), [&] { return b.sink.messages.size() == all.size() && a.sink.sents.size() == all.size(); }));
+  CHECK(b.sink.messages == all);
+  a.domain->send(kPeer, 999, std::string(kMessageNbytes + 1, 'x'));
+  CHECK(a.sink.sents[999].code == EMSGSIZE);
+}
+
+// A region goes in the middle of a write: at once, and the innocent go on.
+void test_regions_taken_back() {
+  Pair pair;
+  auto& [a, b] = pair;
+  Memory from(a, kFrom, 8 << 20), to(b, kTo, 8 << 20), other(b, kTo + 1, 4096), readable(b, kTo + 2, 4096, access_remote_read);
+  for (const auto& [number, memory] : std::map<RegionNumber, Memory*>{{kRemote, &to}, {31, &other}, {32, &readable}}) {
+    a.domain->register_remote(number, {kPeer, memory->bytes.size(), memory->key, {}});
+  }
+  Batch first(cut(from, 4096)), innocent({{from.address(), 0, 4096, kCounter, kPieceImmediate}}, Op::write, 31);
+  CHECK(run(pair.both(), a, first));
+  CHECK(a.sink.failed.empty());
+  Batch large(cut(from, 8 << 20));
+  a.domain->post(large.flow, 256);
+  drive({&b}, [&] { return to.bytes[0] == from.bytes[0]; }, 0.1);
+  b.domain->deregister(kTo);
+  CHECK(b.sink.releases.size() == 1);
+  to.bytes.assign(to.bytes.size(), 0xAA);
+  CHECK(run(pair.both(), a, innocent) && drive(pair.both(), [&] { return large.over(); }));
+  CHECK(a.sink.failed.size() == 1 && a.sink.failed[0].status == Status::stale_region);
+  const std::size_t before = a.sink.failed.size();
+  Batch late(cut(from, 1 << 20));
+  CHECK(run(pair.both(), a, late));
+  CHECK(a.sink.failed.size() > before && a.sink.failed.back().status == Status::stale_region);
+  b.domain->deregister(kTo + 1);
+  a.domain->register_remote(33, {kPeer, other.bytes.size(), other.key, {}});
+  Batch again({{from.address(), 0, 64, kCounter, kPieceImmediate}}, Op::write, 33);
+  Batch read({{from.address(), 0, 64, 0, 0}}, Op::read, 33);
+  CHECK(run(pair.both(), a, again) && a.sink.failed.back().status == Status::stale_region);
+  a.sink.failed.clear();
+  CHECK(run(pair.both(), a, read) && a.sink.failed.back().status == Status::stale_region);
+  Batch forbidden({{from.address(), 0, 64, 0, 0}}, Op::write, 32);
+  CHECK(run(pair.both(), a, forbidden) && a.sink.failed.back().code == EACCES);
+  CHECK(std::ranges::all_of(to.bytes, [](std::uint8_t byte) { return byte == 0xAA; }));
+  CHECK(a.sink.broken.empty() && b.sink.broken.empty());
+}
+
+// All that ended well before a goodbye is counted before the fence; a lost peer is fenced at once.
+void test_ends() {
+  for (const bool lost : {false, true}) {
+    Pair pair;
+    auto& [a, b] = pair;
+    Memory from(a, kFrom, 256 << 10), to(b, kTo, 256 << 10);
+    a.domain->register_remote(kRemote, {kPeer, to.bytes.size(), to.key, {}});
+    Batch proof({{from.address(), 0, 1, kCounter, kPieceImmediate}});
+    CHECK(run(pair.both(), a, proof));
+    Batch batch(cut(from, 4096));
+    while (a.domain->post(batch.flow, 256) == Posted::more && !batch.flow.exhausted()) {
+    }
+    const std::uint32_t left = batch.flow.next;  // all of it, but for what does not fit into the kernel
+    b.domain->disconnect(kPeer, lost);
+    if (lost) {
+      CHECK(b.sink.fences.size() == 1);
+      const auto seen = to.bytes;
+      CHECK(drive(pair.both(), [&] { return !a.sink.broken.empty(); }));
+      CHECK(to.bytes == seen);
+      CHECK(a.sink.broken.front().reason.find("reset") != std::string::npos);
+    } else {
+      CHECK(drive(pair.both(), [&] { return !b.sink.fences.empty(); }));
+      CHECK(b.sink.totals[kCounter] == left + 1);
+      CHECK(a.sink.broken.empty());
+    }
+    a.domain->disconnect(kPeer, lost);
+    CHECK(drive(pair.both(), [&] { return a.sink.fences.size() == 1; }));
+    a.domain->deregister(kFrom);
+    b.domain->deregister(kTo);
+    CHECK(a.domain->handles() == 0 && b.domain->handles() == 0);
+  }
+}
+
+// ---------------------------------------------------------------------------------------------- peers that are none
+
+Fd dial(const EndpointBlob& blob) {
+  Address address = address_of(blob);
+  Fd fd(::socket(address.family(), SOCK_STREAM | SOCK_CLOEXEC, 0));
+  if (::connect(fd.get(), address.get(), address.nbytes) != 0) std::perror("connect");
+  return fd;
+}
+
+void say(const Fd& fd, const void* bytes, std::size_t nbytes) {
+  for (std::size_t at = 0; at < nbytes;) {
+    const ssize_t sent = ::send(fd.get(), static_cast<const char*>(bytes) + at, nbytes - at, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (sent <= 0) return;
+    at += static_cast<std::size_t>(sent);
+  }
+}
+
+// A socket that has proved itself to a domain.
+struct Raw {
+  Fd fd;
+
+  explicit Raw(Node& node) {
+    const auto blob = unpack<EndpointBlob>(node.domain->connect(kPeer, std::nullopt).blob, "test");
+    EndpointBlob own = blob;
+    own.token = {};  // the smallest name dials
+    own.token.secret[0] = 7;
+    node.domain->connect(kPeer, Endpoint{pack(own), {}});
+    fd = dial(blob);
+    const Hello hello{kMagic, 0, blob.token, own.token.name};
+    say(fd, &hello, sizeof hello);
+    Welcome welcome{};
+    drive({&node}, [&] { return ::recv(fd.get(), &welcome, sizeof welcome, MSG_DONTWAIT) == sizeof welcome; });
+    CHECK(welcome.magic == kMagic && welcome.secret == own.token.secret);
+  }
+};
+
+template <class Record>
+void put(std::vector<std::byte>& bytes, const Record& record) {
+  append_record(bytes, record);
+}
+
+std::vector<std::byte> plausible(const KeyBlob& key, std::uint64_t& number) {
+  std::vector<std::byte> bytes;
+  FrameHead head{static_cast<Kind>(dice() % 9 + 1), static_cast<std::uint8_t>(dice() % 4), 0, key.slot, key.secret, dice() % 4};
+  if (head.kind == Kind::write || head.kind == Kind::read) {
+    head.count = static_cast<std::uint16_t>(dice() % 5 + 1);
+    if (head.kind == Kind::write) head.number = ++number;
+    if (dice() % 8 == 0) ++head.slot;
+    put(bytes, head);
+    std::size_t payload = 0;
+    for (int i = 0; i < head.count; ++i) {
+      const auto nbytes = static_cast<std::uint32_t>(dice() % 300);
+      const std::uint64_t offset = dice() % 5 == 0 ? dice() : dice() % 4096;
+      if (head.kind == Kind::read) {
+        put(bytes, ReadPiece{offset, nbytes});
+        continue;
+      }
+      put(bytes, WritePiece{offset, nbytes | (dice() % 2 ? WritePiece::kCounts : 0), kCounter});
+      payload += nbytes;
+    }
+    bytes.insert(bytes.end(), payload, std::byte{0x55});
+    return bytes;
+  }
+  if (head.kind == Kind::message || head.kind == Kind::data) head.value = dice() % 1000;
+  put(bytes, head);
+  if (head.kind == Kind::message) bytes.insert(bytes.end(), head.value, std::byte{0x66});
+  return bytes;
+}
+
+// Whatever a peer says that has proved itself: memory outside of what it was granted stays as it is, and the connection
+// ends with a reason, or goes on.
+void test_garbage(int rounds) {
+  int ended = 0;
+  for (int round = 0; round < rounds; ++round) {
+    Node node;
+    Memory granted(node, kTo, 4096), secret(node, kTo + 1, 4096);
+    const auto key = unpack<KeyBlob>(granted.key, "test");
+    Raw raw(node);
+    std::uint64_t number = 0;
+    std::vector<std::byte> bytes;
+    for (int frame = 0; frame < 20; ++frame) {
+      const auto more = plausible(key, number);
+      bytes.insert(bytes.end(), more.begin(), more.end());
+    }
+    for (std::uint64_t flips = dice() % 3; flips > 0; --flips) {
+      bytes[dice() % bytes.size()] ^= static_cast<std::byte>(1u << dice() % 8);
+    }
+    if (round % 4 == 0) {
+      for (std::byte& byte : bytes) byte = static_cast<std::byte>(dice());
+    }
+    for (std::size_t at = 0; at < bytes.size();) {  // in pieces of any length
+      const std::size_t part = std::min<std::size_t>(dice() % 700 + 1, bytes.size() - at);
+      say(raw.fd, bytes.data() + at, part);
+      at += part;
+      for (int i = 0; i < 3; ++i) node.domain->progress();
+      if (dice() % 50 == 0) node.domain->deregister(kTo);
+    }
+    drive_for({&node}, 0.002);
+    ended += !node.sink.broken.empty();
+    CHECK(std::ranges::all_of(secret.bytes, [](std::uint8_t byte) { return byte == 0xEE; }));
+    for (const Outcome& outcome : node.sink.broken) CHECK(outcome.code == EPROTO);
+    if (!node.sink.releases.empty()) {
+      const auto seen = granted.bytes;
+      drive_for({&node}, 0.001);
+      CHECK(seen == granted.bytes);
+    }
+    node.domain->disconnect(kPeer, true);
+    CHECK(node.sink.fences.size() == 1);
+  }
+  std::printf("  %d of %d were hung up on\n", ended, rounds);
+  CHECK(ended > rounds / 2);
+}
+
+// Taken back in the middle of a write: released at once, and not a byte more.
+void test_region_taken_from_a_half_written_frame() {
+  Node node;
+  Memory memory(node, kTo, 4096);
+  const auto key = unpack<KeyBlob>(memory.key, "test");
+  Raw raw(node);
+  std::vector<std::byte> bytes;
+  put(bytes, FrameHead{Kind::write, kWantsAck, 1, key.slot, key.secret, 1});
+  put(bytes, WritePiece{0, 4096 | WritePiece::kCounts, kCounter});
+  bytes.insert(bytes.end(), 1000, std::byte{0x55});
+  say(raw.fd, bytes.data(), bytes.size());
+  CHECK(drive({&node}, [&] { return memory.bytes[999] == 0x55; }));
+  node.domain->deregister(kTo);
+  CHECK(node.sink.releases.size() == 1);
+  bytes.assign(3096, std::byte{0x66});
+  say(raw.fd, bytes.data(), bytes.size());
+  FrameHead answers[2];
+  CHECK(drive({&node}, [&] { return ::recv(raw.fd.get(), answers, sizeof answers, MSG_DONTWAIT) == sizeof answers; }));
+  CHECK(answers[0].kind == Kind::refused && answers[0].flags == 1 && answers[0].number == 1);
+  CHECK(answers[1].kind == Kind::ack && answers[1].number == 1);
+  CHECK(memory.bytes[1000] == 0xEE && node.sink.totals.empty());
+}
+
+void test_who_does_not_read() {
+  Node node(Options{{"post_deadline_s", "0.2"}});
+  Memory from(node, kFrom, 64 << 20);
+  Raw raw(node);
+  const std::string key = pack(KeyBlob{kMagic, 0, 1, from.bytes.size(), 3, 0});
+  node.domain->register_remote(kRemote, {kPeer, from.bytes.size(), key, {}});
+  Batch batch(cut(from, 64 << 20));
+  const auto began = Clock::now();
+  CHECK(run({&node}, node, batch));
+  CHECK(std::chrono::duration<double>(Clock::now() - began).count() < 5);
+  CHECK(node.sink.broken.size() == 1 && node.sink.broken[0].code == ETIMEDOUT);
+  CHECK(node.sink.failed.size() == 1 && node.sink.failed[0].code == ETIMEDOUT);
+}
+
+// Strangers: what they say is not heard, they are not many, and a peer gets in all the same.
+void test_the_door() {
+  Node node;
+  const auto blob = unpack<EndpointBlob>(node.domain->connect(kPeer, std::nullopt).blob, "test");
+  std::vector<Fd> silent;
+  for (int i = 0; i < 600; ++i) {
+    silent.push_back(dial(blob));
+    if (i % 16 == 0) node.domain->progress();
+  }
+  drive_for({&node}, 0.05);
+  int open = 0;
+  for (const Fd& fd : silent) {
+    char byte = 0;
+    open += ::recv(fd.get(), &byte, 1, MSG_DONTWAIT) < 0 && errno == EAGAIN;
+  }
+  CHECK(open > 0 && open <= 256);
+  for (int i = 0; i < 200; ++i) {
+    const Fd fd = dial(blob);
+    Hello hello{kMagic, 0, blob.token, {}};
+    reinterpret_cast<std::uint8_t*>(&hello)[dice() % 40] ^= static_cast<std::uint8_t>(1u << dice() % 8);
+    say(fd, &hello, sizeof hello);
+    char byte = 0;
+    ssize_t got = -1;
+    CHECK(drive({&node}, [&] { return (got = ::recv(fd.get(), &byte, 1, MSG_DONTWAIT)) >= 0 || errno == ECONNRESET; }));
+    CHECK(got <= 0);
+  }
+  const Raw raw(node);
+  CHECK(node.sink.broken.empty());
+}
+
+// Whoever listens where the peer was said to be.
+void test_a_wrong_listener() {
+  Node node, other;
+  auto far = unpack<EndpointBlob>(other.domain->connect(kPeer, std::nullopt).blob, "test");
+  Address address = *parse_address("127.0.0.1");
+  const Fd listener(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  CHECK(::bind(listener.get(), address.get(), address.nbytes) == 0 && ::listen(listener.get(), 1) == 0);
+  ::getsockname(listener.get(), address.get(), &address.nbytes);
+  tcp::put(far, address);
+  far.token.name.fill(0xFF);  // the greatest name is dialled
+  node.domain->connect(kPeer, Endpoint{pack(far), {}});
+  const Fd fd(::accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC));
+  const Welcome welcome{kMagic, 0, {}};
+  say(fd, &welcome, sizeof welcome);
+  CHECK(drive({&node}, [&] { return !node.sink.broken.empty(); }));
+  CHECK(node.sink.broken[0].code == EACCES);
+}
+
+void test_options() {
+  FakeSink sink;
+  const std::vector<Options> wrong = {{{"address", "localhost"}}, {{"address", "0.0.0.0"}}, {{"address", "::"}},
+                                      {{"rails", "0"}},           {{"rails", "9"}},         {{"rails", "1.5"}},
+                                      {{"revoke_s", "-1"}},       {{"depth", "3"}},         {{"address", "127.0.0.1,"}, {"rails", "x"}}};
+  for (const Options& options : wrong) {
+    bool refused = false;
+    try {
+      open_domains(sink, options);
+    } catch (const Failure& failure) {
+      refused = failure.kind == Failure::Kind::usage;
+    }
+    CHECK(refused);
+  }
+  bool unavailable = false;
+  try {
+    open_domains(sink, {{"address", "203.0.113.7"}});
+  } catch (const Failure& failure) {
+    unavailable = failure.kind == Failure::Kind::unavailable;
+  }
+  CHECK(unavailable);
+  CHECK(open_domains(sink, {{"address", "127.0.0.1,127.0.0.2"}}).size() == 2);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const std::uint64_t seed = argc > 1 ? std::strtoull(argv[1], nullptr, 10) : std::random_device()();
+  dice.seed(seed);
+  std::printf("seed %llu\n", static_cast<unsigned long long>(seed));
+  const std::vector<std::pair<const char*, std::function<void()>>> tests = {
+      {"options", test_options},
+      {"writes and reads", test_writes_and_reads},
+      {"messages", test_messages},
+      {"regions taken back", test_regions_taken_back},
+      {"ends", test_ends},
+      {"a region taken from a half-written frame", test_region_taken_from_a_half_written_frame},
+      {"who does not read", test_who_does_not_read},
+      {"the door", test_the_door},
+      {"a wrong listener", test_a_wrong_listener},
+      {"garbage", [] { test_garbage(400); }},
+  };
+  for (const auto& [name, test] : tests) {
+    std::printf("%s\n", name);
+    test();
+  }
+  std::printf(failures == 0 ? "ok\n" : "%d checks failed\n", failures);
+  return failures == 0 ? 0 : 1;
+}
