@@ -48,6 +48,7 @@ __all__ = ("TransferEngine",)
 
 _LOGGER: Final = logging.getLogger(__name__)
 _MAX_LABEL: Final = 128
+_WILDCARDS: Final = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
 _REMOTE: Final = Access.REMOTE_READ | Access.REMOTE_WRITE
 
 
@@ -64,7 +65,8 @@ class TransferEngine:
 
     :param backend: ``"auto"`` (the fastest path per peer: shm on this host, else what both sides have), a name, or
         several; a name never falls back to another
-    :param host: the address to listen on; loopback by default, so nothing is reachable from outside unasked
+    :param host: the address to listen on, also for ``tcp``'s data; loopback by default, so nothing is reachable from
+        outside unasked
     :param port: TCP port of the control plane, 0 for any
     :param advertise: the address peers dial, where it differs from ``host``
     :param secret: shared by all engines that may connect; at least 16 random bytes
@@ -128,7 +130,8 @@ class TransferEngine:
         if self._state != "new":
             raise UsageError("an engine is entered once")
         self._loop: Loop = current_loop()
-        self._drivers = open_drivers(self._backend, self._options)
+        host = self._advertise if self._host in _WILDCARDS else self._host
+        self._drivers = open_drivers(self._backend, self._options, host=host)
         self._state = "open"
         try:
             await self._start()
@@ -142,7 +145,7 @@ class TransferEngine:
     async def _start(self) -> None:
         incarnation = new_incarnation()
         listener = self._listener = await Listener.bind(incarnation, host=self._host, port=self._port)
-        wildcard = listener.host in ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
+        wildcard = listener.host in _WILDCARDS
         self.address: PeerInfo = PeerInfo(
             incarnation=incarnation,
             host=host_identity(),

@@ -6,7 +6,9 @@ choice never falls back; ``"auto"`` opens what it can and keeps the reasons for 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -33,6 +35,8 @@ BUILT_IN: Final = {
     "sim": "aio_transfer.backends.sim:create",
     "pyverbs": "aio_transfer.backends.pyverbs:create",
 }
+LISTENING: Final = ("tcp",)
+"""Those whose peers dial an ``address``."""
 GROUP: Final = "aio_transfer.backends"
 
 
@@ -106,9 +110,12 @@ def open_one(name: str, options: Mapping[str, object]) -> OpenDriver:
     return OpenDriver(name, driver, driver.open())
 
 
-def open_drivers(backend: str | Iterable[str], options: Mapping[str, Mapping[str, object]]) -> dict[str, OpenDriver]:
+def open_drivers(
+    backend: str | Iterable[str], options: Mapping[str, Mapping[str, object]], *, host: str = ""
+) -> dict[str, OpenDriver]:
     """Open what was asked for: one name, several, or ``"auto"``.
 
+    :param host: where peers find this engine: a backend that listens does so there too, unless its options say where
     :raises UsageError: a name is unknown, or options name a backend that is not opened
     :raises BackendUnavailableError: a named backend cannot run here, or ``"auto"`` found none that can
     """
@@ -125,7 +132,7 @@ def open_drivers(backend: str | Iterable[str], options: Mapping[str, Mapping[str
             if backend == "auto" and name not in BUILT_IN:
                 continue
             try:
-                opened[name] = open_one(name, options.get(name, {}))
+                opened[name] = open_one(name, _with_address(name, options.get(name, {}), host))
             except BackendUnavailableError as error:
                 if backend != "auto":
                     raise
@@ -177,6 +184,15 @@ def available() -> list[BackendReport]:
                 BackendReport(backend=name, provider=has.provider, usable=True, rails=has.rails, detail=has.protocol)
             )
     return reports
+
+
+def _with_address(name: str, options: Mapping[str, object], host: str) -> Mapping[str, object]:
+    if name in LISTENING:
+        for family in (socket.AF_INET, socket.AF_INET6):
+            with contextlib.suppress(OSError):
+                if any(socket.inet_pton(family, host)):  # not the one that stands for all
+                    return {"address": host, **options}
+    return options
 
 
 def _listed(backends: Mapping[str, str]) -> str:

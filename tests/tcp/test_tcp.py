@@ -62,6 +62,26 @@ def test_wrong_options(options: dict[str, object]) -> None:
         load("tcp")(**options).open()
 
 
+@pytest.mark.parametrize(
+    ("settings", "where"),
+    [
+        ({"host": "127.0.0.2"}, "127.0.0.2:"),
+        ({"host": "127.0.0.2", "options": {"tcp": {"address": "127.0.0.3"}}}, "127.0.0.3:"),
+        ({"host": "0.0.0.0", "advertise": "127.0.0.4"}, "127.0.0.4:"),  # noqa: S104 - it is closed at once
+        ({"host": "0.0.0.0"}, "127.0.0.1:"),  # noqa: S104 - it is closed at once
+        ({"host": "localhost"}, "127.0.0.1:"),
+    ],
+    ids=str,
+)
+async def test_data_comes_where_the_engine_listens(settings: dict[str, object], where: str) -> None:
+    async with TransferEngine(backend="tcp", **settings) as engine, TransferEngine(backend="tcp") as other:
+        source, target = await engine.register(bytearray(8)), await other.register(bytearray(8))
+        transfer = engine.submit_write(source[:], RemoteRegion.from_bytes(bytes(target.descriptor()))[:])
+        await transfer
+        assert transfer.path is not None
+        assert transfer.path.rails[0].startswith(where)
+
+
 def test_an_address_of_another_machine() -> None:
     with pytest.raises(BackendUnavailableError, match=r"203\.0\.113\.7.*assign") as caught:
         load("tcp")(address="203.0.113.7").open()
