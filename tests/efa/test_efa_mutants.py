@@ -33,7 +33,11 @@ pytestmark = [
     pytest.mark.anyio,
     pytest.mark.timeout(300),
     pytest.mark.skipif("EFA_EMULATOR_LOG" not in os.environ, reason="no emulated devices here: nox -s efa"),
-    pytest.mark.skipif(DEVICES < 4, reason="some are seen only where a chunk is cut between NICs"),
+    pytest.mark.skipif(
+        DEVICES < 4 or "EFA_EMULATOR_BYTES_PER_SECOND" not in os.environ,
+        reason="some are seen only where a chunk is cut between NICs, and these take their time",
+    ),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),  # what a broken engine left open
     pytest.mark.parametrize("anyio_backend", ["asyncio"]),
 ]
 
