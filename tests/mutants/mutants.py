@@ -119,7 +119,7 @@ def lease_released_on_cancel() -> AbstractContextManager[Any]:
         try:
             await right(self)
         except BaseException:
-            leases, self._leases = self._leases, ()
+            leases, self.leases = self.leases, ()
             for leased in leases:
                 leased.release()
             raise
