@@ -65,6 +65,26 @@ def ratios(bound: float, **sizes: int) -> tuple[Bar, ...]:
 
 LARGE: Final = {"write_1_MiB": MIB, "write_16_MiB": 16 * MIB, "write_256_MiB": 256 * MIB}
 LARGE_SIZES: Final = "--size 1MiB --size 16MiB --size 256MiB"
+
+
+def over_tcp(backend: str, name: str) -> tuple[Group, ...]:
+    """Demand the same of every way over TCP."""
+    return (
+        Group(
+            f"pages, {name}",
+            f"pages --backend {backend} --page 64KiB --count 1024",
+            ratios(0.95, pages_of_64_KiB=64 << 10),
+        ),
+        Group(
+            f"pages, {name}",
+            f"pages --backend {backend} --page 4KiB",
+            (least("pages of 4 KiB per second", "chunks_per_s", 4e5),),
+        ),
+        Group(f"writes, {name}", f"write --backend {backend} {LARGE_SIZES}", ratios(0.95, **LARGE)),
+        Group(f"round trip, {name}", f"latency --backend {backend}", (most("asyncio, µs", "p50_us", 45),)),
+    )
+
+
 GROUPS: Final = (
     Group("pages, shm", "pages --page 4KiB", ratios(0.90, pages_of_4_KiB=4096)),
     Group("pages, shm", "pages --page 32KiB --count 1024", ratios(0.95, pages_of_32_KiB=32 << 10)),
@@ -76,21 +96,11 @@ GROUPS: Final = (
         (*ratios(0.95, pages_of_4_KiB=4096), least("pages per second", "chunks_per_s", 1.5e6)),
     ),
     Group("writes, shm, foreign memory", f"write --foreign {LARGE_SIZES}", ratios(0.95, **LARGE)),
-    Group(
-        "pages, tcp",
-        "pages --backend libfabric --page 64KiB --count 1024",
-        ratios(0.95, pages_of_64_KiB=64 << 10),
-    ),
-    Group(
-        "pages, tcp",
-        "pages --backend libfabric --page 4KiB",
-        (least("pages of 4 KiB per second", "chunks_per_s", 4e5),),
-    ),
-    Group("writes, tcp", f"write --backend libfabric {LARGE_SIZES}", ratios(0.95, **LARGE)),
+    *over_tcp("libfabric", "libfabric's tcp"),
+    *over_tcp("tcp", "tcp"),
     Group("round trip, shm", "latency", (most("asyncio, in pipe round trips", "times_floor", 1.4),)),
     Group("round trip, shm", "latency --loop uvloop", (most("uvloop, µs", "p50_us", 12),)),
     Group("round trip, shm", "latency --progress spin", (most("spinning, µs", "p50_us", 6),)),
-    Group("round trip, tcp", "latency --backend libfabric", (most("asyncio, µs", "p50_us", 45),)),
     Group(
         "burst, shm",
         "write --size 8 --depth 1000",
@@ -126,7 +136,7 @@ GROUPS: Final = (
     ),
     Group("1,024 peers, shm", "scale --peers 1024", (most("a write, in those with 64 peers", "times_floor", 1.3),)),
     Group(
-        "1,024 peers, tcp",
+        "1,024 peers, libfabric's tcp",
         "scale --peers 1024 --backend libfabric",
         (most("a write, in those with 64 peers", "times_floor", 1.3),),
     ),
