@@ -130,8 +130,6 @@ class TransferEngine:
         if self._state != "new":
             raise UsageError("an engine is entered once")
         self._loop: Loop = current_loop()
-        host = self._advertise if self._host in _WILDCARDS else self._host
-        self._drivers = open_drivers(self._backend, self._options, host=host)
         self._state = "open"
         try:
             await self._start()
@@ -146,6 +144,9 @@ class TransferEngine:
         incarnation = new_incarnation()
         listener = self._listener = await Listener.bind(incarnation, host=self._host, port=self._port)
         wildcard = listener.host in _WILDCARDS
+        # Behind it: whoever cannot listen at that address is told so by the same error, whatever the backend.
+        found_at = self._advertise if wildcard else listener.host
+        self._drivers = open_drivers(self._backend, self._options, host=found_at)
         self.address: PeerInfo = PeerInfo(
             incarnation=incarnation,
             host=host_identity(),

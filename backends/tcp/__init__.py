@@ -9,8 +9,9 @@ def create(**options: object) -> NativeDriver:
     """Make an unopened tcp driver.
 
     :param options: ``address``, where to listen and what peers dial (the engine's ``host``, where that is an address,
-        else ``"127.0.0.1"``; several, with commas, for a rail each), ``rails`` (1 … 8), ``connect_s`` (10), ``post_deadline_s`` (30), ``progress`` (``"adaptive"`` or
-        ``"spin"``), ``spin_us``, ``cpus``; what they mean is in ``backends/tcp/domain.h``
+        else ``"127.0.0.1"``; several, with commas, for a rail each), ``rails`` (1 … 8), ``connect_s`` (10),
+        ``post_deadline_s`` (30), ``progress`` (``"adaptive"`` or ``"spin"``), ``spin_us``, ``cpus``; what they mean is
+        in ``backends/tcp/domain.h``
 
     Opening it raises :class:`UsageError` for an option that is unknown or malformed, and
     :class:`BackendUnavailableError` where ``address`` is none of this machine's.
