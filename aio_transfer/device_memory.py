@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NoReturn
 
 from aio_transfer import cuda
@@ -78,14 +78,7 @@ class DeviceBuffer:
             fd = os.dup(dmabuf.fd)
         except OSError as error:
             raise ProviderError("dup of a dma-buf", code=error.errno or 0, code_name=str(error)) from error
-        part = DmaBuf(
-            fd=fd,
-            address=dmabuf.address,
-            nbytes=dmabuf.nbytes,
-            offset=dmabuf.offset,
-            cuda_device=dmabuf.cuda_device,
-        )
-        return cls(dmabuf, part)
+        return cls(dmabuf, replace(dmabuf, fd=fd))
 
     @classmethod
     def of_cuda(cls, owner: object, memory: DeviceBytes) -> DeviceBuffer:

@@ -48,7 +48,6 @@ __all__ = ("TransferEngine",)
 
 _LOGGER: Final = logging.getLogger(__name__)
 _MAX_LABEL: Final = 128
-_WILDCARDS: Final = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
 _REMOTE: Final = Access.REMOTE_READ | Access.REMOTE_WRITE
 
 
@@ -143,7 +142,7 @@ class TransferEngine:
     async def _start(self) -> None:
         incarnation = new_incarnation()
         listener = self._listener = await Listener.bind(incarnation, host=self._host, port=self._port)
-        wildcard = listener.host in _WILDCARDS
+        wildcard = listener.host in ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
         # Behind it: whoever cannot listen at that address is told so by the same error, whatever the backend.
         found_at = self._advertise if wildcard else listener.host
         self._drivers = open_drivers(self._backend, self._options, host=found_at)

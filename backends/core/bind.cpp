@@ -19,6 +19,7 @@
 #include "../tcp/domain.h"
 #include "../verbs/domain.h"
 #include "core.h"
+#include "options.h"
 #include "pulse.h"
 
 namespace nb = nanobind;
@@ -27,7 +28,6 @@ using namespace nb::literals;
 namespace aio {
 namespace {
 
-using Options = std::map<std::string, std::string>;
 constexpr int kMaxSpinUs = 60'000'000;
 
 using End = std::pair<nb::bytes, std::vector<int>>;

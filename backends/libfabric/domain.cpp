@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <cstdlib>
 #include <cstring>
 #include <random>
 #include <sstream>
@@ -13,28 +12,12 @@ namespace aio::libfabric {
 
 namespace {
 
-std::string option(const Options& options, const char* name, const std::string& otherwise) {
-  const auto found = options.find(name);
-  return found == options.end() || found->second.empty() ? otherwise : found->second;
-}
-
-double number(const Options& options, const char* name, double otherwise, double least) {
-  const std::string text = option(options, name, "");
-  if (text.empty()) return otherwise;
-  char* end = nullptr;
-  const double value = std::strtod(text.c_str(), &end);
-  if (*end != '\0' || !(value >= least && value <= 1e9)) {
-    throw Failure(Failure::Kind::usage, "libfabric", "option " + std::string(name) + " is " + text);
-  }
-  return value;
-}
-
 Policy policy_of(const abi::Info& info, const Options& options) {
   const std::string provider = info.fabric_attr->prov_name;
   Policy policy;
-  policy.unproven = yes_or_no(options, "unproven").value_or(false);
+  policy.unproven = yes_or_no("libfabric", options, "unproven").value_or(false);
   if (provider == "tcp") {
-    policy.delivery = yes_or_no(options, "delivery").value_or(true);
+    policy.delivery = yes_or_no("libfabric", options, "delivery").value_or(true);
     policy.forgets_connections = true;
   } else if (provider.starts_with("efa")) {
     const bool direct = info.fabric_attr->name == std::string_view("efa-direct");
@@ -45,7 +28,7 @@ Policy policy_of(const abi::Info& info, const Options& options) {
     policy.shared_endpoint = endpoints == "shared";
     policy.close_revokes = policy.greets = policy.close_forgets = true;
     policy.close_waits = !direct;
-    policy.rnr_retry = static_cast<int>(number(options, "rnr_retry", -1, 0));
+    policy.rnr_retry = static_cast<int>(number("libfabric", options, "rnr_retry", -1, 0, 1e9));
     if (policy.rnr_retry > 7) throw Failure(Failure::Kind::usage, "libfabric", "option rnr_retry exceeds 7");
     policy.immediates_consume = (info.mode & abi::mode_rx_cq_data) != 0;
   }
@@ -139,12 +122,13 @@ InfoPtr discover(const Library& library, const Options& options, const std::stri
 std::vector<std::unique_ptr<Domain>> open_domains(Sink& sink, const Options& options) {
   const Library& library = load(options);
   const std::string provider = option(options, "provider", "tcp");
-  if (provider != "tcp" && !provider.starts_with("efa") && !yes_or_no(options, "unproven").value_or(false)) {
+  if (provider != "tcp" && !provider.starts_with("efa") &&
+      !yes_or_no("libfabric", options, "unproven").value_or(false)) {
     throw Failure(Failure::Kind::unavailable, "libfabric",
                   "provider " + provider + " breaks the contract: backends/libfabric/README.md says how", 0,
                   "provider=\"tcp\", or unproven=True to try it all the same");
   }
-  const auto rails = static_cast<std::size_t>(number(options, "rails", 1, 1));
+  const auto rails = static_cast<std::size_t>(number("libfabric", options, "rails", 1, 1, 1e9));
   const InfoPtr list = discover(library, options, provider);
   std::vector<std::unique_ptr<Domain>> domains;
   for (abi::Info* info : choose(list.get(), provider, option(options, "interfaces", ""))) {
@@ -162,11 +146,11 @@ FabricDomain::FabricDomain(Sink& sink, const Library& library, InfoPtr info, con
       info_(std::move(info)),
       policy_(policy_of(*info_, options)),
       depth_(static_cast<std::uint32_t>(
-          std::min(number(options, "depth", 256, 1), static_cast<double>(info_->tx_attr->size)))),
+          std::min(number("libfabric", options, "depth", 256, 1, 1e9), static_cast<double>(info_->tx_attr->size)))),
       most_segments_(std::clamp<std::size_t>(std::min(info_->tx_attr->iov_limit, info_->tx_attr->rma_iov_limit), 1,
                                              kMostSegments)),
-      post_deadline_(number(options, "post_deadline_s", 30, 0)),
-      verdict_(number(options, "verdict_s", 5, 0)) {
+      post_deadline_(number("libfabric", options, "post_deadline_s", 30, 0, 1e9)),
+      verdict_(number("libfabric", options, "verdict_s", 5, 0, 1e9)) {
   const int mode = info_->domain_attr->mr_mode;
   const std::string provider = info_->fabric_attr->prov_name;
   if ((mode & abi::mr_raw) != 0) unavailable(provider, "its memory keys exceed 64 bits (FI_MR_RAW)", 0);

@@ -24,11 +24,6 @@ constexpr const char* kAmazon = "/opt/amazon/efa/lib64/libfabric.so.1";
 constexpr std::uint32_t kOldest = abi::make_version(1, 18);
 constexpr std::uint32_t kDeclared = abi::make_version(2, 5);
 
-std::string option(const Options& options, const char* name, std::string otherwise) {
-  const auto found = options.find(name);
-  return found == options.end() || found->second.empty() ? otherwise : found->second;
-}
-
 std::string words(std::uint32_t version) {
   return std::to_string(version >> 16) + "." + std::to_string(version & 0xffff);
 }
@@ -106,12 +101,13 @@ void offer_plugins(const Library& library) {
 void decide(const Options& options, bool fresh) {
   constexpr std::pair<const char*, const char*> settings[] = {{"huge_pages", "FI_EFA_USE_HUGE_PAGE"},
                                                               {"fork_safe", "FI_EFA_FORK_SAFE"}};
-  if (yes_or_no(options, "huge_pages").value_or(false) && yes_or_no(options, "fork_safe").value_or(false)) {
+  if (yes_or_no("libfabric", options, "huge_pages").value_or(false) &&
+      yes_or_no("libfabric", options, "fork_safe").value_or(false)) {
     // The provider would end the process.
     throw Failure(Failure::Kind::usage, "libfabric", "options huge_pages and fork_safe exclude each other");
   }
   for (const auto& [name, variable] : settings) {
-    const std::optional<bool> wanted = yes_or_no(options, name);
+    const std::optional<bool> wanted = yes_or_no("libfabric", options, name);
     if (!wanted) continue;
     const std::string value = *wanted ? "1" : "0";
     const char* known = std::getenv(variable);
@@ -127,16 +123,6 @@ void decide(const Options& options, bool fresh) {
 }  // namespace
 
 std::uint32_t Library::api_version() const noexcept { return std::min(version, kDeclared); }
-
-std::optional<bool> yes_or_no(const Options& options, const char* name) {
-  const std::string text = option(options, name, "");
-  if (text.empty()) return std::nullopt;
-  const bool yes = text == "1" || text == "True" || text == "true";
-  if (!yes && text != "0" && text != "False" && text != "false") {
-    throw Failure(Failure::Kind::usage, "libfabric", "option " + std::string(name) + " is " + text);
-  }
-  return yes;
-}
 
 const Library& load(const Options& options) {
   static std::mutex mutex;

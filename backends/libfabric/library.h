@@ -2,20 +2,14 @@
 #pragma once
 
 #include <cstdint>
-#include <map>
 #include <memory>
-#include <optional>
 #include <string>
 #include <vector>
 
+#include "../core/options.h"
 #include "abi.h"
 
 namespace aio::libfabric {
-
-using Options = std::map<std::string, std::string>;
-
-// What an option says; nothing where it is absent. Throws Failure(usage) for other words.
-std::optional<bool> yes_or_no(const Options& options, const char* name);
 
 // The entry points of one loaded library. Never unloaded: providers leave threads, fork handlers and plug-ins behind.
 struct Library {

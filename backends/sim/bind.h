@@ -3,17 +3,15 @@
 
 #include <nanobind/nanobind.h>
 
-#include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "../core/domain.h"
+#include "../core/options.h"
 #include "fabric.h"
 
 namespace aio::sim {
-
-using Options = std::map<std::string, std::string>;
 
 // The fabric of all engines of this process that name none, made by the first; its options are the first one's.
 std::shared_ptr<Fabric> common_fabric(const Options& options);

@@ -5,7 +5,6 @@
 #include <array>
 #include <cerrno>
 #include <cstdio>
-#include <cstdlib>
 #include <sstream>
 
 #include "tcp_domain.h"
@@ -22,20 +21,6 @@ constexpr int kBacklog = 1024;
 constexpr double kMostRails = 8;
 
 [[noreturn]] void refuse(const std::string& why) { throw Failure(Failure::Kind::usage, "tcp", why); }
-
-std::string option(const Options& options, const char* name, const std::string& otherwise) {
-  const auto found = options.find(name);
-  return found == options.end() || found->second.empty() ? otherwise : found->second;
-}
-
-double number(const Options& options, const char* name, double otherwise, double least, double most) {
-  const std::string text = option(options, name, "");
-  if (text.empty()) return otherwise;
-  char* end = nullptr;
-  const double value = std::strtod(text.c_str(), &end);
-  if (*end != '\0' || !(value >= least && value <= most)) refuse("option " + std::string(name) + " is " + text);
-  return value;
-}
 
 std::vector<Address> addresses(const Options& options) {
   std::vector<Address> all;
@@ -68,12 +53,12 @@ std::vector<std::unique_ptr<Domain>> open_domains(Sink& sink, const Options& opt
     if (std::ranges::find(known, name) == known.end()) refuse("there is no option " + name);
   }
   const std::vector<Address> where = addresses(options);
-  const double rails = number(options, "rails", static_cast<double>(where.size()), 1, kMostRails);
+  const double rails = number("tcp", options, "rails", static_cast<double>(where.size()), 1, kMostRails);
   const auto count = static_cast<std::size_t>(rails);
   if (static_cast<double>(count) != rails) refuse("option rails is " + option(options, "rails", ""));
   using Seconds = std::chrono::duration<double>;
-  const Settings settings{Seconds(number(options, "connect_s", 10, 0.01, 1e6)),
-                          Seconds(number(options, "post_deadline_s", 30, 0.01, 1e6))};
+  const Settings settings{Seconds(number("tcp", options, "connect_s", 10, 0.01, 1e6)),
+                          Seconds(number("tcp", options, "post_deadline_s", 30, 0.01, 1e6))};
   std::vector<std::unique_ptr<Domain>> domains;
   for (std::size_t i = 0; i < count; ++i) {
     domains.push_back(std::make_unique<TcpDomain>(sink, where[i % where.size()], settings));

@@ -1,16 +1,14 @@
 // Plain TCP sockets as a transport: one Domain per listening address. Nothing but the kernel is needed.
 #pragma once
 
-#include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "../core/domain.h"
+#include "../core/options.h"
 
 namespace aio::tcp {
-
-using Options = std::map<std::string, std::string>;
 
 // Options, all optional:
 //   address          where to listen, and what peers are told to dial: an IPv4 or IPv6 address of this machine, no

@@ -27,7 +27,6 @@ constexpr auto kQuietAtMost = 5s;
 // The end of a process, or a goodbye, is told by the control connection, in better words: it goes first.
 constexpr auto kSecondHand = 200ms;
 
-const Outcome kPeerLost{Status::peer_lost, 0, "the connection is closed"};
 const Outcome kPeerLeft{Status::peer_lost, 0, "the peer has said goodbye"};
 
 Token make_token() {
@@ -241,10 +240,10 @@ void TcpDomain::part(Stream& stream) {
       static_cast<void>(::send(stream.fd.get(), &bye, sizeof bye, MSG_NOSIGNAL | MSG_DONTWAIT));
     }
     close(stream);
-    return stop_all(stream, kPeerLost);
+    return stop_all(stream, kPeerGone);
   }
   const bool torn = stream.out.busy();  // a frame stays unfinished: its source may be used for something else now
-  stop_all(stream, kPeerLost);
+  stop_all(stream, kPeerGone);
   stream.says_bye = true;
   if (torn) {
     ::shutdown(stream.fd.get(), SHUT_WR);
@@ -270,7 +269,7 @@ void TcpDomain::disconnect(PeerNumber peer, bool lost) {
     }
     if (lost) {
       close(*stream);
-      stop_all(*stream, kPeerLost);
+      stop_all(*stream, kPeerGone);
     } else if (stream->state != Stream::State::ended) {
       part(*stream);
     }

@@ -11,8 +11,6 @@ namespace {
 constexpr std::size_t kMostWaiting = 256 << 10;  // messages beyond this wait in the core
 constexpr std::size_t kMostUnacknowledged = 1024;
 
-const Outcome kPeerGone{Status::peer_lost, 0, "the connection is closed"};
-
 iovec target_of(const Piece& piece) noexcept { return {reinterpret_cast<void*>(piece.local_addr), piece.nbytes}; }
 
 }  // namespace

@@ -13,8 +13,6 @@ namespace {
 
 constexpr std::size_t kMostControl = 4 << 20;  // answers that a peer asks for and does not read
 
-const Outcome kPeerGone{Status::peer_lost, 0, "the connection is closed"};
-
 WritePiece piece_of(const Piece& piece) noexcept {
   const std::uint32_t counts = piece.has_immediate() ? WritePiece::kCounts : 0;
   return {piece.remote_offset, static_cast<std::uint32_t>(piece.nbytes) | counts, piece.immediate};

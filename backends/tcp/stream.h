@@ -28,6 +28,9 @@ static_assert(kBufferNbytes > 2 * kMostHeadNbytes);
 // Moved for one stream, either way, before the next has its turn.
 inline constexpr std::uint64_t kTurnNbytes = 2 << 20;
 
+// How what was under way ends with a connection.
+inline const Outcome kPeerGone{Status::peer_lost, 0, "the connection is closed"};
+
 struct Link;
 
 // A peer's region, as runs name it.

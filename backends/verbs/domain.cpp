@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <cstdlib>
 #include <cstring>
 
 #include "verbs_domain.h"
@@ -17,40 +16,15 @@ namespace {
 constexpr int kMostCompletions = 1 << 16;
 constexpr int kEveryone = 16;  // peers whose send queues may all be full at once; beyond that they wait for each other
 
-std::string option(const Options& options, const char* name, const std::string& otherwise) {
-  const auto found = options.find(name);
-  return found == options.end() || found->second.empty() ? otherwise : found->second;
-}
-
-double number(const Options& options, const char* name, double otherwise, double least, double most) {
-  const std::string text = option(options, name, "");
-  if (text.empty()) return otherwise;
-  char* end = nullptr;
-  const double value = std::strtod(text.c_str(), &end);
-  if (*end != '\0' || !(value >= least && value <= most)) {
-    throw Failure(Failure::Kind::usage, "verbs", "option " + std::string(name) + " is " + text);
-  }
-  return value;
-}
-
-bool flag(const Options& options, const char* name, bool otherwise) {
-  const std::string text = option(options, name, otherwise ? "1" : "0");
-  const bool yes = text == "1" || text == "True" || text == "true";
-  if (!yes && text != "0" && text != "False" && text != "false") {
-    throw Failure(Failure::Kind::usage, "verbs", "option " + std::string(name) + " is " + text);
-  }
-  return yes;
-}
-
 Settings settings_of(const Options& options) {
   const auto small = [&](const char* name, double otherwise, double most) {
-    return static_cast<std::uint8_t>(number(options, name, otherwise, 0, most));
+    return static_cast<std::uint8_t>(number("verbs", options, name, otherwise, 0, most));
   };
   Settings settings{};
-  settings.depth = static_cast<std::uint32_t>(number(options, "depth", 512, 2, 32768));
+  settings.depth = static_cast<std::uint32_t>(number("verbs", options, "depth", 512, 2, 32768));
   // What perftest asks for with its latency tests: enough for a token, less than a cache line pair costs to fetch.
-  settings.inline_nbytes = static_cast<std::uint32_t>(number(options, "inline_nbytes", 220, 0, 4096));
-  settings.relaxed_ordering = flag(options, "relaxed_ordering", true);
+  settings.inline_nbytes = static_cast<std::uint32_t>(number("verbs", options, "inline_nbytes", 220, 0, 4096));
+  settings.relaxed_ordering = yes_or_no("verbs", options, "relaxed_ordering").value_or(true);
   settings.service_level = small("service_level", 0, 15);
   settings.traffic_class = small("traffic_class", 0, 255);
   // ibv_modify_qp(3). perftest uses 14 (67 ms), NCCL 20 (4.3 s); a device may wait up to four times as long. With 17
@@ -60,9 +34,9 @@ Settings settings_of(const Options& options) {
   settings.retries = small("retries", 6, 7);
   // For ever: a receiver's receives run out for moments under load, and whether it is alive is watched elsewhere.
   settings.rnr_retries = small("rnr_retries", 7, 7);
-  settings.port_down = Seconds(number(options, "port_down_s", 2, 0, 1e6));
-  settings.stall = Seconds(number(options, "stall_s", 30, 0, 1e6));
-  settings.revoke = Seconds(number(options, "revoke_s", 2, 0, 1e6));
+  settings.port_down = Seconds(number("verbs", options, "port_down_s", 2, 0, 1e6));
+  settings.stall = Seconds(number("verbs", options, "stall_s", 30, 0, 1e6));
+  settings.revoke = Seconds(number("verbs", options, "revoke_s", 2, 0, 1e6));
   return settings;
 }
 
@@ -89,7 +63,7 @@ void never_block(int fd) {
 
 std::vector<std::unique_ptr<Domain>> open_domains(Sink& sink, const Options& options) {
   const Settings settings = settings_of(options);
-  const auto most = static_cast<std::size_t>(number(options, "rails", 1, 1, 64));
+  const auto most = static_cast<std::size_t>(number("verbs", options, "rails", 1, 1, 64));
   const Library& library = load(options);
   std::vector<std::unique_ptr<Domain>> domains;
   auto rails = std::make_shared<Rails>();

@@ -4,14 +4,12 @@
 #include <sys/types.h>
 
 #include <cstdint>
-#include <map>
 #include <string>
 
+#include "../core/options.h"
 #include "abi.h"
 
 namespace aio::verbs {
-
-using Options = std::map<std::string, std::string>;
 
 // The entry points of one loaded library. Never unloaded: it keeps its providers' libraries, and they keep handlers.
 struct Library {

@@ -73,21 +73,20 @@ def test_every_loop(loop: str) -> None:
         assert line["floor_p50_us"] > 0  # type: ignore[operator]
 
 
-@pytest.mark.skipif(not FABRIC.usable, reason=FABRIC.reason)
 @pytest.mark.parametrize("family", ["write", "pages", "latency"])
-def test_libfabric_beside_its_own_loop(family: str) -> None:
+@pytest.mark.parametrize(
+    ("backend", "provider"),
+    [
+        pytest.param(
+            "libfabric", "tcp", marks=pytest.mark.skipif(not FABRIC.usable, reason=FABRIC.reason), id="libfabric"
+        ),
+        pytest.param("tcp", "sockets", id="tcp"),
+    ],
+)
+def test_a_network_beside_its_own_loop(backend: str, provider: str, family: str) -> None:
     sizes = {"write": ["--size", "64KiB"], "pages": SMALL["pages"]}
-    (line,) = bench(family, "--backend", "libfabric", *TINY, *sizes.get(family, []))
-    assert (line["backend"], line["provider"]) == ("libfabric", "tcp")
-    if family in MOVES:
-        assert line["floor_gb_per_s"] > 0  # type: ignore[operator]
-
-
-@pytest.mark.parametrize("family", ["write", "pages", "latency"])
-def test_tcp_beside_its_own_loop(family: str) -> None:
-    sizes = {"write": ["--size", "64KiB"], "pages": SMALL["pages"]}
-    (line,) = bench(family, "--backend", "tcp", *TINY, *sizes.get(family, []))
-    assert (line["backend"], line["provider"]) == ("tcp", "sockets")
+    (line,) = bench(family, "--backend", backend, *TINY, *sizes.get(family, []))
+    assert (line["backend"], line["provider"]) == (backend, provider)
     if family in MOVES:
         assert line["floor_gb_per_s"] > 0  # type: ignore[operator]
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import mmap
@@ -25,7 +26,7 @@ from aio_transfer.errors import (
 from aio_transfer.memory import allocate, memory_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
 PAGE = mmap.PAGESIZE
 
@@ -268,11 +269,17 @@ def reaching_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selection, "open_one", open_one)
 
 
+@contextlib.asynccontextmanager
+async def two_engines() -> AsyncIterator[tuple[TransferEngine, TransferEngine]]:
+    both = {"backend": ("shm", "sim"), "stall_s": 3}
+    async with TransferEngine(label="here", **both) as here, TransferEngine(label="there", **both) as there:
+        yield here, there
+
+
 @pytest.mark.anyio
 @pytest.mark.usefixtures("reaching_elsewhere")
 async def test_it_goes_where_it_is_reached_and_nowhere_else(driver: FakeCuda) -> None:
-    both = {"backend": ("shm", "sim"), "stall_s": 3}
-    async with TransferEngine(label="here", **both) as here, TransferEngine(label="there", **both) as there:
+    async with two_engines() as (here, there):
         device = await here.register(CudaTensor(driver, 0, PAGE))
         plain = await here.register(bytearray(PAGE))
         far_device = await there.register(CudaTensor(driver, PAGE, 2 * PAGE))
@@ -303,8 +310,7 @@ async def test_it_goes_where_it_is_reached_and_nowhere_else(driver: FakeCuda) ->
 @pytest.mark.anyio
 @pytest.mark.usefixtures("reaching_elsewhere")
 async def test_a_prepared_scatter_of_it_over_shm(driver: FakeCuda) -> None:
-    both = {"backend": ("shm", "sim"), "stall_s": 3}
-    async with TransferEngine(label="here", **both) as here, TransferEngine(label="there", **both) as there:
+    async with two_engines() as (here, there):
         device = await here.register(CudaTensor(driver, 0, PAGE))
         plain = await there.register(bytearray(PAGE))
         remote = RemoteRegion.from_bytes(bytes(plain.descriptor()))
