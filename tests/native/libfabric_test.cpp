@@ -25,64 +25,23 @@
 
 #include "../../backends/libfabric/domain.h"
 #include "../../backends/libfabric/wire.h"
+#include "harness.h"
 
 // libfabric's tcp (2.5.1) loses 8 bytes whenever two sides connect at once and one of them is turned down.
 extern "C" const char* __lsan_default_suppressions() { return "leak:libfabric.so"; }
 
 using namespace aio;
-using Clock = std::chrono::steady_clock;
+using harness::Batch, harness::Clock, harness::drive, harness::drive_for, harness::failures, harness::Memory,
+    harness::run;
 
 namespace {
 
-int failures = 0;
 std::string provider = "tcp";
 std::string search_path;
 using Settings = std::map<std::string, std::string>;
 Settings extra;
 
-#define CHECK(condition)                                                   \
-  do {                                                                     \
-    if (!(condition)) {                                                    \
-      std::printf("  FAILED %s:%d: %s\n", __FILE__, __LINE__, #condition); \
-      ++failures;                                                          \
-    }                                                                      \
-  } while (false)
-
-struct FakeSink final : Sink {
-  std::vector<std::uint32_t> counts;                // as they came
-  std::map<std::uint32_t, std::uint64_t> totals;  // of each counter
-  std::vector<std::pair<PeerNumber, std::string>> messages;
-  std::map<TransferId, Outcome> sents;
-  std::vector<RegionNumber> releases;
-  std::vector<PeerNumber> fences, failed_peers;
-  std::vector<Outcome> failures_seen;
-  std::uint64_t stops = 0;
-  std::uint64_t failed_pieces = 0;
-
-  void stopped(Flow& flow, std::uint32_t pieces, const Outcome& outcome) override {
-    flow.in_flight -= pieces;
-    stops += pieces;
-    if (!outcome.ok()) {
-      flow.failed = true;
-      failed_pieces += pieces;
-      failures_seen.push_back(outcome);
-    }
-  }
-  void counted(std::uint32_t immediate) override {
-    counts.push_back(immediate);
-    totals[immediate & 0xFFFFFF] += (immediate >> 24) + 1;
-  }
-  void message(PeerNumber peer, std::string payload) override { messages.emplace_back(peer, std::move(payload)); }
-  void sent(TransferId message, const Outcome& outcome) override { sents[message] = outcome; }
-  void released(RegionNumber region) override { releases.push_back(region); }
-  void fenced(PeerNumber peer) override { fences.push_back(peer); }
-  void peer_failed(PeerNumber peer, const Outcome&) override { failed_peers.push_back(peer); }
-};
-
-struct Node {
-  FakeSink sink;
-  std::unique_ptr<Domain> domain;
-
+struct Node : harness::Node {
   explicit Node(Settings options = {}) {
     options.insert({{"provider", provider}, {"search", search_path}, {"unproven", "1"}});
     options.insert(extra.begin(), extra.end());
@@ -99,53 +58,6 @@ bool keeps_order() { return provider != "efa"; }
 // The fabric `efa` closes no endpoint before all that is under way has stopped.
 bool closes_at_once() { return !extra.contains("fabric") || extra["fabric"] != "efa"; }
 
-bool drive(const std::vector<Node*>& nodes, const std::function<bool()>& done, double seconds = 10) {
-  const auto until = Clock::now() + std::chrono::duration<double>(seconds);
-  while (!done()) {
-    for (Node* node : nodes) node->domain->progress();
-    if (Clock::now() > until) return false;
-  }
-  return true;
-}
-
-void drive_for(const std::vector<Node*>& nodes, double seconds) {
-  drive(nodes, [] { return false; }, seconds);
-}
-
-struct Memory {
-  std::vector<std::uint8_t> bytes;
-  RegionNumber number;
-  std::string key;
-
-  Memory(Node& node, RegionNumber number, std::size_t nbytes,
-         unsigned access = access_remote_read | access_remote_write)
-      : bytes(nbytes), number(number) {
-    key = node.domain->register_local(number, {address(), nbytes, access, -1, 0});
-  }
-  [[nodiscard]] std::uint64_t address() const { return reinterpret_cast<std::uint64_t>(bytes.data()); }
-};
-
-struct Batch {
-  std::vector<Piece> pieces;
-  Flow flow;
-
-  Batch(std::vector<Piece> which, PeerNumber peer, RegionNumber local, RegionNumber remote, Op op = Op::write)
-      : pieces(std::move(which)),
-        flow{nullptr, pieces.data(), {peer, 0, op, local, remote, 0, static_cast<std::uint32_t>(pieces.size()), 0}} {}
-  [[nodiscard]] bool over() const { return flow.exhausted() && flow.in_flight == 0; }
-};
-
-// Posts as the core would: 32 at a time, again after progress when full.
-bool run(const std::vector<Node*>& nodes, Node& from, Batch& batch, double seconds = 20) {
-  return drive(
-      nodes,
-      [&] {
-        if (!batch.flow.exhausted()) from.domain->post(batch.flow, 32);
-        return batch.over();
-      },
-      seconds);
-}
-
 void fill(std::vector<std::uint8_t>& bytes, unsigned seed) {
   std::mt19937_64 random(seed);
   for (std::size_t i = 0; i + 8 <= bytes.size(); i += 8) {
@@ -156,17 +68,12 @@ void fill(std::vector<std::uint8_t>& bytes, unsigned seed) {
 
 constexpr PeerNumber kB = 1, kA = 1;
 
-void join(Node& a, Node& b, PeerNumber b_at_a = kB, PeerNumber a_at_b = kA) {
-  const Endpoint ea = a.domain->connect(b_at_a, std::nullopt);
-  const Endpoint eb = b.domain->connect(a_at_b, std::nullopt);
-  a.domain->connect(b_at_a, eb);
-  b.domain->connect(a_at_b, ea);
-}
+void join(Node& a, Node& b, PeerNumber b_at_a = kB, PeerNumber a_at_b = kA) { harness::join(a, b, b_at_a, a_at_b); }
 
 struct Pair {
   Node a, b;
   explicit Pair(const Settings& options = {}) : a(options), b(options) { join(a, b); }
-  std::vector<Node*> both() { return {&a, &b}; }
+  std::vector<harness::Node*> both() { return {&a, &b}; }
 };
 
 void test_writes() {
@@ -275,8 +182,8 @@ void test_bare_immediates() {
 // Providers that take one piece per operation get one; the others as many neighbours as fit.
 bool bundles() { return provider == "tcp"; }
 
-// Pieces of all sizes for several counters, some for none, some of nothing: what goes in one operation and what does not
-// must not show in bytes, counts or reports.
+// Pieces of all sizes for several counters, some for none, some of nothing: what goes in one operation and what does
+// not must not show in bytes, counts or reports.
 void test_bundles() {
   const unsigned seed = std::random_device{}();
   std::printf("  seed %u\n", seed);
@@ -305,8 +212,7 @@ void test_bundles() {
       piece = {from.address() + random() % (kNbytes - nbytes), offset, nbytes,
                counts_it ? counts << 24 | counter : static_cast<std::uint32_t>(random()),
                (counts_it ? kPieceImmediate : 0) | (random() % 16 == 0 ? kPieceDelivered : 0)};
-      if (nbytes != 0)
-        std::memcpy(&expected[offset], reinterpret_cast<const void*>(piece.local_addr), nbytes);
+      if (nbytes != 0) std::memcpy(&expected[offset], reinterpret_cast<const void*>(piece.local_addr), nbytes);
       if (counts_it) totals[counter] += counts + 1;
       counted += counts_it;
       offset += nbytes + random() % 3;
@@ -673,9 +579,10 @@ void test_storm() {
   const unsigned seed = std::random_device{}();
   std::printf("  seed %u\n", seed);
   std::mt19937 random(seed);
-  std::vector<std::unique_ptr<Memory>> sources, targets, old;  // before the nodes, so that it outlives what writes to it
+  std::vector<std::unique_ptr<Memory>> sources, targets,
+      old;  // before the nodes, so that it outlives what writes to it
   std::vector<std::unique_ptr<Node>> nodes;
-  std::vector<Node*> all;
+  std::vector<harness::Node*> all;
   for (std::size_t i = 0; i < kNodes; ++i) all.push_back(nodes.emplace_back(std::make_unique<Node>()).get());
   const auto peer = [](std::size_t i) { return static_cast<PeerNumber>(100 + i); };
   for (std::size_t i = 0; i < kNodes; ++i) {
@@ -758,7 +665,7 @@ void test_storm() {
   std::size_t released = 0;
   const auto releases = [&] {
     released = 0;
-    for (Node* node : all) released += node->sink.releases.size();
+    for (harness::Node* node : all) released += node->sink.releases.size();
     return released == old.size();
   };
   CHECK(drive(all, releases));  // an answer that was lost with a connection is asked for again
@@ -898,9 +805,9 @@ void test_partings() {
       if (random() % 4 == 0) a.domain->send(peer, peer, "hello");
       progress(6);
     }
-    std::vector<Node*> leaving{&a, &b};
+    std::vector<harness::Node*> leaving{&a, &b};
     if (random() % 2 == 0) std::swap(leaving[0], leaving[1]);
-    for (Node* node : leaving) {
+    for (harness::Node* node : leaving) {
       node->domain->disconnect(peer, random() % 8 != 0);
       progress(6);
     }
@@ -979,14 +886,14 @@ void test_arm() {
     Batch batch({{from.address(), 0, 4096, i, kPieceImmediate}}, kB, 10, 30);
     for (int round = 0; !batch.over() || b.sink.counts.size() < i; ++round) {
       if (!batch.flow.exhausted()) a.domain->post(batch.flow, 1);
-      for (Node* node : pair.both()) {
+      for (harness::Node* node : pair.both()) {
         while (node->domain->progress()) {
         }
       }
       if (batch.over() && b.sink.counts.size() >= i) break;
       std::vector<pollfd> fds;
       bool ready = false;
-      for (Node* node : pair.both()) {
+      for (harness::Node* node : pair.both()) {
         const auto armed = node->domain->arm();
         ready |= !armed;
         if (armed) {

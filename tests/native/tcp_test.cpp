@@ -16,78 +16,28 @@
 #include "../../backends/core/handles.h"
 #include "../../backends/tcp/address.h"
 #include "../../backends/tcp/domain.h"
+#include "harness.h"
 
 using namespace aio;
 using namespace aio::tcp;
-using Clock = std::chrono::steady_clock;
+using harness::Clock, harness::FakeSink, harness::drive, harness::drive_for, harness::failures, harness::join,
+    harness::run;
 
 namespace {
 
-int failures = 0;
 std::mt19937_64 dice;
 
-#define CHECK(condition)                                                   \
-  do {                                                                     \
-    if (!(condition)) {                                                    \
-      std::printf("  FAILED %s:%d: %s\n", __FILE__, __LINE__, #condition); \
-      ++failures;                                                          \
-    }                                                                      \
-  } while (false)
-
-struct FakeSink final : Sink {
-  std::map<std::uint32_t, std::uint64_t> totals;  // of each counter
-  std::vector<std::string> messages;
-  std::map<TransferId, Outcome> sents;
-  std::vector<RegionNumber> releases;
-  std::vector<PeerNumber> fences;
-  std::vector<Outcome> broken, failed;
-
-  void stopped(Flow& flow, std::uint32_t pieces, const Outcome& outcome) override {
-    flow.in_flight -= pieces;
-    if (outcome.ok()) return;
-    flow.failed = true;
-    failed.push_back(outcome);
+struct Node : harness::Node {
+  explicit Node(const Options& options = {}) {
+    domain = std::move(open_domains(sink, options).front());
+    budget = 256;
   }
-  void counted(std::uint32_t immediate) override { totals[immediate & 0xFFFFFF] += (immediate >> 24) + 1; }
-  void message(PeerNumber, std::string payload) override { messages.push_back(std::move(payload)); }
-  void sent(TransferId message, const Outcome& outcome) override { sents[message] = outcome; }
-  void released(RegionNumber region) override { releases.push_back(region); }
-  void fenced(PeerNumber peer) override { fences.push_back(peer); }
-  void peer_failed(PeerNumber, const Outcome& outcome) override { broken.push_back(outcome); }
 };
 
-struct Node {
-  FakeSink sink;
-  std::unique_ptr<Domain> domain;
-
-  explicit Node(const Options& options = {}) : domain(std::move(open_domains(sink, options).front())) {}
-};
-
-bool drive(const std::vector<Node*>& nodes, const std::function<bool()>& done, double seconds = 10) {
-  const auto until = Clock::now() + std::chrono::duration<double>(seconds);
-  while (!done()) {
-    bool moved = false;
-    for (Node* node : nodes) moved |= node->domain->progress();
-    if (Clock::now() > until) return false;
-    if (!moved) ::poll(nullptr, 0, 0);
-  }
-  return true;
-}
-
-void drive_for(const std::vector<Node*>& nodes, double seconds) {
-  drive(nodes, [] { return false; }, seconds);
-}
-
-struct Memory {
-  std::vector<std::uint8_t> bytes;
-  std::string key;
-
+struct Memory : harness::Memory {
   Memory(Node& node, RegionNumber number, std::size_t nbytes,
          unsigned access = access_remote_read | access_remote_write)
-      : bytes(nbytes, 0xEE) {
-    key = node.domain->register_local(number, {address(), nbytes, access, -1, 0});
-  }
-  [[nodiscard]] std::uint64_t address() const { return reinterpret_cast<std::uint64_t>(bytes.data()); }
+      : harness::Memory(node, number, nbytes, access, 0xEE) {}
   void fill() {
     for (auto& byte : bytes) byte = static_cast<std::uint8_t>(dice());
   }
@@ -97,34 +47,15 @@ constexpr PeerNumber kPeer = 1;
 constexpr RegionNumber kFrom = 10, kTo = 20, kRemote = 30;
 constexpr std::uint32_t kCounter = 5;
 
-struct Batch {
-  std::vector<Piece> pieces;
-  Flow flow;
-
+struct Batch : harness::Batch {
   explicit Batch(std::vector<Piece> which, Op op = Op::write, RegionNumber remote = kRemote)
-      : pieces(std::move(which)),
-        flow{nullptr, pieces.data(), {kPeer, 0, op, kFrom, remote, 0, static_cast<std::uint32_t>(pieces.size()), 0}} {}
-  [[nodiscard]] bool over() const { return flow.exhausted() && flow.in_flight == 0; }
+      : harness::Batch(std::move(which), kPeer, kFrom, remote, op) {}
 };
-
-bool run(const std::vector<Node*>& nodes, Node& from, Batch& batch, double seconds = 20) {
-  return drive(
-      nodes,
-      [&] {
-        if (!batch.flow.exhausted()) from.domain->post(batch.flow, 256);
-        return batch.over();
-      },
-      seconds);
-}
 
 struct Pair {
   Node a, b;
-  explicit Pair(const Options& options = {}) : a(options), b(options) {
-    const Endpoint ea = a.domain->connect(kPeer, std::nullopt), eb = b.domain->connect(kPeer, std::nullopt);
-    a.domain->connect(kPeer, eb);
-    b.domain->connect(kPeer, ea);
-  }
-  std::vector<Node*> both() { return {&a, &b}; }
+  explicit Pair(const Options& options = {}) : a(options), b(options) { join(a, b, kPeer, kPeer); }
+  std::vector<harness::Node*> both() { return {&a, &b}; }
 };
 
 std::vector<Piece> cut(const Memory& from, std::size_t nbytes) {
@@ -149,7 +80,8 @@ void test_writes_and_reads() {
     from.fill();
     a.domain->register_remote(kRemote, {kPeer, to.bytes.size(), to.key, {}});
     std::uint64_t due = 0;
-    for (const std::size_t nbytes : {1ul << 10, 4096ul, 65536ul, (1ul << 20) - 1, 1ul << 20, (1ul << 20) + 1, 24ul << 20}) {
+    for (const std::size_t nbytes :
+         {1ul << 10, 4096ul, 65536ul, (1ul << 20) - 1, 1ul << 20, (1ul << 20) + 1, 24ul << 20}) {
       std::fill(to.bytes.begin(), to.bytes.end(), std::uint8_t{0xEE});
       Batch batch(cut(from, nbytes));
       due += batch.pieces.size();
@@ -167,7 +99,7 @@ void test_writes_and_reads() {
       CHECK(run(pair->both(), a, batch));
       CHECK(std::memcmp(to.bytes.data(), from.bytes.data(), from.bytes.size()) == 0);
     }
-    CHECK(a.sink.failed.empty() && a.sink.broken.empty() && b.sink.broken.empty());
+    CHECK(a.sink.failures_seen.empty() && a.sink.broken.empty() && b.sink.broken.empty());
     CHECK(b.sink.totals[kCounter] == due);
   }
 }
@@ -175,12 +107,12 @@ void test_writes_and_reads() {
 void test_messages() {
   Pair pair;
   auto& [a, b] = pair;
-  std::vector<std::string> all;
+  std::vector<std::pair<PeerNumber, std::string>> all;
   drive_for(pair.both(), 0.05);
   for (TransferId id = 1; id <= 200; ++id) {
-    all.emplace_back(dice() % kMessageNbytes, static_cast<char>(id));
-    if (id % 50 == 0) all.back().clear();
-    CHECK(drive(pair.both(), [&] { return a.domain->send(kPeer, id, all.back()) == Posted::more; }));
+    const auto& payload =
+        all.emplace_back(kPeer, std::string(id % 50 == 0 ? 0 : dice() % kMessageNbytes, static_cast<char>(id))).second;
+    CHECK(drive(pair.both(), [&] { return a.domain->send(kPeer, id, payload) == Posted::more; }));
   }
   CHECK(drive(pair.both(), [&] { return b.sink.messages.size() == all.size() && a.sink.sents.size() == all.size(); }));
   CHECK(b.sink.messages == all);
@@ -192,13 +124,14 @@ void test_messages() {
 void test_regions_taken_back() {
   Pair pair;
   auto& [a, b] = pair;
-  Memory from(a, kFrom, 8 << 20), to(b, kTo, 8 << 20), other(b, kTo + 1, 4096), readable(b, kTo + 2, 4096, access_remote_read);
+  Memory from(a, kFrom, 8 << 20), to(b, kTo, 8 << 20), other(b, kTo + 1, 4096),
+      readable(b, kTo + 2, 4096, access_remote_read);
   for (const auto& [number, memory] : std::map<RegionNumber, Memory*>{{kRemote, &to}, {31, &other}, {32, &readable}}) {
     a.domain->register_remote(number, {kPeer, memory->bytes.size(), memory->key, {}});
   }
   Batch first(cut(from, 4096)), innocent({{from.address(), 0, 4096, kCounter, kPieceImmediate}}, Op::write, 31);
   CHECK(run(pair.both(), a, first));
-  CHECK(a.sink.failed.empty());
+  CHECK(a.sink.failures_seen.empty());
   Batch large(cut(from, 8 << 20));
   a.domain->post(large.flow, 256);
   drive({&b}, [&] { return to.bytes[0] == from.bytes[0]; }, 0.1);
@@ -206,20 +139,20 @@ void test_regions_taken_back() {
   CHECK(b.sink.releases.size() == 1);
   to.bytes.assign(to.bytes.size(), 0xAA);
   CHECK(run(pair.both(), a, innocent) && drive(pair.both(), [&] { return large.over(); }));
-  CHECK(a.sink.failed.size() == 1 && a.sink.failed[0].status == Status::stale_region);
-  const std::size_t before = a.sink.failed.size();
+  CHECK(a.sink.failures_seen.size() == 1 && a.sink.failures_seen[0].status == Status::stale_region);
+  const std::size_t before = a.sink.failures_seen.size();
   Batch late(cut(from, 1 << 20));
   CHECK(run(pair.both(), a, late));
-  CHECK(a.sink.failed.size() > before && a.sink.failed.back().status == Status::stale_region);
+  CHECK(a.sink.failures_seen.size() > before && a.sink.failures_seen.back().status == Status::stale_region);
   b.domain->deregister(kTo + 1);
   a.domain->register_remote(33, {kPeer, other.bytes.size(), other.key, {}});
   Batch again({{from.address(), 0, 64, kCounter, kPieceImmediate}}, Op::write, 33);
   Batch read({{from.address(), 0, 64, 0, 0}}, Op::read, 33);
-  CHECK(run(pair.both(), a, again) && a.sink.failed.back().status == Status::stale_region);
-  a.sink.failed.clear();
-  CHECK(run(pair.both(), a, read) && a.sink.failed.back().status == Status::stale_region);
+  CHECK(run(pair.both(), a, again) && a.sink.failures_seen.back().status == Status::stale_region);
+  a.sink.failures_seen.clear();
+  CHECK(run(pair.both(), a, read) && a.sink.failures_seen.back().status == Status::stale_region);
   Batch forbidden({{from.address(), 0, 64, 0, 0}}, Op::write, 32);
-  CHECK(run(pair.both(), a, forbidden) && a.sink.failed.back().code == EACCES);
+  CHECK(run(pair.both(), a, forbidden) && a.sink.failures_seen.back().code == EACCES);
   CHECK(std::ranges::all_of(to.bytes, [](std::uint8_t byte) { return byte == 0xAA; }));
   CHECK(a.sink.broken.empty() && b.sink.broken.empty());
 }
@@ -268,7 +201,8 @@ Fd dial(const EndpointBlob& blob) {
 
 void say(const Fd& fd, const void* bytes, std::size_t nbytes) {
   for (std::size_t at = 0; at < nbytes;) {
-    const ssize_t sent = ::send(fd.get(), static_cast<const char*>(bytes) + at, nbytes - at, MSG_NOSIGNAL | MSG_DONTWAIT);
+    const ssize_t sent =
+        ::send(fd.get(), static_cast<const char*>(bytes) + at, nbytes - at, MSG_NOSIGNAL | MSG_DONTWAIT);
     if (sent <= 0) return;
     at += static_cast<std::size_t>(sent);
   }
@@ -300,7 +234,8 @@ void put(std::vector<std::byte>& bytes, const Record& record) {
 
 std::vector<std::byte> plausible(const KeyBlob& key, std::uint64_t& number) {
   std::vector<std::byte> bytes;
-  FrameHead head{static_cast<Kind>(dice() % 9 + 1), static_cast<std::uint8_t>(dice() % 4), 0, key.slot, key.secret, dice() % 4};
+  FrameHead head{
+      static_cast<Kind>(dice() % 9 + 1), static_cast<std::uint8_t>(dice() % 4), 0, key.slot, key.secret, dice() % 4};
   if (head.kind == Kind::write || head.kind == Kind::read) {
     head.count = static_cast<std::uint16_t>(dice() % 5 + 1);
     if (head.kind == Kind::write) head.number = ++number;
@@ -404,7 +339,7 @@ void test_who_does_not_read() {
   CHECK(run({&node}, node, batch));
   CHECK(std::chrono::duration<double>(Clock::now() - began).count() < 5);
   CHECK(node.sink.broken.size() == 1 && node.sink.broken[0].code == ETIMEDOUT);
-  CHECK(node.sink.failed.size() == 1 && node.sink.failed[0].code == ETIMEDOUT);
+  CHECK(node.sink.failures_seen.size() == 1 && node.sink.failures_seen[0].code == ETIMEDOUT);
 }
 
 // Strangers: what they say is not heard, they are not many, and a peer gets in all the same.
@@ -457,9 +392,10 @@ void test_a_wrong_listener() {
 
 void test_options() {
   FakeSink sink;
-  const std::vector<Options> wrong = {{{"address", "localhost"}}, {{"address", "0.0.0.0"}}, {{"address", "::"}},
-                                      {{"rails", "0"}},           {{"rails", "9"}},         {{"rails", "1.5"}},
-                                      {{"revoke_s", "-1"}},       {{"depth", "3"}},         {{"address", "127.0.0.1,"}, {"rails", "x"}}};
+  const std::vector<Options> wrong = {
+      {{"address", "localhost"}}, {{"address", "0.0.0.0"}}, {{"address", "::"}},
+      {{"rails", "0"}},           {{"rails", "9"}},         {{"rails", "1.5"}},
+      {{"revoke_s", "-1"}},       {{"depth", "3"}},         {{"address", "127.0.0.1,"}, {"rails", "x"}}};
   for (const Options& options : wrong) {
     bool refused = false;
     try {
