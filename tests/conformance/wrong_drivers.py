@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -73,13 +74,25 @@ class SkipsEmptyPieces(Wrong):
 
 
 class CountsBeforePayload(Wrong):
-    def change(self, runs: Any, pieces: Any) -> tuple[bytes, bytes]:
-        counts = pieces.copy()
+    """The payload leaves a moment after its counts: long enough to be seen by a receiver on a busy machine."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(**options)
+        self._held: list[asyncio.TimerHandle] = []
+
+    def post(self, transfer: TransferId, runs: Any, pieces: Any) -> bool:
+        payload, runs = np.frombuffer(bytes(pieces), PIECE).copy(), bytes(runs)
+        counts = payload.copy()
         counts["nbytes"] = 0
-        pieces["flags"] = 0
-        early = runs.copy()
-        runs["first"] += len(pieces)
-        return super().change(np.concatenate((early, runs)), np.concatenate((counts, pieces)))
+        payload["flags"] = 0
+        held = asyncio.get_running_loop().call_later(0.005, super().post, transfer, runs, payload.tobytes())
+        self._held.append(held)
+        return super().post(transfer, runs, counts.tobytes())
+
+    def deregister(self, region: RegionNumber) -> None:
+        for held in self._held:
+            held.cancel()  # its memory is about to go
+        super().deregister(region)
 
 
 class SaysDoneTooEarly(Wrong):
