@@ -18,6 +18,29 @@ constexpr std::uint32_t kBundledPieces = 256;  // as many counts as an immediate
 constexpr std::uint32_t kKeptSlots = 2;        // of the send slots: messages leave them to questions and answers
 
 const Outcome kPeerGone{Status::peer_lost, 0, "the connection is closed"};
+const Outcome kDone{};
+const Outcome kUnknownRemote{Status::stale_region, 0, "the remote region is not registered"};
+const Outcome kDeadRemote{Status::stale_region, 0, "the peer has deregistered the region"};
+const Outcome kUnknownLocal{Status::provider, EINVAL, "the local region is not registered"};
+const Outcome kBeyondRemote{Status::provider, EINVAL, "the piece exceeds the remote region"};
+const Outcome kBeyondLocal{Status::provider, EINVAL, "the piece exceeds the local region"};
+
+// Why a piece cannot be posted, or null. Outcomes hold a string: none is made for a piece that is well.
+const Outcome* refusal(const Run& run, const Piece& piece, const LocalRegion* local,
+                       const RemoteRegion* remote) noexcept {
+  if (piece.nbytes == 0) return nullptr;  // it names the anchor
+  if (remote == nullptr || remote->peer != run.peer) return &kUnknownRemote;
+  if (remote->dead) return &kDeadRemote;
+  if (local == nullptr || !local->registration) return &kUnknownLocal;
+  if (piece.remote_offset > remote->nbytes || piece.nbytes > remote->nbytes - piece.remote_offset) {
+    return &kBeyondRemote;
+  }
+  const std::uint64_t offset = piece.local_addr - local->addr;
+  if (piece.local_addr < local->addr || offset > local->nbytes || piece.nbytes > local->nbytes - offset) {
+    return &kBeyondLocal;
+  }
+  return nullptr;
+}
 
 // The peer's side said that the key names nothing. EFA's device says it with a status of its own (efa_errno.h).
 bool is_stale(const abi::CqErrorEntry& error, bool efa) noexcept {
@@ -40,24 +63,6 @@ bool is_broken(int code) noexcept {
 }  // namespace
 
 // ------------------------------------------------------------------------------------------------------ posting
-
-std::optional<Outcome> FabricDomain::refusal(const Run& run, const Piece& piece, const LocalRegion* local,
-                                             const RemoteRegion* remote) const {
-  const auto invalid = [](const char* why) { return Outcome{Status::provider, EINVAL, why}; };
-  if (piece.nbytes == 0) return std::nullopt;  // it names the anchor
-  if (remote == nullptr || remote->peer != run.peer)
-    return Outcome{Status::stale_region, 0, "the remote region is not registered"};
-  if (remote->dead) return Outcome{Status::stale_region, 0, "the peer has deregistered the region"};
-  if (local == nullptr || !local->registration) return invalid("the local region is not registered");
-  if (piece.remote_offset > remote->nbytes || piece.nbytes > remote->nbytes - piece.remote_offset) {
-    return invalid("the piece exceeds the remote region");
-  }
-  const std::uint64_t offset = piece.local_addr - local->addr;
-  if (piece.local_addr < local->addr || offset > local->nbytes || piece.nbytes > local->nbytes - offset) {
-    return invalid("the piece exceeds the local region");
-  }
-  return std::nullopt;
-}
 
 // Takes one more piece in, or says that it must go by itself.
 bool FabricDomain::join_bundle(Bundle& bundle, const Piece& piece, const LocalRegion* local,
@@ -92,8 +97,8 @@ ssize_t FabricDomain::post_bundle(Peer& peer, Op op, Bundle& bundle, Operation& 
     bundle.far[0] = {anchor.base, 0, anchor.key};
     bundle.segments = 1;
   }
-  const abi::RmaMessage message{bundle.near.data(), bundle.descs.data(), bundle.segments,    peer.partner().address,
-                                bundle.far.data(),  bundle.segments,     &operation.context, bundle.immediate};
+  const abi::RmaMessage message{bundle.near.data(), bundle.descs.data(), bundle.segments,     peer.partner().address,
+                                bundle.far.data(),  bundle.segments,     operation.context(), bundle.immediate};
   abi::Ep* ep = peer.channel->endpoint.get();
   if (op == Op::read) return ep->rma->readmsg(ep, &message, abi::completion);
   operation.ordered = policy_.delivery;
@@ -144,11 +149,11 @@ Posted FabricDomain::post(Flow& flow, std::uint32_t budget) {
   const std::uint32_t most_pieces = most_segments_ == 1 ? 1 : kBundledPieces;
   while (flow.next < end && peer->in_flight < depth_) {
     Bundle bundle;
-    std::optional<Outcome> refused;
+    const Outcome* refused = nullptr;
     // The first one always fits.
     for (std::uint32_t at = flow.next; at < end && bundle.pieces < most_pieces; ++at) {
       refused = refusal(run, flow.pieces[at], near, far);
-      if (refused || !join_bundle(bundle, flow.pieces[at], near, far)) break;
+      if (refused != nullptr || !join_bundle(bundle, flow.pieces[at], near, far)) break;
     }
     if (bundle.pieces == 0) {
       vouch_for_tail(*peer);
@@ -243,7 +248,7 @@ ssize_t FabricDomain::post_frame(Peer& peer, Operation::Kind kind, TransferId me
   std::memcpy(channel.at(operation.slot), frame.data(), frame.size());
   abi::Ep* ep = channel.endpoint.get();
   const ssize_t result =
-      ep->msg->send(ep, channel.at(operation.slot), frame.size(), channel.desc(), to, &operation.context);
+      ep->msg->send(ep, channel.at(operation.slot), frame.size(), channel.desc(), to, operation.context());
   if (result < 0) {
     recycle(operation);
     return result;
@@ -258,7 +263,7 @@ void FabricDomain::post_receive(Channel& channel, Peer* peer, std::uint32_t slot
   operation.slot = slot;
   abi::Ep* ep = channel.endpoint.get();
   const ssize_t result =
-      ep->msg->recv(ep, channel.at(slot), channel.slot_nbytes, channel.desc(), abi::addr_unspec, &operation.context);
+      ep->msg->recv(ep, channel.at(slot), channel.slot_nbytes, channel.desc(), abi::addr_unspec, operation.context());
   if (result == 0) return;
   recycle(operation);
   if (result == -EAGAIN) unposted_.emplace_back(peer, slot);
@@ -314,13 +319,13 @@ void FabricDomain::complete(const abi::CqEntry& entry) {
   if ((entry.flags & abi::remote_cq_data) != 0 && (entry.flags & abi::recv) == 0) {
     arrived_ = true;
     sink_.counted(static_cast<std::uint32_t>(entry.data));
-    if (policy_.immediates_consume && entry.op_context != nullptr) renew(*static_cast<Operation*>(entry.op_context));
+    if (policy_.immediates_consume && entry.op_context != nullptr) renew(Operation::of(entry.op_context));
     return;
   }
   if (entry.op_context == nullptr) return;
-  Operation& operation = *static_cast<Operation*>(entry.op_context);
+  Operation& operation = Operation::of(entry.op_context);
   if (operation.ordered && operation.peer != nullptr) return departed(operation);
-  if (operation.kind != Operation::Kind::receive) return finish(operation, {});
+  if (operation.kind != Operation::Kind::receive) return finish(operation, kDone);
   Peer* owner = operation.peer;
   Channel& channel = owner == nullptr ? *shared_ : *owner->channel;
   arrived_ = true;
@@ -347,7 +352,7 @@ void FabricDomain::renew(Operation& operation) {
 // An error names its operation by op_context alone: the other fields are not set by every provider.
 void FabricDomain::fail(const abi::CqErrorEntry& error) {
   if (error.op_context == nullptr) return;
-  Operation& operation = *static_cast<Operation*>(error.op_context);
+  Operation& operation = Operation::of(error.op_context);
   Peer* peer = operation.peer;
   if (operation.kind == Operation::Kind::receive) return renew(operation);  // truncated: longer than any of ours
   if (operation.kind == Operation::Kind::abandoned) return recycle(operation);
@@ -356,7 +361,7 @@ void FabricDomain::fail(const abi::CqErrorEntry& error) {
   if (unresponsive) lose_sight(*peer);
   const bool broken = is_broken(error.err) && peer->own && !unresponsive;
   if (broken && !peer->leaving) suspend_unconfirmed(*peer, error.err);
-  if (operation.kind == Operation::Kind::control) return finish(operation, {});
+  if (operation.kind == Operation::Kind::control) return finish(operation, kDone);
   if (peer->closing || peer->leaving) return finish(operation, kPeerGone);
   if (is_stale(error, policy_.close_revokes) || (operation.serial != 0 && peer->dead.contains(operation.serial))) {
     return finish(operation, {Status::stale_region, error.err,
@@ -383,7 +388,7 @@ void FabricDomain::lose_sight(Peer& peer) {
 void FabricDomain::departed(Operation& operation) {
   operation.left = true;
   if (operation.doubtful) return suspend(operation, ECANCELED);
-  if (operation.confirmed) return finish(operation, {});
+  if (operation.confirmed) return finish(operation, kDone);
   if (!operation.vouches) return;
   std::deque<Operation*>& unconfirmed = operation.peer->unconfirmed;
   for (bool last = false; !last && !unconfirmed.empty();) {
@@ -391,7 +396,7 @@ void FabricDomain::departed(Operation& operation) {
     unconfirmed.pop_front();
     last = &next == &operation;
     next.confirmed = true;
-    if (next.left) finish(next, {});
+    if (next.left) finish(next, kDone);
   }
 }
 
@@ -405,7 +410,7 @@ void FabricDomain::suspend(Operation& operation, int code) {
     ask(peer.partner());
     operation.kind = Operation::Kind::control;
   }
-  finish(operation, {});
+  finish(operation, kDone);
 }
 
 // The connection broke: whether those that had left arrived is not known. The others' completions are still to come.
@@ -419,7 +424,7 @@ void FabricDomain::suspend_unconfirmed(Peer& peer, int code) {
 }
 
 void FabricDomain::finish(Operation& operation, const Outcome& outcome) {
-  const Operation ended = operation;
+  const Purpose ended = operation;
   recycle(operation);
   Peer* peer = ended.peer;
   if (peer == nullptr) return;  // abandoned
@@ -434,13 +439,11 @@ void FabricDomain::finish(Operation& operation, const Outcome& outcome) {
   if (ended.kind == Operation::Kind::message) sink_.sent(ended.message, outcome);
 }
 
-Operation& FabricDomain::acquire(Operation::Kind kind, Peer* peer) {
+Operation& FabricDomain::acquire(Purpose::Kind kind, Peer* peer) {
   if (idle_.empty()) idle_.push_back(&operations_.emplace_back());
   Operation& operation = *idle_.back();
   idle_.pop_back();
-  operation = Operation{};
-  operation.kind = kind;
-  operation.peer = peer;
+  static_cast<Purpose&>(operation) = {.kind = kind, .peer = peer};
   return operation;
 }
 

@@ -100,26 +100,32 @@ struct Policy {
 
 struct Peer;
 
-// One operation in the provider's hands. Never freed before its completion was read: op_context points here.
-struct Operation {
-  abi::Context context{};  // FI_CONTEXT and FI_CONTEXT2 let the provider scribble here
+// What an operation is for.
+struct Purpose {
   enum class Kind : std::uint8_t { idle, piece, message, control, receive, abandoned } kind = Kind::idle;
+  // Under Policy::delivery. In Peer::unconfirmed while `ordered` and not `confirmed` and not `doubtful`.
+  bool ordered = false;
+  bool vouches = false;      // asks the peer for an acknowledgement
+  bool left = false;         // the provider is done with it
+  bool confirmed = false;    // the peer has it
+  bool doubtful = false;     // its connection may have broken behind it
+  std::uint32_t pieces = 1;  // of `flow`, next to each other
+  std::uint32_t slot = kNoSlot;
   Peer* peer = nullptr;  // null: a receive on the shared endpoint
   Flow* flow = nullptr;
   TransferId message = 0;
-  std::uint32_t pieces = 1;  // of `flow`, next to each other
   std::uint64_t serial = 0;  // of the remote region
   std::uint64_t nbytes = 0;
-  std::uint32_t slot = kNoSlot;
-  // Under Policy::delivery. In Peer::unconfirmed while `ordered` and not `confirmed` and not `doubtful`.
-  bool ordered = false;
-  bool vouches = false;    // asks the peer for an acknowledgement
-  bool left = false;       // the provider is done with it
-  bool confirmed = false;  // the peer has it
-  bool doubtful = false;   // its connection may have broken behind it
 
   static constexpr std::uint32_t kNoSlot = ~0u;
   [[nodiscard]] bool slot_held() const noexcept { return slot != kNoSlot; }
+};
+
+// One operation in the provider's hands, named to it by its context. Never freed before its completion was read. Under
+// FI_CONTEXT and FI_CONTEXT2 the provider scribbles over the context, which therefore never needs to be wiped.
+struct Operation final : abi::Context, Purpose {
+  static Operation& of(void* context) noexcept { return *static_cast<Operation*>(static_cast<abi::Context*>(context)); }
+  [[nodiscard]] void* context() noexcept { return static_cast<abi::Context*>(this); }
 };
 
 // What goes to the provider as one operation: a piece, or several neighbours of one flow. A count is due once its
@@ -289,8 +295,6 @@ class FabricDomain final : public Domain {
   ssize_t post_bundle(Peer& peer, Op op, Bundle& bundle, Operation& operation);
   void enlist(Operation& operation, std::uint64_t nbytes);
   void vouch_for_tail(Peer& peer);
-  std::optional<Outcome> refusal(const Run& run, const Piece& piece, const LocalRegion* local,
-                                 const RemoteRegion* remote) const;
   Posted blocked(Peer& peer, Flow& flow);
   ssize_t post_frame(Peer& peer, Operation::Kind kind, TransferId message, std::string_view frame, std::uint64_t to);
   void post_receive(Channel& channel, Peer* peer, std::uint32_t slot);
@@ -304,7 +308,7 @@ class FabricDomain final : public Domain {
   void suspend(Operation& operation, int code);
   void suspend_unconfirmed(Peer& peer, int code);
   void finish(Operation& operation, const Outcome& outcome);
-  Operation& acquire(Operation::Kind kind, Peer* peer);
+  Operation& acquire(Purpose::Kind kind, Peer* peer);
   void recycle(Operation& operation) noexcept;
 
   Sink& sink_;

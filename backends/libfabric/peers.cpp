@@ -179,7 +179,7 @@ void FabricDomain::fence_quietly(Peer& peer) {
     harvest_queued();
     for (Operation& operation : operations_) {
       if (operation.peer != &peer || operation.kind == Operation::Kind::idle) continue;
-      const Operation forgotten = operation;
+      const Purpose forgotten = operation;
       if (operation.left || policy_.close_forgets) {
         recycle(operation);
       } else {  // the provider forgot it; should its completion come yet, it must find the operation
