@@ -983,6 +983,12 @@ Child spawn(const char* self) {
   return {pid, fds[0]};
 }
 
+// Returns once it stands still: a signal takes effect when its process runs next, and it may write on until then.
+void freeze(const Child& child) {
+  ::kill(child.pid, SIGSTOP);
+  ::waitpid(child.pid, nullptr, WUNTRACED);
+}
+
 bool wait_until_inside(Node& node, const Memory& to) {
   // Inside a write: its head has arrived and its tail has not.
   return drive({&node}, [&] { return to.bytes[1 << 20] == 0xAB && to.bytes.back() != 0xAB; }, 20);
@@ -998,7 +1004,7 @@ void test_frozen_writer(const char* self, bool deregister) {
   node.domain->connect(1, far);
   put(child.fd, to.key);
   CHECK(wait_until_inside(node, to));
-  ::kill(child.pid, SIGSTOP);
+  freeze(child);
   node.domain->progress();
   CHECK(to.bytes.back() != 0xAB);
   if (deregister) {
@@ -1059,7 +1065,7 @@ void test_killed_target(const char* self, bool told) {
   node.domain->connect(1, far);
   put(child.fd, to.key);
   CHECK(wait_until_inside(node, to));
-  ::kill(child.pid, SIGSTOP);
+  freeze(child);
   Batch batch(std::vector<Piece>(20, Piece{0, 0, 0, 7, kPieceImmediate}), 1, 0, 0);
   drive({&node}, [&] { return batch.flow.exhausted() || (node.domain->post(batch.flow, 20), false); }, 2);
   CHECK(batch.flow.in_flight == 20);
