@@ -44,10 +44,12 @@ if TYPE_CHECKING:
 
     Planner = Callable[[Sequence[Route], int], Plan]
 
-__all__ = ("Bound", "Job", "Part", "Poster", "Promises")
+__all__ = ("MAX_PREPARED", "Bound", "Job", "Part", "Poster", "Promises")
 
 _PROBE: Final = Route(peer=PeerNumber(0), remote_region=ANY_REGION, rails=1, max_piece_nbytes=2**62)
 """Plans against it only find out whether the arguments are good."""
+MAX_PREPARED: Final = 1 << 16
+"""So many targets a prepared scatter may have: each has an id of its own, and they are taken all at once."""
 _RegionKey = tuple[bytes, int, int]
 Promises = tuple[tuple[int, int], ...]
 """The peer's counters a batch raises, each with how many counts."""
@@ -104,6 +106,7 @@ class Poster:
         self._peering = peering
         self._tasks = tasks
         self.ids = cast("Iterator[TransferId]", itertools.count(1))
+        self._blocks = itertools.count(1 << 62, MAX_PREPARED)  # ids, so many at once
         self._regions = itertools.count(1 << 31)  # imports; an engine's own regions are numbered from 1
         self._requests = itertools.count(1)
         self._cursor = 0
@@ -203,6 +206,7 @@ class Poster:
     ) -> Transfer:
         """Post one run to each of several peers, each a part of its own, by one call of their driver.
 
+        :param bounds: at most ``MAX_PREPARED``
         :param plan: one run per bound, of one piece
         :param promises: per bound; they were told when the routes were resolved
         :raises ClosedError: the source is closing
@@ -210,9 +214,7 @@ class Poster:
         source.lease()
         transfer = Transfer(self._loop, "scatter", label, plan.nbytes, plan.chunks, (source,))
         transfer.path = bounds[0].path
-        first = next(self.ids)
-        for _ in itertools.islice(self.ids, len(bounds) - 1):
-            pass
+        first = TransferId(next(self._blocks))
         try:
             if self.partial:
                 self._require_reach((source,), bounds[0].one.name)

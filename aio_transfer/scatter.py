@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from aio_transfer import cutting
-from aio_transfer.backends.core import NativeDriver
-from aio_transfer.drivers import RUN, Op
+from aio_transfer.backends.core import NativeDriver, fill_pieces
+from aio_transfer.drivers import PIECE, RUN, Op
 from aio_transfer.errors import UsageError
 from aio_transfer.pages import unsigned
 from aio_transfer.planner import plan_scatter
+from aio_transfer.posting import MAX_PREPARED
 from aio_transfer.together import for_each
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class PreparedScatter:
         bounds = [poster.bound(target) for target in self.targets]
         there = [bound for bound in bounds if bound is not None]
         driver = there[0].one.driver if there else None
-        if not isinstance(driver, NativeDriver) or len(there) < len(bounds):
+        if not isinstance(driver, NativeDriver) or len(there) < len(bounds) or len(bounds) > MAX_PREPARED:
             return
         if any(bound.one.driver is not driver for bound in there):
             return
@@ -103,16 +104,19 @@ class PreparedScatter:
     def submit(self, local_offsets: ArrayLike, remote_offsets: ArrayLike, nbytes: ArrayLike) -> Transfer:
         """Start what :meth:`scatter` does, and return at once."""
         self._engine.check()
-        spans = _spans(local_offsets, remote_offsets, nbytes, len(self.targets))
         if self._planner is None or self._engine.poster.routes_dropped != self._known:
             self._resolve()
-        if self._planner is not None and self._driver is not None:
-            plan = self._planner.plan_whole(spans, next(self._cursor))
-            if plan is not None:
-                return self._engine.poster.submit_prepared(
-                    self._driver, self._label, self._bounds, plan, self._promises, self.source
-                )
-        return self._submit_slices(spans)
+        if self._planner is None or self._driver is None:
+            return self._submit_slices(_spans(local_offsets, remote_offsets, nbytes, len(self.targets)))
+        plan = self._planner.plan_whole(local_offsets, remote_offsets, nbytes, cursor := next(self._cursor))
+        if plan is None:
+            spans = self._planner.spans(local_offsets, remote_offsets, nbytes)
+            plan = self._planner.plan_whole(*spans, cursor)
+            if plan is None:
+                return self._submit_slices(spans)
+        return self._engine.poster.submit_prepared(
+            self._driver, self._label, self._bounds, plan, self._promises, self.source
+        )
 
     def _submit_slices(self, spans: _Spans) -> Transfer:
         """Go the long way: a connection has ended, and is made again; or pieces are to be cut."""
@@ -151,7 +155,6 @@ class ScatterPlanner:
         self._routes = tuple(routes)
         self._counters = tuple(ids)
         self._room = np.array([remote.nbytes for remote in remotes], np.uint64)
-        self._least_room = min([remote.nbytes for remote in remotes], default=0)
         self._largest = min([_largest(route, count) for route in routes], default=0)
         self._rails = np.array([route.rails for route in routes], np.uint64)
         self._many_rails = any(route.rails > 1 for route in routes)
@@ -163,10 +166,10 @@ class ScatterPlanner:
             ],
             RUN,
         )
-        self._words = np.zeros((count, 4), cutting.WORD)
-        for index, counter in enumerate(ids):
-            self._words[index, 3] = cutting.tag(1, counter)
-        self._pieces = cutting.records(self._words)
+        self._memory = bytearray(count * PIECE.itemsize)
+        words = np.frombuffer(self._memory, cutting.WORD).reshape(count, 4)
+        words[:, 3] = [cutting.tag(1, counter) for counter in ids]
+        self._pieces = cutting.records(words)
 
     def __len__(self) -> int:
         """Return the number of targets."""
@@ -181,34 +184,48 @@ class ScatterPlanner:
         :param cursor: the rail that target 0 leaves by, modulo its route's rails
         :raises UsageError: not one of each per target, or a target lies outside a region; the first such is named
         """
-        spans = _spans(local_offsets, remote_offsets, nbytes, len(self))
-        plan = self.plan_whole(spans, cursor)
+        plan = self.plan_whole(local_offsets, remote_offsets, nbytes, cursor)
+        if plan is None:
+            spans = self.spans(local_offsets, remote_offsets, nbytes)
+            plan = self.plan_whole(*spans, cursor)
         if plan is None:
             sources, targets = _slices(self._local, self._remotes, spans)
             plan = plan_scatter(sources, targets, self._routes, counters=self._counters, cursor=cursor)
         return plan
 
-    def plan_whole(self, spans: _Spans, cursor: int) -> Plan | None:
-        """Plan one scatter with one piece per target; ``None`` if one is too large for that.
+    def plan_whole(
+        self, local_offsets: ArrayLike, remote_offsets: ArrayLike, nbytes: ArrayLike, cursor: int
+    ) -> Plan | None:
+        """Plan one scatter with one piece per target.
 
-        :raises UsageError: a target lies outside a region
+        ``None`` if that is not to be: one is too large for it or not inside of its regions, or what names them are not
+        arrays of 64-bit integers, one for each target. :meth:`spans` tells.
         """
-        begins, remote_begins, lengths = spans
-        longest = int(lengths.max(initial=0))
-        # Three maxima nearly always show that all is inside; only otherwise is each target looked at.
-        if int(begins.max(initial=0)) + longest > self._local.nbytes:
-            self._require_inside(begins, lengths, np.uint64(self._local.nbytes), "source")
-        if int(remote_begins.max(initial=0)) + longest > self._least_room:
-            self._require_inside(remote_begins, lengths, self._room, "target")
-        if longest > self._largest:
+        total = fill_pieces(
+            self._memory,
+            local_offsets,
+            remote_offsets,
+            nbytes,
+            self._room,
+            self._local.address,
+            self._local.nbytes,
+            self._largest,
+        )
+        if total is None:
             return None
-        words = self._words
-        np.add(begins, np.uint64(self._local.address), out=words[:, 0])
-        words[:, 1] = remote_begins
-        words[:, 2] = lengths
         if self._many_rails:
             self._runs["rail"] = (self._first_rails + np.uint64(cursor)) % self._rails
-        return cutting.Plan(self._runs, self._pieces, len(self), int(lengths.sum()))
+        return cutting.Plan(self._runs, self._pieces, len(self), total)
+
+    def spans(self, local_offsets: ArrayLike, remote_offsets: ArrayLike, nbytes: ArrayLike) -> _Spans:
+        """Take what a caller names, of any kind.
+
+        :raises UsageError: not one number of each per target, or a target lies outside a region
+        """
+        spans = _spans(local_offsets, remote_offsets, nbytes, len(self))
+        self._require_inside(spans.begins, spans.lengths, np.uint64(self._local.nbytes), "source")
+        self._require_inside(spans.remote_begins, spans.lengths, self._room, "target")
+        return spans
 
     def _require_inside(
         self, begins: NDArray[np.uint64], lengths: NDArray[np.uint64], room: NDArray[np.uint64] | np.uint64, what: str

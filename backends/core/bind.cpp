@@ -21,6 +21,7 @@
 #include "core.h"
 #include "options.h"
 #include "pulse.h"
+#include "scatter.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -54,6 +55,40 @@ class Records {
  private:
   Py_buffer view_{};
 };
+
+// One number of 64 bits after the other, borrowed likewise. Of anything else there are none.
+class Numbers {
+ public:
+  explicit Numbers(nb::handle object) {
+    if (PyObject_GetBuffer(object.ptr(), &view_, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) != 0) PyErr_Clear();
+  }
+  Numbers(const Numbers&) = delete;
+  Numbers& operator=(const Numbers&) = delete;
+  ~Numbers() { PyBuffer_Release(&view_); }
+
+  // Those that are signed and negative are read as larger than any memory.
+  [[nodiscard]] const std::uint64_t* of(std::size_t count) const noexcept {
+    const std::string_view format = view_.format == nullptr ? "" : view_.format;
+    const bool whole = format == "L" || format == "Q" || format == "l" || format == "q";
+    const bool fits = view_.ndim == 1 && view_.itemsize == 8 && static_cast<std::size_t>(view_.len) == 8 * count;
+    return whole && fits ? static_cast<const std::uint64_t*>(view_.buf) : nullptr;
+  }
+
+ private:
+  Py_buffer view_{};
+};
+
+// `pieces` is written to. None: look closer, for at least one is not what it must be.
+std::optional<std::uint64_t> fill_pieces_of(const nb::bytearray& pieces, nb::handle begins, nb::handle remote_begins,
+                                            nb::handle lengths, nb::handle rooms, std::uint64_t address,
+                                            std::uint64_t room, std::uint64_t largest) {
+  const std::size_t count = pieces.size() / sizeof(Piece);
+  const Numbers first(begins), second(remote_begins), third(lengths), fourth(rooms);
+  const ScatterSpans spans{first.of(count), second.of(count), third.of(count), fourth.of(count)};
+  if (!spans.begins || !spans.remote_begins || !spans.lengths || !spans.rooms) return std::nullopt;
+  const std::span records(reinterpret_cast<Piece*>(PyByteArray_AS_STRING(pieces.ptr())), count);
+  return fill_pieces(records, spans, address, room, largest);
+}
 
 std::string to_string(const nb::bytes& bytes) { return {bytes.c_str(), bytes.size()}; }
 nb::bytes to_bytes(const std::string& bytes) { return nb::bytes(bytes.data(), bytes.size()); }
@@ -309,6 +344,9 @@ NB_MODULE(_native, m) {
            nb::sig("def drain(self, limit: int) -> list[tuple[int, int, int, int, bytes]]"))
       .def("statistics", &NativeCore::statistics)
       .def("close", &NativeCore::close);
+
+  m.def("fill_pieces", &aio::fill_pieces_of, "pieces"_a, "begins"_a, "remote_begins"_a, "lengths"_a, "rooms"_a,
+        "address"_a, "room"_a, "largest"_a);
 
   nb::class_<Pulse>(m, "Pulse")
       .def(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import array
 from collections import Counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,8 +28,6 @@ from aio_transfer.planner import Plan, Route, plan_notify, plan_pages, plan_read
 from aio_transfer.scatter import ScatterPlanner
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from aio_transfer.regions import Region, RemoteRegion
 
 MIB = 1 << 20
@@ -379,6 +379,18 @@ def test_offsets_beyond_32_bits_survive(
 
 # -- scatter ----------------------------------------------------------------------------------------------------------
 
+# Whatever integers come in. Those of 64 bits that lie next to each other are taken as they are, the others are copied.
+INTEGERS: dict[str, Callable[[Any], Any]] = {
+    "list": lambda values: [int(value) for value in values],
+    "array": lambda values: array.array("Q", [int(value) for value in values]),
+    "uint64": lambda values: np.array(values, np.uint64),
+    "int64": lambda values: np.array(values, np.int64),
+    "uint32": lambda values: np.array(values, np.uint32),
+    "big endian": lambda values: np.array(values, ">u8"),
+    "every second": lambda values: np.repeat(np.array(values, np.uint64), 2)[::2],
+    "backwards": lambda values: np.array(values, np.uint64)[::-1].copy()[::-1],
+}
+
 
 @settings(max_examples=200, deadline=None)
 @given(
@@ -386,7 +398,7 @@ def test_offsets_beyond_32_bits_survive(
     rails=st.integers(1, 5),
     largest=st.sampled_from([1000, 4096, 1 << 30]),
     cursor=st.integers(0, 9),
-    prepared=st.booleans(),
+    prepared=st.sampled_from([None, *INTEGERS]),
     seed=st.integers(0, 2**32),
 )
 def test_scatters(  # noqa: PLR0913, PLR0917
@@ -396,7 +408,7 @@ def test_scatters(  # noqa: PLR0913, PLR0917
     rails: int,
     largest: int,
     cursor: int,
-    prepared: bool,
+    prepared: str | None,
     seed: int,
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -407,10 +419,11 @@ def test_scatters(  # noqa: PLR0913, PLR0917
     begins, far = rng.integers(0, MIB, len(sizes)), rng.integers(0, MIB // 2, len(sizes))
     sources = [region[begin : begin + size] for begin, size in zip(begins, sizes, strict=True)]
     targets = [remote[begin : begin + size] for remote, begin, size in zip(remotes, far, sizes, strict=True)]
-    if prepared:
+    if prepared is not None:
+        take = INTEGERS[prepared]
         group = ScatterPlanner(region, remotes, routes, counters=counters)
         group.plan(np.zeros(len(sizes), int), np.zeros(len(sizes), int), [1] * len(sizes))  # leaves nothing behind
-        plan = group.plan(begins, far, sizes, cursor=cursor)
+        plan = group.plan(take(begins), take(far), take(sizes), cursor=cursor)
     else:
         plan = plan_scatter(sources, targets, routes, counters=counters, cursor=cursor)
     runs, pieces = unpack(plan)
@@ -465,3 +478,8 @@ def test_prepared_scatter_stays_inside(
     group = ScatterPlanner(make_region(), [make_remote(), make_remote(100)], [route()] * 2, counters=[1, None])
     with pytest.raises(UsageError, match=words):
         group.plan(*offsets)
+    with pytest.raises(UsageError, match=words):
+        group.plan(*(np.array(numbers, np.uint64 if max(numbers) >= 2**63 else None) for numbers in offsets))
+    runs, pieces = unpack(group.plan(np.array([0, 8]), np.array([0, 90]), np.array([6, 10])))  # unharmed
+    assert pieces["nbytes"].tolist() == [6, 10]
+    assert len(runs) == 2
