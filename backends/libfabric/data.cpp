@@ -4,6 +4,7 @@
 #include <cerrno>
 
 #include "../core/counters.h"
+#include "../core/refusal.h"
 #include "fabric_domain.h"
 
 namespace aio::libfabric {
@@ -19,28 +20,6 @@ constexpr std::uint32_t kKeptSlots = 2;        // of the send slots: messages le
 
 const Outcome kPeerGone{Status::peer_lost, 0, "the connection is closed"};
 const Outcome kDone{};
-const Outcome kUnknownRemote{Status::stale_region, 0, "the remote region is not registered"};
-const Outcome kDeadRemote{Status::stale_region, 0, "the peer has deregistered the region"};
-const Outcome kUnknownLocal{Status::provider, EINVAL, "the local region is not registered"};
-const Outcome kBeyondRemote{Status::provider, EINVAL, "the piece exceeds the remote region"};
-const Outcome kBeyondLocal{Status::provider, EINVAL, "the piece exceeds the local region"};
-
-// Why a piece cannot be posted, or null. Outcomes hold a string: none is made for a piece that is well.
-const Outcome* refusal(const Run& run, const Piece& piece, const LocalRegion* local,
-                       const RemoteRegion* remote) noexcept {
-  if (piece.nbytes == 0) return nullptr;  // it names the anchor
-  if (remote == nullptr || remote->peer != run.peer) return &kUnknownRemote;
-  if (remote->dead) return &kDeadRemote;
-  if (local == nullptr || !local->registration) return &kUnknownLocal;
-  if (piece.remote_offset > remote->nbytes || piece.nbytes > remote->nbytes - piece.remote_offset) {
-    return &kBeyondRemote;
-  }
-  const std::uint64_t offset = piece.local_addr - local->addr;
-  if (piece.local_addr < local->addr || offset > local->nbytes || piece.nbytes > local->nbytes - offset) {
-    return &kBeyondLocal;
-  }
-  return nullptr;
-}
 
 // The peer's side said that the key names nothing. EFA's device says it with a status of its own (efa_errno.h).
 bool is_stale(const abi::CqErrorEntry& error, bool efa) noexcept {
@@ -152,7 +131,7 @@ Posted FabricDomain::post(Flow& flow, std::uint32_t budget) {
     const Outcome* refused = nullptr;
     // The first one always fits.
     for (std::uint32_t at = flow.next; at < end && bundle.pieces < most_pieces; ++at) {
-      refused = refusal(run, flow.pieces[at], near, far);
+      refused = refusal(run, flow.pieces[at], near, far, attributes_.max_piece_nbytes);
       if (refused != nullptr || !join_bundle(bundle, flow.pieces[at], near, far)) break;
     }
     if (bundle.pieces == 0) {

@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <cstring>
 
+#include "../core/refusal.h"
 #include "verbs_domain.h"
 
 namespace aio::verbs {
@@ -19,25 +20,6 @@ constexpr std::uint32_t kFlushNbytes = 8;
 const Outcome kPeerGone{Status::peer_lost, 0, "the connection is closed"};
 
 }  // namespace
-
-std::optional<Outcome> VerbsDomain::refusal(const Run& run, const Piece& piece, const LocalRegion* local,
-                                            const RemoteRegion* remote) const {
-  const auto invalid = [](const char* why) { return Outcome{Status::provider, EINVAL, why}; };
-  if (piece.nbytes == 0) return std::nullopt;  // it names no memory: a request without bytes needs no key (IBTA C9-88)
-  if (remote == nullptr || remote->peer != run.peer)
-    return Outcome{Status::stale_region, 0, "the remote region is not registered"};
-  if (remote->dead) return Outcome{Status::stale_region, 0, "the peer has deregistered the region"};
-  if (local == nullptr || !local->registration) return invalid("the local region is not registered");
-  if (piece.nbytes > attributes_.max_piece_nbytes) return invalid("the piece exceeds what the port can send at once");
-  if (piece.remote_offset > remote->nbytes || piece.nbytes > remote->nbytes - piece.remote_offset) {
-    return invalid("the piece exceeds the remote region");
-  }
-  const std::uint64_t offset = piece.local_addr - local->addr;
-  if (piece.local_addr < local->addr || offset > local->nbytes || piece.nbytes > local->nbytes - offset) {
-    return invalid("the piece exceeds the local region");
-  }
-  return std::nullopt;
-}
 
 Posted VerbsDomain::post(Flow& flow, std::uint32_t budget) {
   const Run& run = flow.run;
@@ -62,15 +44,17 @@ Posted VerbsDomain::post(Flow& flow, std::uint32_t budget) {
     const std::uint32_t wanted = std::min({budget, room - 1, run.count - flow.next, kChain});
     const std::uint32_t before = flow.next;
     std::uint32_t fine = 0;
-    std::optional<Outcome> refused;
+    const Outcome* refused = nullptr;
     const auto is_cut = [&](const Piece& piece) { return run.op == Op::read && piece.nbytes > peer->read_nbytes; };
-    while (fine < wanted && !(refused = refusal(run, flow.pieces[before + fine], near, far))) {
-      if (is_cut(flow.pieces[before + fine])) break;
+    while (fine < wanted) {
+      const Piece& piece = flow.pieces[before + fine];
+      refused = refusal(run, piece, near, far, attributes_.max_piece_nbytes);
+      if (refused != nullptr || is_cut(piece)) break;
       ++fine;
     }
     if (fine > 0 && !chain(*peer, flow, fine, near, far)) return Posted::more;
     budget -= fine;
-    if (refused) return refuse(*refused);
+    if (refused != nullptr) return refuse(*refused);
     if (fine == 0) {
       if (!read_part(*peer, flow, *near, *far)) return Posted::more;
       --budget;

@@ -129,8 +129,6 @@ class VerbsDomain final : public Domain {
   void break_off(Peer& peer, Outcome cause);
   void break_all(const Outcome& cause);
   // data.cpp
-  std::optional<Outcome> refusal(const Run& run, const Piece& piece, const LocalRegion* local,
-                                 const RemoteRegion* remote) const;
   bool read_part(Peer& peer, Flow& flow, const LocalRegion& local, const RemoteRegion& remote);
   bool chain(Peer& peer, Flow& flow, std::uint32_t count, const LocalRegion* local, const RemoteRegion* remote);
   // completions.cpp
