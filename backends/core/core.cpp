@@ -248,6 +248,7 @@ std::unique_ptr<Transfer> Core::assemble(TransferId id, const Run* runs, std::si
   if (transfer->flows.empty()) return nullptr;
   transfer->unfinished = static_cast<std::uint32_t>(transfer->flows.size());
   for (const Piece& piece : transfer->pieces) transfer->nbytes += piece.nbytes;
+  for (Flow& flow : transfer->flows) flow.batch_nbytes = transfer->nbytes;
   return transfer;
 }
 

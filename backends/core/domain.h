@@ -21,13 +21,14 @@ struct Flow {
   Transfer* transfer;
   const Piece* pieces;  // of this run; `run.count` of them
   Run run;
-  std::uint32_t next = 0;       // pieces[0 .. next) were accepted by the domain
-  std::uint32_t in_flight = 0;  // accepted, and not yet reported as stopped
-  std::uint64_t offset = 0;     // bytes of pieces[next] already moved; for domains that move a piece in steps
-  bool failed = false;          // nothing more of it will be posted
-  bool in_lane = false;         // the core's: a lane still names it
-  Flow* follower = nullptr;     // the core's: may start once this one, and others, have stopped
-  std::uint32_t awaited = 0;    // the core's: how many it follows that have not stopped
+  std::uint32_t next = 0;          // pieces[0 .. next) were accepted by the domain
+  std::uint32_t in_flight = 0;     // accepted, and not yet reported as stopped
+  std::uint64_t offset = 0;        // bytes of pieces[next] already moved; for domains that move a piece in steps
+  bool failed = false;             // nothing more of it will be posted
+  bool in_lane = false;            // the core's: a lane still names it
+  Flow* follower = nullptr;        // the core's: may start once this one, and others, have stopped
+  std::uint32_t awaited = 0;       // the core's: how many it follows that have not stopped
+  std::uint64_t batch_nbytes = 0;  // payload of the whole transfer: what a copy pushes through the caches
 
   [[nodiscard]] bool exhausted() const noexcept { return failed || next == run.count; }
 };

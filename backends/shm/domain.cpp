@@ -24,9 +24,12 @@ constexpr std::uint64_t kSectionNbytes = 256 << 10;
 // Of memory that is not mapped: a section is a system call that looks the pages up, so fewer and longer ones.
 constexpr std::uint64_t kForeignSectionNbytes = 1 << 20;
 constexpr std::uint64_t kTurnNbytes = 1 << 20;
-constexpr std::uint64_t kStreamedNbytes = 128 << 20;  // measured: plain stores win up to 64 MiB, and lose at 256
-constexpr std::size_t kBellsOfCaller = 4;             // waking our own worker takes as long as waking a peer
-constexpr std::uint32_t kVectors = 512;               // below IOV_MAX (1024); longer calls gained nothing
+// Measured (benchmarks/log.md): from so much in one batch on, streaming stores win, whether the memory was used before
+// or not; of shorter pieces the lines at their ends cost more than it saves.
+constexpr std::uint64_t kStreamedBatchNbytes = 16 << 20;
+constexpr std::uint64_t kStreamedPieceNbytes = 4096;
+constexpr std::size_t kBellsOfCaller = 4;  // waking our own worker takes as long as waking a peer
+constexpr std::uint32_t kVectors = 512;    // below IOV_MAX (1024); longer calls gained nothing
 
 struct RegionKey {
   std::uint32_t slot, generation, has_fd, version;
@@ -368,6 +371,16 @@ struct ShmDomain::Section {
 
 namespace {
 
+bool streams(const Flow& flow) noexcept { return flow.batch_nbytes >= kStreamedBatchNbytes; }
+
+void move(void* to, const void* from, std::uint64_t n, bool streams) noexcept {
+  if (streams && n >= kStreamedPieceNbytes) {
+    copy_streaming(static_cast<std::byte*>(to), static_cast<const std::byte*>(from), n);
+  } else {
+    std::memcpy(to, from, n);
+  }
+}
+
 bool inside(std::uint64_t offset, std::uint64_t nbytes, std::uint64_t limit) noexcept {
   return nbytes <= limit && offset <= limit - nbytes;
 }
@@ -380,6 +393,7 @@ void ShmDomain::copy_whole(Section& section, const Remote& remote) noexcept {
   const Flow& flow = section.flow;
   if (flow.run.op != Op::write || flow.offset != 0) return;
   const std::uint64_t addr = remote.addr, limit = remote.nbytes;
+  const bool streaming = streams(flow);
   std::uint64_t room = section.limit - section.nbytes;
   const Piece* const first = flow.pieces + flow.next + section.finished;
   const Piece* const end = flow.pieces + std::min(flow.next + section.budget, flow.run.count);
@@ -387,7 +401,8 @@ void ShmDomain::copy_whole(Section& section, const Remote& remote) noexcept {
   for (; piece < end && piece->nbytes <= room && inside(piece->remote_offset, piece->nbytes, limit); ++piece) {
     const std::uint64_t n = piece->nbytes;
     room -= n;
-    std::memcpy(reinterpret_cast<void*>(addr + piece->remote_offset), reinterpret_cast<void*>(piece->local_addr), n);
+    move(reinterpret_cast<void*>(addr + piece->remote_offset), reinterpret_cast<void*>(piece->local_addr), n,
+         streaming);
   }
   section.finished += static_cast<std::uint32_t>(piece - first);
   section.nbytes = section.limit - room;
@@ -405,13 +420,10 @@ Outcome ShmDomain::copy(Section& section, const Link&, const Remote& remote) {
     auto* there = reinterpret_cast<std::byte*>(remote.addr + piece->remote_offset + flow.offset);
     std::byte* const to = flow.run.op == Op::write ? there : here;
     const std::byte* const from = flow.run.op == Op::write ? here : there;
-    if (piece->nbytes >= kStreamedNbytes) {
-      copy_streaming(to, from, n);
-    } else {
-      std::memcpy(to, from, n);
-    }
+    move(to, from, n, streams(flow));
     section.moved(*piece, n);
   }
+  if (streams(flow)) end_streaming();
   return {};
 }
 

@@ -1,5 +1,5 @@
-// A copy that leaves the caches alone, for payloads that are larger than they are: a plain store would first read the
-// line that it is about to overwrite, which is a third of the traffic.
+// A copy that leaves the caches alone, for batches that do not fit into them: a plain store would first read the line
+// that it is about to overwrite, which is a third of the traffic.
 #pragma once
 
 #include <cstddef>
@@ -12,6 +12,7 @@
 
 namespace aio::shm {
 
+// Who copied so calls end_streaming() before it tells anybody: streaming stores are not ordered with a count.
 inline void copy_streaming(std::byte* to, const std::byte* from, std::size_t n) noexcept {
 #if defined(__SSE2__)
   constexpr std::size_t kLine = 64;
@@ -33,10 +34,15 @@ inline void copy_streaming(std::byte* to, const std::byte* from, std::size_t n) 
       _mm_stream_si128(target + 2, c);
       _mm_stream_si128(target + 3, d);
     }
-    _mm_sfence();  // streaming stores are not ordered with the count that follows
   }
 #endif
   std::memcpy(to, from, n);
+}
+
+inline void end_streaming() noexcept {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
 }
 
 }  // namespace aio::shm

@@ -102,7 +102,7 @@ PEERS: Final = (
 
 def ours(path: str, progress: str = "adaptive") -> Peer:
     """Return ourselves, on a path: the same work through the same loop as everybody else."""
-    backend = {"backend": "libfabric", "provider": "tcp"} if path == "tcp" else {"backend": "shm"}
+    backend = {"backend": "tcp" if path == "tcp" else "shm"}
     return Peer(name="aio-transfer", adapter="ours:Ours", options=backend | {"progress": progress})
 
 

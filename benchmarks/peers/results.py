@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from aio_transfer.bench.figures import Pair, Sample
 
-PROVIDERS: Final = {"shm": ("shm", "memfd"), "foreign": ("shm", "process_vm_writev"), "tcp": ("libfabric", "tcp")}
+PROVIDERS: Final = {"shm": ("shm", "memfd"), "foreign": ("shm", "process_vm_writev"), "tcp": ("tcp", "sockets")}
 
 
 class Case(NamedTuple):
