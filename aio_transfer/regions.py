@@ -9,6 +9,8 @@ from __future__ import annotations
 import operator
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
+from msgspec import Struct
+
 from aio_transfer.descriptors import CounterRef, PeerAddress, RegionDescriptor
 from aio_transfer.drivers import Access, RegionNumber
 from aio_transfer.errors import ClosedError, UsageError
@@ -210,16 +212,12 @@ class _Named(Protocol):
 RegionT = TypeVar("RegionT", bound=_Named)
 
 
-class _Range(Generic[RegionT]):
-    """Bytes ``offset … offset + nbytes`` of a region; they are inside it."""
+class _Range(Struct, Generic[RegionT], eq=False):
+    """Bytes ``offset … offset + nbytes`` of a region; they are inside it. Made by ``region[a:b]``, for every write."""
 
-    __slots__ = ("nbytes", "offset", "region")
-
-    def __init__(self, region: RegionT, offset: int, nbytes: int) -> None:
-        """Take bounds that have been checked; use ``region[a:b]``."""
-        self.region = region
-        self.offset = offset
-        self.nbytes = nbytes
+    region: RegionT
+    offset: int
+    nbytes: int
 
     def __len__(self) -> int:
         return self.nbytes
@@ -228,10 +226,8 @@ class _Range(Generic[RegionT]):
         return f"<{type(self).__name__} {self.region.name}[{self.offset}:{self.offset + self.nbytes}]>"
 
 
-class Slice(_Range[Region]):
+class Slice(_Range[Region], eq=False):
     """A contiguous part of a region of ours: what ``region[a:b]`` returns."""
-
-    __slots__ = ()
 
     @property
     def array(self) -> NDArray[np.uint8]:
@@ -246,10 +242,8 @@ class Slice(_Range[Region]):
         return Slice(self.region, *_cut(self.region, self.offset, self.nbytes, key))
 
 
-class RemoteSlice(_Range[RemoteRegion]):
+class RemoteSlice(_Range[RemoteRegion], eq=False):
     """A contiguous part of a peer's region: what ``remote[a:b]`` returns."""
-
-    __slots__ = ()
 
     def __getitem__(self, key: slice) -> RemoteSlice:
         """Cut a part out of the part; bounds count from its beginning."""
