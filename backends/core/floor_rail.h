@@ -48,6 +48,7 @@ class Rail final : private Sink {
   void check() const;
 
   bool block_;
+  unsigned spins_ = 0;
   std::uint64_t addr_;
   std::string failure_;
   unsigned arrived_ = 0;  // of an exchange, and not answered yet

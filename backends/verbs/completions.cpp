@@ -12,8 +12,12 @@ namespace aio::verbs {
 
 namespace {
 
-constexpr int kMostBatches = 16;  // so that arrivals alone never keep the worker from posting
+constexpr int kMostBatches = 16;                // so that arrivals alone never keep the worker from posting
+constexpr std::uint32_t kPassesPerLook = 4096;  // half a millisecond
 constexpr std::uint32_t kReceiveChain = 64;
+// Receives are made up for in lots, not by a call for each word that comes alone.
+constexpr std::uint32_t kReceivesAtOnce = 16;
+static_assert(kReceivesAtOnce < kImmediates / 64);
 
 const Outcome kPeerLost{Status::peer_lost, 0, "the connection is closed"};
 
@@ -22,7 +26,7 @@ const Outcome kPeerLost{Status::peer_lost, 0, "the connection is closed"};
 bool VerbsDomain::progress() {
   bool moved = harvest();
   // The worker looks at the other descriptors whenever it is about to sleep; one that never sleeps does so here.
-  if ((++passes_ & 1023) == 0) moved |= look_around();
+  if (++passes_ % kPassesPerLook == 0) moved |= look_around();
   return moved;
 }
 
@@ -37,9 +41,10 @@ bool VerbsDomain::harvest() {
     }
     if (count <= 0) break;
     for (std::size_t i = 0; i < static_cast<std::size_t>(count); ++i) complete(entries[i]);
-    post_immediates(immediates_taken_);
+    if (immediates_taken_ >= kReceivesAtOnce) post_immediates(immediates_taken_);
     post_receives();
     moved = true;
+    if (static_cast<std::size_t>(count) < entries.size()) break;  // mostly there is no more; arm() looks again
   }
   // What has retired may have been another peer's: room and slots are shared.
   if (moved) flush_outboxes();
