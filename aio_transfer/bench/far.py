@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -112,6 +113,22 @@ def _uninterrupted() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
+@contextlib.contextmanager
+def _woken_by_signals() -> Iterator[socket.socket]:
+    """Give a socket that every signal makes readable.
+
+    One that comes just before a system call, or to another thread, would not end the call, and Ctrl-C be forgotten.
+    """
+    woken, waking = socket.socketpair()
+    with woken, waking:
+        waking.setblocking(False)  # noqa: FBT003
+        before = signal.set_wakeup_fd(waking.fileno(), warn_on_full_buffer=False)
+        try:
+            yield woken
+        finally:
+            signal.set_wakeup_fd(before)
+
+
 def serve(endpoint: str, told: Callable[[str], object] = lambda _: None) -> None:
     """Start a measured process for everybody who connects, until interrupted.
 
@@ -130,10 +147,13 @@ def serve(endpoint: str, told: Callable[[str], object] = lambda _: None) -> None
         raise UsageError(f"cannot listen on {endpoint}: {error}") from error
     workers: list[subprocess.Popen[bytes]] = []
     try:
-        with listener:
+        with listener, _woken_by_signals() as woken:
             bound, number = listener.getsockname()[:2]
             told(f"[{bound}]:{number}" if ":" in bound else f"{bound}:{number}")
             while True:
+                if woken in select.select([listener, woken], [], [])[0]:
+                    woken.recv(64)  # whoever minds the signal has raised by now
+                    continue
                 with listener.accept()[0] as connection:
                     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                     # It speaks over its standard input and output, as one that was started here does.

@@ -66,6 +66,21 @@ def test_an_interrupted_listener_takes_its_processes_along(listener: tuple[str, 
     assert not [pid for pid in workers if Path("/proc", pid).exists()]
 
 
+# A library's thread may take the signal; so may the main thread, just before it would sleep.
+TAKEN_ELSEWHERE = """
+import signal, threading
+from aio_transfer.bench.far import serve
+take = lambda: signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+serve("127.0.0.1:0", lambda _: threading.Timer(0.2, take).start())
+"""
+
+
+def test_an_interrupt_that_another_thread_takes() -> None:
+    done = subprocess.run([sys.executable, "-c", TAKEN_ELSEWHERE], check=False, stderr=subprocess.PIPE, timeout=15)
+    assert done.returncode == -signal.SIGINT
+    assert b"KeyboardInterrupt" in done.stderr
+
+
 def failing(*words: str) -> subprocess.CompletedProcess[str]:
     command = [*BENCH, *words, "--connect", "127.0.0.1:1"]
     return subprocess.run(command, check=False, capture_output=True, text=True, timeout=19)
