@@ -101,31 +101,21 @@ class Far:
 
 
 @contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Let Ctrl-C wait. The signal's mask could not: a library's thread takes it then, and Python raises here."""
-    came: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if came:
-        raise KeyboardInterrupt
+def _signals() -> Iterator[socket.socket]:
+    """Let Ctrl-C do nothing but be read here, as the number of its signal, between two steps.
 
-
-@contextlib.contextmanager
-def _woken_by_signals() -> Iterator[socket.socket]:
-    """Give a socket that every signal makes readable.
-
-    One that comes just before a system call, or to another thread, would not end the call, and Ctrl-C be forgotten.
+    Raised in the middle of one it could leave a process behind. And one that comes just before a system call, or to a
+    thread of a library, would not end the call; the signal's mask cannot help, since such a thread takes it then.
     """
     woken, waking = socket.socketpair()
     with woken, waking:
         waking.setblocking(False)  # noqa: FBT003
         before = signal.set_wakeup_fd(waking.fileno(), warn_on_full_buffer=False)
+        handler = signal.signal(signal.SIGINT, lambda *_: None)
         try:
             yield woken
         finally:
+            signal.signal(signal.SIGINT, handler)
             signal.set_wakeup_fd(before)
 
 
@@ -147,20 +137,20 @@ def serve(endpoint: str, told: Callable[[str], object] = lambda _: None) -> None
         raise UsageError(f"cannot listen on {endpoint}: {error}") from error
     workers: list[subprocess.Popen[bytes]] = []
     try:
-        with listener, _woken_by_signals() as woken:
+        with listener, _signals() as signals:
             bound, number = listener.getsockname()[:2]
             told(f"[{bound}]:{number}" if ":" in bound else f"{bound}:{number}")
             while True:
-                if woken in select.select([listener, woken], [], [])[0]:
-                    woken.recv(64)  # whoever minds the signal has raised by now
+                if signals in select.select([listener, signals], [], [])[0]:
+                    if signal.SIGINT in signals.recv(64):
+                        raise KeyboardInterrupt
                     continue
                 with listener.accept()[0] as connection:
                     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                     # It speaks over its standard input and output, as one that was started here does.
                     fd = connection.fileno()
-                    with _uninterrupted():  # or one would be started that nobody ends
-                        worker = subprocess.Popen(command(WORKER), stdin=fd, stdout=fd, env=environment())  # noqa: S603
-                        workers.append(worker)
+                    worker = subprocess.Popen(command(WORKER), stdin=fd, stdout=fd, env=environment())  # noqa: S603
+                    workers.append(worker)
                 workers = [worker for worker in workers if worker.poll() is None]
     finally:
         for worker in workers:

@@ -18,7 +18,8 @@ inline const Outcome kBeyondLocal{Status::provider, EINVAL, "the piece exceeds t
 }  // namespace refusals
 
 // Null: nothing is. An Outcome holds a string, so that none is made for a piece that is well. A piece without payload
-// names no memory. `Local` and `Remote` are how a domain remembers regions, null where it knows none.
+// names no memory: over verbs it needs no key (IBTA C9-88). `Local` and `Remote` are how a domain remembers regions,
+// null where it knows none.
 template <class Local, class Remote>
 const Outcome* refusal(const Run& run, const Piece& piece, const Local* local, const Remote* remote,
                        std::uint64_t most) noexcept {
