@@ -232,6 +232,7 @@ class NativeCore {
             {"dropped", now.dropped},
             {"inline_batches", now.inline_batches},
             {"handed_over", now.handed_over},
+            {"loop_passes", now.loop_passes},
             {"handles", now.handles},
             {"queued", now.queued}};
   }

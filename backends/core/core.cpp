@@ -20,6 +20,12 @@ using Clock = std::chrono::steady_clock;
 // Waking a loop that sleeps takes some microseconds of whoever does it. While a worker has more to copy, the end of one
 // batch is told along with the next, unless it has waited for so long.
 constexpr auto kBellDelay = std::chrono::microseconds(100);
+// How long the loop may take to see to an arrival before the worker does; how long the worker then stays behind a loop
+// that has seen to one, without looking itself; and how long that may have kept the loop.
+constexpr timespec kHeadStart{0, 100'000};
+constexpr timespec kBehind{0, 1'000'000};
+constexpr auto kBrief = std::chrono::microseconds(100);
+constexpr unsigned kUnshared = 64;  // sleeps of the worker that it keeps to itself when the loop was slow
 constexpr std::size_t kSpareTransfers = 256;
 constexpr std::size_t kSparePieces = 64;
 
@@ -60,6 +66,9 @@ Core::Core(Wiring wiring, const CoreOptions& options, const Opener& open)
   wiring_.counters->parked.store(1, std::memory_order_seq_cst);
   domains_ = open(*this);
   for (auto& domain : domains_) rails_.push_back(Rail{domain.get(), {}, {}});
+  const bool spins = options_.always_spin || options_.spin.count() > 0;
+  const auto told = [](const auto& domain) { return domain->attributes().tells_of_arrivals; };
+  if (!options_.stepped && !spins && std::ranges::all_of(domains_, told)) watch_.emplace(wiring_.doorbell_fd);
   if (!options_.stepped) worker_ = std::thread([this] { run(); });
 }
 
@@ -181,13 +190,21 @@ CoreStatistics Core::statistics() {
   now.counts = counters_.memory()->counts.load(std::memory_order_relaxed);
   now.dropped = counters_.memory()->dropped.load(std::memory_order_relaxed);
   now.queued = transfers_.size();
+  now.loop_passes = loop_passes_.load(std::memory_order_relaxed);
   now.handles = 0;
   for (auto& domain : domains_) now.handles += domain->handles();
   return now;
 }
 
 void Core::drain(std::vector<Event>& out, std::size_t limit) {
-  clear(counters_.doorbell().fd);
+  auto& parked = counters_.memory()->parked;
+  if (watch_) {
+    const LoopWatch::Told told = watch_->take();
+    if (told.doorbell) clear(counters_.doorbell().fd);
+    if (told.arrival) see_to_arrivals();
+  } else {
+    clear(counters_.doorbell().fd);
+  }
   if (options_.stepped) {
     struct Step {
       explicit Step(bool& on) : on(on) { on = true; }
@@ -198,9 +215,9 @@ void Core::drain(std::vector<Event>& out, std::size_t limit) {
       const Step step(stepping_);
       pass();
     }
-    if (has_work()) wake_worker();
+    const std::lock_guard lock(mutex_);
+    if (!look_ahead().idle()) wake_worker();
   }
-  auto& parked = counters_.memory()->parked;
   for (;;) {
     const bool all = events_.pop(out, limit) && counters_.harvest(out, limit);
     if (!all || out.size() >= limit) {  // the caller comes back by itself
@@ -267,8 +284,9 @@ bool Core::post(TransferId id, const Run* runs, std::size_t n_runs, const Piece*
     std::unique_lock lock(mutex_, std::try_to_lock);
     if (lock.owns_lock()) {
       const bool done = post_inline(std::move(transfer));
+      const bool look = !done && needs_a_look();
       lock.unlock();
-      if (!done) wake_worker();
+      if (look) wake_worker();
       return done;
     }
   }
@@ -296,6 +314,7 @@ std::vector<std::uint32_t> Core::post_each(TransferId first, const Run* runs, st
   }
   std::vector<std::uint32_t> left;
   bool rung = true;
+  bool look = true;
   std::unique_lock lock(mutex_, std::defer_lock);
   if (is_small(nbytes, n_pieces, runs, n_runs) && lock.try_lock()) {
     for (auto& domain : domains_) domain->hold_bells();
@@ -303,6 +322,7 @@ std::vector<std::uint32_t> Core::post_each(TransferId first, const Run* runs, st
       if (transfers[i] && !post_inline(std::move(transfers[i]))) left.push_back(i);
     }
     for (auto& domain : domains_) rung &= domain->release_bells();
+    look = !rung || (!left.empty() && needs_a_look());
     lock.unlock();
   } else {
     const std::lock_guard inbox(inbox_mutex_);
@@ -312,8 +332,15 @@ std::vector<std::uint32_t> Core::post_each(TransferId first, const Run* runs, st
       inbox_.push_back(std::move(transfers[i]));
     }
   }
-  if (!left.empty() || !rung) wake_worker();
+  if (look) wake_worker();
   return left;
+}
+
+// Whether the worker has to see to what was posted by others, now.
+bool Core::needs_a_look() const {
+  return std::ranges::any_of(rails_, [](const Rail& rail) {
+    return !rail.active.empty() || !rail.domain->attributes().tells_of_ends || rail.domain->needs_progress();
+  });
 }
 
 // True: all of it is done and well. Otherwise it goes on, or has ended badly, and an event says so.
@@ -550,12 +577,21 @@ void Core::wake_worker() noexcept {
   }
 }
 
-bool Core::has_work() {
-  const std::lock_guard lock(mutex_);
-  bool work = events_waiting_;
-  for (Rail& rail : rails_) work |= !rail.active.empty() || rail.domain->needs_progress() || !rail.domain->arm();
-  const std::lock_guard inbox(inbox_mutex_);
-  return work || !inbox_.empty();
+// With the lock held.
+Core::Outlook Core::look_ahead() {
+  Outlook ahead;
+  {
+    const std::lock_guard inbox(inbox_mutex_);
+    ahead.work = !inbox_.empty();
+  }
+  for (Rail& rail : rails_) {
+    const auto armed = rail.domain->arm();
+    ahead.work |= !armed;
+    if (armed) ahead.descriptors.insert(ahead.descriptors.end(), armed->begin(), armed->end());
+    ahead.must_poll |= rail.domain->polled() || rail.domain->needs_progress() || !rail.active.empty();
+  }
+  ahead.must_poll |= events_waiting_;
+  return ahead;
 }
 
 bool Core::pass() {
@@ -573,6 +609,26 @@ bool Core::pass() {
   const bool busy = moved && std::any_of(rails_.begin(), rails_.end(), [](auto& rail) { return !rail.active.empty(); });
   tell(busy ? kBellDelay : std::chrono::microseconds(0));
   return moved;
+}
+
+// On the loop's thread, which takes what is found here right after: what has come, and nothing that waits to leave.
+void Core::see_to_arrivals() {
+  const std::unique_lock lock(mutex_, std::try_to_lock);
+  if (!lock || !asleep_.load(std::memory_order_relaxed)) return;  // the worker does
+  const auto begun = Clock::now();
+  counters_.memory()->parked.store(0, std::memory_order_relaxed);  // nobody needs to ring
+  in_pass_ = true;
+  bool moved = false;
+  for (Rail& rail : rails_) moved |= rail.domain->progress();
+  events_waiting_ = events_.flush();
+  in_pass_ = false;
+  bell_due_.reset();
+  if (moved) loop_passes_.fetch_add(1, std::memory_order_relaxed);
+  const bool brief = Clock::now() - begun < kBrief;
+  if (!brief) unshared_ = kUnshared;
+  const Outlook ahead = look_ahead();
+  if (!brief || !ahead.idle()) return wake_worker();
+  watch_->arm(ahead.descriptors);
 }
 
 // Rings for events that have been told to nobody for `at_least`.
@@ -614,35 +670,40 @@ void Core::run() noexcept {
 
 void Core::park(unsigned idle_rounds) {
   asleep_.store(true, std::memory_order_seq_cst);
-  std::vector<pollfd> fds{{wake_fd_.get(), POLLIN, 0}};
-  bool must_poll = false;
+  Outlook ahead;
+  bool shared = false;  // the loop is told of arrivals too
+  std::uint64_t loop_passes = 0;
   {
     const std::lock_guard lock(mutex_);
-    bool work = false;
-    {
-      const std::lock_guard inbox(inbox_mutex_);
-      work = !inbox_.empty();
-    }
-    for (Rail& rail : rails_) {
-      const auto armed = rail.domain->arm();
-      work |= !armed;
-      if (armed) {
-        for (const int fd : *armed) fds.push_back({fd, POLLIN, 0});
-      }
-      must_poll |= rail.domain->polled() || rail.domain->needs_progress() || !rail.active.empty();
-    }
-    must_poll |= events_waiting_;
-    if (work || stop_.load(std::memory_order_seq_cst)) {
+    ahead = look_ahead();
+    if (ahead.work || stop_.load(std::memory_order_seq_cst)) {
       asleep_.store(false, std::memory_order_relaxed);
       return;
     }
+    if (watch_ && !ahead.must_poll) {
+      shared = unshared_ == 0;
+      if (shared) watch_->arm(ahead.descriptors);
+      if (!shared) --unshared_;
+    }
+    loop_passes = loop_passes_.load(std::memory_order_relaxed);
   }
+  std::vector<pollfd> fds{{wake_fd_.get(), POLLIN, 0}};
+  for (const int fd : ahead.descriptors) fds.push_back({fd, POLLIN, 0});
+  const bool behind = shared && loop_leads_;
   // Back off from 50 us to 1 ms: at the bottom a polled transport costs less than 1 % of a core when idle.
   const std::int64_t backoff_ns = std::min<std::int64_t>(50'000ll << std::min(idle_rounds, 8u), 1'000'000);
-  const timespec timeout{0, backoff_ns};
-  ::ppoll(fds.data(), fds.size(), must_poll ? &timeout : nullptr, nullptr);
+  const timespec backoff{0, backoff_ns};
+  ::ppoll(fds.data(), behind ? 1 : fds.size(), ahead.must_poll ? &backoff : behind ? &kBehind : nullptr, nullptr);
+  if (shared && !behind && fds.front().revents == 0) ::ppoll(fds.data(), 1, &kHeadStart, nullptr);
   asleep_.store(false, std::memory_order_seq_cst);
-  if ((fds.front().revents & POLLIN) != 0) clear(wake_fd_.get());
+  const bool asked = fds.front().revents != 0;
+  const bool led = loop_passes_.load(std::memory_order_relaxed) != loop_passes;
+  if (led || !asked) loop_leads_ = led;
+  if (asked) clear(wake_fd_.get());
+  if (shared && !behind && !asked && !led) {  // the loop has something else to do
+    const std::lock_guard lock(mutex_);
+    unshared_ = kUnshared;
+  }
 }
 
 }  // namespace aio

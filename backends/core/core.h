@@ -20,6 +20,7 @@
 #include "domain.h"
 #include "event_ring.h"
 #include "handles.h"
+#include "loop_watch.h"
 
 namespace aio {
 
@@ -45,7 +46,8 @@ struct CoreOptions {
 };
 
 struct CoreStatistics {
-  std::uint64_t transfers, writes, reads, nbytes, inline_batches, handed_over, failed, counts, dropped, handles, queued;
+  std::uint64_t transfers, writes, reads, nbytes, inline_batches, handed_over, failed, counts, dropped, handles, queued,
+      loop_passes;
 };
 
 class Core final : private Sink {
@@ -82,7 +84,7 @@ class Core final : private Sink {
   std::uint64_t linger(std::uint32_t counter, std::uint64_t counts) const {
     return counters_.linger(counter, counts, kLinger);
   }
-  [[nodiscard]] int fileno() const noexcept { return counters_.doorbell().fd; }
+  [[nodiscard]] int fileno() const noexcept { return watch_ ? watch_->fd() : counters_.doorbell().fd; }
   void drain(std::vector<Event>& out, std::size_t limit);
   CoreStatistics statistics();
 
@@ -103,6 +105,15 @@ class Core final : private Sink {
     std::unordered_map<PeerNumber, Lane> lanes;
     std::deque<Lane*> active;  // round robin: one slow or dead peer never stalls another
   };
+  // What is there to do before anything else happens.
+  struct Outlook {
+    bool work = false;             // now
+    bool must_poll = false;        // soon: no descriptor will tell
+    std::vector<int> descriptors;  // that tell of the rest
+
+    [[nodiscard]] bool idle() const noexcept { return !work && !must_poll; }
+  };
+
   void stopped(Flow& flow, std::uint32_t pieces, const Outcome& outcome) override;
   void counted(std::uint32_t immediate) override;
   void message(PeerNumber peer, std::string payload) override;
@@ -129,8 +140,10 @@ class Core final : private Sink {
   void take_inbox();
   void run() noexcept;
   bool pass();
+  void see_to_arrivals();
+  [[nodiscard]] bool needs_a_look() const;
   void tell(std::chrono::microseconds at_least);
-  [[nodiscard]] bool has_work();
+  [[nodiscard]] Outlook look_ahead();
   void park(unsigned idle_rounds);
   void wake_worker() noexcept;
 
@@ -142,6 +155,7 @@ class Core final : private Sink {
   CounterTable counters_;
   EventRing events_;
   Fd wake_fd_;
+  std::optional<LoopWatch> watch_;  // where arrivals can wake the loop itself
 
   std::mutex mutex_;  // everything below, and every call into a domain
   std::vector<std::unique_ptr<Domain>> domains_;
@@ -154,6 +168,7 @@ class Core final : private Sink {
   bool events_waiting_ = false;                          // the ring was full: its overflow must be moved on
   bool in_pass_ = false;                                 // the worker's; what is emitted meanwhile is told at its end
   std::optional<std::chrono::steady_clock::time_point> bell_due_;
+  unsigned unshared_ = 0;  // this many sleeps more the worker alone is told of arrivals
   bool stepping_ = false;  // without a worker: drain() moves things on, and a hook of the domain's may be running
   CoreStatistics stats_{};
 
@@ -165,6 +180,8 @@ class Core final : private Sink {
   std::atomic<bool> stop_{false};
   std::atomic<bool> asleep_{false};
   std::atomic<unsigned> callers_{0};
+  std::atomic<std::uint64_t> loop_passes_{0};  // in which the loop has seen to arrivals itself
+  bool loop_leads_ = false;                    // the worker's: it did so when the worker slept last
   const int pid_;
   std::thread worker_;
 };

@@ -59,6 +59,11 @@ struct DomainAttributes {
   bool same_host = false;
   bool grants = false;
   bool device_memory = false;  // a dma-buf can be registered
+  // The descriptors that arm() returns tell of whatever arrives, are the same for as long as the domain lives, and what
+  // progress() then does is short enough for the event loop's thread.
+  bool tells_of_arrivals = false;
+  // They tell of the end of whatever a post has left under way too, once armed: nobody has to look meanwhile.
+  bool tells_of_ends = false;
   // A batch of at most this many bytes and pieces is posted by the calling thread itself; what exceeds either, or finds
   // the domain busy, is handed to the worker. Measured per transport: benchmarks/log.md.
   std::uint64_t inline_nbytes = 0;

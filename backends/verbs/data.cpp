@@ -37,6 +37,7 @@ Posted VerbsDomain::post(Flow& flow, std::uint32_t budget) {
   const auto local = local_regions_.find(run.local_region);
   const RemoteRegion* far = remote == remote_regions_.end() ? nullptr : &remote->second;
   const LocalRegion* near = local == local_regions_.end() ? nullptr : &local->second;
+  keep_time();  // of what will be under way
   while (budget > 0 && flow.next < run.count) {
     // One slot more than pieces, for the read that flushes them.
     const std::uint32_t room = std::min(peer->data.room(), completions_room_);

@@ -29,12 +29,15 @@ bool VerbsDomain::look_around() {
     moved |= tick(Clock::now());
   }
   // After the tick, which may leave something to mind: nobody else would wake an idle worker for it.
-  if (!timer_due_ && minds_time()) {
-    timer_due_ = Clock::now() + kTick;
-    const itimerspec when{{}, as_timespec(kTick)};
-    ::timerfd_settime(timer_.get(), 0, &when, nullptr);
-  }
+  if (!timer_due_ && minds_time()) keep_time();
   return moved;
+}
+
+void VerbsDomain::keep_time() {
+  if (timer_due_) return;
+  timer_due_ = Clock::now() + kTick;
+  const itimerspec when{{}, as_timespec(kTick)};
+  ::timerfd_settime(timer_.get(), 0, &when, nullptr);
 }
 
 // Whether anything may end because time passes. Nothing is asked of an idle engine.

@@ -153,6 +153,7 @@ class VerbsDomain final : public Domain {
   void on_event(const abi::AsyncEvent& event);
   bool tick(Clock::time_point now);
   [[nodiscard]] bool minds_time() const noexcept;
+  void keep_time();
 
   Sink& sink_;
   const Library& library_;

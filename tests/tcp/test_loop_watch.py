@@ -1,0 +1,127 @@
+"""An arrival wakes a loop that sleeps, and no thread of ours has to; one that does not look holds nobody up."""
+
+from __future__ import annotations
+
+import select
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from aio_transfer.backends.core import NativeDriver
+from aio_transfer.drivers import PIECE, RUN, Access, EventKind, LocalMemory, Op, PieceFlag, RemoteMemory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PEER, OURS, THEIRS, COUNTER = 1, 10, 11, 7
+NBYTES = 4096
+
+
+class End:
+    """A driver without an engine: who looks at its descriptor, and when, is up to the test."""
+
+    def __init__(self) -> None:
+        self.driver = NativeDriver("tcp")
+        self.driver.open()
+        self.memory = np.zeros(NBYTES, np.uint8)
+        access = Access.REMOTE_WRITE | Access.REMOTE_READ
+        memory = LocalMemory(addr=self.memory.ctypes.data, nbytes=NBYTES, access=access)
+        self.keys = self.driver.register(OURS, memory)
+        self.sent = 0
+        self.ended: set[int] = set()
+        self.counted = 0
+        self._poll = select.poll()
+        self._poll.register(self.driver.fileno(), select.POLLIN)
+
+    def write(self) -> None:
+        """Write a byte and count it there."""
+        self.sent += 1
+        run, piece = np.zeros(1, RUN), np.zeros(1, PIECE)
+        for name, value in {"peer": PEER, "op": Op.WRITE, "local_region": OURS, "remote_region": THEIRS, "count": 1}.items():
+            run[name] = value
+        for name, value in {"local_addr": self.memory.ctypes.data, "nbytes": 1, "immediate": COUNTER}.items():
+            piece[name] = value
+        piece["flags"] = PieceFlag.IMMEDIATE
+        if self.driver.post(self.sent, run, piece):
+            self.ended.add(self.sent)
+
+    def wait(self, seconds: float = 5) -> bool:
+        """Sleep as an event loop does until there is something to do, and do it. False: nothing came."""
+        if not self._poll.poll(1000 * seconds):
+            return False
+        for kind, number, status, code, _ in self.driver.drain(64):
+            assert status == 0
+            if kind == EventKind.TRANSFER:
+                self.ended.add(number)
+            elif kind == EventKind.COUNTER:
+                self.counted = code
+        return True
+
+    @property
+    def passes(self) -> int:
+        return self.driver.statistics()["loop_passes"]
+
+    @property
+    def is_done(self) -> bool:
+        return len(self.ended) == self.sent
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[End, End]]:
+    both = End(), End()
+    offers = [end.driver.connect(PEER, None) for end in both]
+    for end, other, offer in zip(both, both[::-1], offers[::-1], strict=True):
+        end.driver.connect(PEER, offer)
+        end.driver.register(THEIRS, RemoteMemory(peer=PEER, nbytes=NBYTES, keys=other.keys))
+    yield both
+    for end in both:
+        end.driver.close()
+
+
+def exchange(one: End, other: End) -> None:
+    """Write a byte there, and wait for its count and for the end."""
+    if other.driver.expect(COUNTER, one.sent + 1) > one.sent:
+        raise AssertionError("it was counted before it was written")
+    one.write()
+    while other.counted < one.sent:
+        assert other.wait()
+    while not one.is_done:
+        assert one.wait()
+
+
+def test_a_loop_that_sleeps_sees_to_arrivals(ends: tuple[End, End]) -> None:
+    one, other = ends
+    for _ in range(200):
+        exchange(one, other)
+        exchange(other, one)
+    # Not always: a worker that has just found nothing more may be quicker.
+    assert one.passes > 100
+    assert other.passes > 100
+
+
+def test_a_loop_that_is_busy_holds_nobody_up(ends: tuple[End, End]) -> None:
+    one, other = ends
+    for _ in range(10):
+        exchange(one, other)  # the worker has learnt to stay behind this loop
+    slowest, began = 0.0, other.passes
+    for _ in range(100):
+        sent = time.monotonic()
+        one.write()
+        while not one.is_done:
+            assert one.wait()
+        slowest = max(slowest, time.monotonic() - sent)
+    assert other.passes == began
+    assert other.driver.expect(COUNTER, 0) == one.sent
+    assert slowest < 1
+
+
+def test_nothing_wakes_a_loop_when_nothing_comes(ends: tuple[End, End]) -> None:
+    one, other = ends
+    for _ in range(10):
+        exchange(one, other)
+    while one.wait(0.05) or other.wait(0.05):
+        pass
+    assert not one.wait(0.2)
+    assert not other.wait(0.2)
