@@ -39,11 +39,15 @@ class End:
         """Write a byte and count it there."""
         self.sent += 1
         run, piece = np.zeros(1, RUN), np.zeros(1, PIECE)
-        for name, value in {"peer": PEER, "op": Op.WRITE, "local_region": OURS, "remote_region": THEIRS, "count": 1}.items():
-            run[name] = value
-        for name, value in {"local_addr": self.memory.ctypes.data, "nbytes": 1, "immediate": COUNTER}.items():
-            piece[name] = value
-        piece["flags"] = PieceFlag.IMMEDIATE
+        run["peer"], run["op"], run["local_region"], run["remote_region"], run["count"] = (
+            PEER,
+            Op.WRITE,
+            OURS,
+            THEIRS,
+            1,
+        )
+        piece["local_addr"], piece["nbytes"] = self.memory.ctypes.data, 1
+        piece["immediate"], piece["flags"] = COUNTER, PieceFlag.IMMEDIATE
         if self.driver.post(self.sent, run, piece):
             self.ended.add(self.sent)
 

@@ -14,18 +14,23 @@ import signal
 import socket
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 import anyio.to_thread
 import pytest
 
 from aio_transfer import PeerLostError, ProviderError, RemoteRegion, TransferEngine
+from aio_transfer.control.frames import PeerInfo
+from aio_transfer.control.identity import HOST_IDENTITY_NBYTES
+from aio_transfer.drivers import Capabilities
 from aio_transfer.errors import BackendUnavailableError, UsageError
-from aio_transfer.selection import AUTO, load, names
+from aio_transfer.selection import AUTO, OpenDriver, choose, load, names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from aio_transfer.drivers import Driver
 
 CHILD = pathlib.Path(__file__).parents[1] / "processes" / "child.py"
 MOST_VISITORS = 256
@@ -40,6 +45,24 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
 def test_it_is_built_in() -> None:
     assert "tcp" in names()
     assert AUTO.index("tcp") == AUTO.index("libfabric") + 1
+
+
+@pytest.mark.parametrize(("provider", "taken"), [("tcp", "tcp"), ("tcp;ofi_rxm", "tcp"), ("efa-direct", "libfabric")])
+def test_it_goes_before_libfabric_without_a_device(provider: str, taken: str) -> None:
+    providers = {"libfabric": provider, "tcp": "sockets"}
+    opened = {
+        name: OpenDriver(
+            name,
+            cast("Driver", None),
+            Capabilities(backend=name, provider=provider, rails=("0",), max_piece_nbytes=1),
+        )
+        for name, provider in providers.items()
+    }
+    one: dict[str, Any] = {"incarnation": 1, "pid": 7, "label": "far", "tcp_host": "10.0.0.1", "tcp_port": 7}
+    peer = PeerInfo(host=bytes(HOST_IDENTITY_NBYTES), backends=providers, **one)
+    assert choose(opened, peer, same_host=False).name == taken
+    del opened["tcp"]
+    assert choose(opened, peer, same_host=False).name == "libfabric"
 
 
 @pytest.mark.parametrize(
