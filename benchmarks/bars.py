@@ -41,11 +41,15 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Bars that one run answers."""
+    """Bars that one run answers.
+
+    :param instead: other settings; then a bar is about its figure in those for 1 of the default's
+    """
 
     work: str
     command: str
     bars: tuple[Bar, ...]
+    instead: tuple[str, ...] = ()
 
 
 def least(what: str, key: str, bound: float, nbytes: int | None = None) -> Bar:
@@ -143,6 +147,38 @@ GROUPS: Final = (
 )  # fmt: skip
 
 
+SETTINGS: Final = ("--progress spin", "--loop uvloop", "--loop trio")
+TAKEN: Final = 1 / 1.3
+"""What the default must reach of the best setting's speed."""
+
+
+def defaults(what: str, command: str, key: str, *, least: bool) -> Group:
+    """Demand of the default settings most of what the best ones reach."""
+    bound = TAKEN if least else 1 / TAKEN
+    return Group("default settings", command, (Bar(what, key, bound, least),), SETTINGS)
+
+
+DEFAULTS: Final = (
+    *(
+        defaults(
+            f"{name}, pages of 4 KiB, of the best setting's speed",
+            f"pages --backend {name}",
+            "chunks_per_s",
+            least=True,
+        )
+        for name in ("shm", "tcp")
+    ),
+    *(
+        defaults(f"{name}, 64 KiB writes, the same", f"write --backend {name} --size 64KiB", "gb_per_s", least=True)
+        for name in ("shm", "tcp")
+    ),
+    *(
+        defaults(f"{name}, round trip, in the best setting's", f"latency --backend {name}", "p50_us", least=False)
+        for name in ("shm", "tcp")
+    ),
+)
+
+
 def measure(command: str) -> list[Line]:
     """Run the benchmark in processes of its own, and return its lines."""
     words = [sys.executable, "-m", "aio_transfer", "bench", *command.split(), "--json"]
@@ -150,12 +186,22 @@ def measure(command: str) -> list[Line]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+def beside(group: Group, key: str, line: Line) -> Line:
+    """Return the default's figure for 1 of the best setting's, and which one that is."""
+    figures = {"default": line[key]}
+    for setting in group.instead:
+        figures[setting] = measure(f"{group.command} {setting}")[0][key]
+    best = (max if group.bars[0].least else min)(figures, key=lambda name: figures[name])
+    return {key: line[key] / figures[best], "best": best}
+
+
 def row(group: Group, bar: Bar, line: Line) -> Line:
     """Return one bar beside its figure, with the spread of the pairs where there is one."""
+    best = f", {line['best'].removeprefix('--')}" if "best" in line else ""
     spread = [line.get(f"{bar.key}_{end}") for end in ("min", "max")]
     return {
         "work": group.work,
-        "what": bar.what,
+        "what": bar.what + best,
         "bar": f"{'≥' if bar.least else '≤'} {_short(bar.bound)}",
         "seen": _short(line[bar.key]) + (f" ({_short(spread[0])} … {_short(spread[1])})" if None not in spread else ""),
         "met": bar.judge(line),
@@ -173,7 +219,7 @@ def main(words: list[str]) -> int:
     wanted = [word for word in words if not word.startswith("--")]
     if not as_json:
         print("| work | | bar | seen | met |\n|---|---|---|---|---|")
-    for group in GROUPS:
+    for group in (*GROUPS, *DEFAULTS):
         if wanted and not any(word in group.work for word in wanted):
             continue
         try:
@@ -183,6 +229,8 @@ def main(words: list[str]) -> int:
             continue
         for bar in group.bars:
             line = next(one for one in lines if bar.nbytes in {None, one["nbytes"]})
+            if group.instead:
+                line = beside(group, bar.key, line)
             found = row(group, bar, line)
             cells = [found["work"], found["what"], found["bar"], found["seen"], "yes" if found["met"] else "**no**"]
             print(json.dumps(found) if as_json else f"| {' | '.join(cells)} |", flush=True)

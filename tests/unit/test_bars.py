@@ -56,7 +56,22 @@ def test_every_command_is_one(bars: Any, monkeypatch: pytest.MonkeyPatch) -> Non
             yield
 
     monkeypatch.setattr("aio_transfer.bench.run", run)
-    for group in bars.GROUPS:
-        result = CliRunner().invoke(app, ["bench", *group.command.split(), "--json"])
-        assert result.exit_code == 0, (group.command, result.output)
-    assert [family for family, _ in asked] == [group.command.split()[0] for group in bars.GROUPS]
+    groups = (*bars.GROUPS, *bars.DEFAULTS)
+    commands = [f"{group.command} {setting}" for group in groups for setting in ("", *group.instead)]
+    for command in commands:
+        result = CliRunner().invoke(app, ["bench", *command.split(), "--json"])
+        assert result.exit_code == 0, (command, result.output)
+    assert [family for family, _ in asked] == [command.split()[0] for command in commands]
+
+
+def test_the_default_beside_the_best_setting(bars: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = {"": 10.0, "--progress spin": 5.0, "--loop uvloop": 8.0, "--loop trio": 12.0}
+    monkeypatch.setattr(bars, "measure", lambda command: [{"p50_us": figures[command.removeprefix("latency").strip()]}])
+    faster = bars.defaults("round trip", "latency", "p50_us", least=False)
+    found = bars.row(faster, faster.bars[0], bars.beside(faster, "p50_us", {"p50_us": 10.0}))
+    assert found["seen"] == "2"
+    assert found["what"] == "round trip, progress spin"
+    assert found["met"] is False
+    more = bars.defaults("speed", "latency", "p50_us", least=True)
+    assert bars.beside(more, "p50_us", {"p50_us": 10.0}) == {"p50_us": pytest.approx(10 / 12), "best": "--loop trio"}
+    assert bars.row(more, more.bars[0], bars.beside(more, "p50_us", {"p50_us": 10.0}))["met"] is True
