@@ -16,6 +16,7 @@ Policy policy_of(const abi::Info& info, const Options& options) {
   const std::string provider = info.fabric_attr->prov_name;
   Policy policy;
   policy.unproven = yes_or_no("libfabric", options, "unproven").value_or(false);
+  if (is_rxm(provider)) policy.slot_nbytes = kLeastSlotNbytes;
   if (provider == "tcp") {
     policy.delivery = yes_or_no("libfabric", options, "delivery").value_or(true);
     policy.forgets_connections = true;
@@ -198,7 +199,9 @@ void FabricDomain::open_queues() {
   // EFA's does not grow, and one that overflows is lost, with all that wait for it.
   cq_attr.size = cq_entries_ = policy_.close_forgets ? 32768 : 8192;
   cq_attr.format = abi::cq_format_data;
-  cq_attr.wait_obj = abi::wait_fd;
+  // ofi_rxm leaves an endpoint's queues in the list of what a descriptor waits for as it closes them, and the next
+  // fi_trywait follows it (rxm_ep_close; nothing calls ofi_wait_del_fid, 1.18 to 2.6): a crash. So it is polled.
+  cq_attr.wait_obj = is_rxm(info_->fabric_attr->prov_name) ? abi::wait_none : abi::wait_fd;
   abi::Cq* cq = nullptr;
   int result = domain->ops->cq_open(domain, &cq_attr, &cq, nullptr);
   if (result < 0) {  // shm, sm2 and efa know no descriptor to wait for (-FI_ENOSYS in 2.5)
@@ -221,6 +224,7 @@ Channel FabricDomain::open_channel(bool shared, std::uint64_t* count) {
   Channel channel;
   channel.receives = policy_.immediates_consume ? kImmediateSlots : shared ? kSharedSlots : kSlots;
   channel.sends = shared ? kSharedSlots : kSlots;
+  channel.slot_nbytes = policy_.slot_nbytes;
   if (policy_.close_forgets && (peers_.size() + 1) * (channel.receives + channel.sends + depth_) > cq_entries_) {
     throw Failure(
         Failure::Kind::provider, "connect",
@@ -276,7 +280,7 @@ void FabricDomain::describe() {
   // One gigabyte, so that a stall can be told from a slow piece.
   attributes_.max_piece_nbytes = std::min<std::uint64_t>(info_->ep_attr->max_msg_size, 1ull << 30);
   attributes_.max_message_nbytes =
-      std::min<std::uint64_t>(info_->ep_attr->max_msg_size, kSlotNbytes) - sizeof(FrameHead);
+      std::min<std::uint64_t>(info_->ep_attr->max_msg_size, policy_.slot_nbytes) - sizeof(FrameHead);
   attributes_.protocol = "RMA write with " + std::to_string(8 * info_->domain_attr->cq_data_size) + "-bit CQ data";
   if (policy_.delivery) attributes_.protocol += ", acknowledged by the peer";
   attributes_.quantum *= static_cast<std::uint32_t>(most_segments_);  // as many operations as without bundles

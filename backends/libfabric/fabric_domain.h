@@ -24,7 +24,7 @@ namespace aio::libfabric {
 using Clock = std::chrono::steady_clock;
 
 inline constexpr std::size_t kSlotNbytes = 32 << 10;      // one message with its header, unless the endpoint takes less
-inline constexpr std::size_t kLeastSlotNbytes = 8 << 10;  // efa-direct: one packet, 8928 bytes
+inline constexpr std::size_t kLeastSlotNbytes = 8 << 10;  // efa-direct: one packet, 8928 bytes; ofi_rxm
 inline constexpr std::uint32_t kSlots = 8;                // each way, per endpoint of one peer
 inline constexpr std::uint32_t kSharedSlots = 64;         // each way, where all peers share an endpoint
 inline constexpr std::uint32_t kImmediateSlots = 256;     // to receive, where immediates use receives up
@@ -95,6 +95,10 @@ struct Policy {
   bool delivery = false;
   // tcp: closing an endpoint leaves connections behind that crash it later. See end_connections().
   bool forgets_connections = false;
+  // ofi_rxm cuts what exceeds its buffers in segments. A message of which some have come as its connection closes is
+  // taken for something else, and followed (rxm_close_conn: deferred_sar_msgs, 2.5.1): a crash. And it fills 2,048
+  // buffers with zeros for each endpoint, which is why they are not longer.
+  std::size_t slot_nbytes = kSlotNbytes;
   bool unproven = false;  // the caller takes what README.md says against it
 };
 

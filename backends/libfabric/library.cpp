@@ -97,6 +97,23 @@ void offer_plugins(const Library& library) {
   ::setenv("FI_PROVIDER_PATH", plugins.c_str(), 0);
 }
 
+// What ofi_rxm is to do unless the user has said otherwise. Nothing else reads these. The first is read with every
+// question; the others as libfabric is loaded, and where another engine was first they cost time and room, not safety.
+void settle_rxm() {
+  // One pool of receives per endpoint, as it has over tcp anyway. Where each connection has receives of its own, rxm
+  // closes the connection and then handles what it had received, which posts those receives to what was freed
+  // (rxm_close_conn before rxm_flush_msg_cq, 2.5.1: a crash; turned round by ofiwg/libfabric 697688386).
+  ::setenv("FI_OFI_RXM_USE_SRX", "1", 0);
+  // See Policy::slot_nbytes, which these hold.
+  ::setenv("FI_OFI_RXM_BUFFER_SIZE", "8192", 0);
+  // It makes 1,024 of them at a time, and would ask for 4,096.
+  ::setenv("FI_OFI_RXM_MSG_RX_SIZE", "1024", 0);
+  // Its queue has room for FI_UNIVERSE_SIZE (256) times so many and for the receives, and rdma_rxe's holds 32,767.
+  ::setenv("FI_OFI_RXM_MSG_TX_SIZE", "120", 0);
+  // It looks every 10 ms only for connections that come and go, and end_connections() would end none.
+  ::setenv("FI_OFI_RXM_CM_PROGRESS_INTERVAL", "0", 0);
+}
+
 // Settings of the efa provider that it reads when it is loaded, and never again: options that come first decide.
 void decide(const Options& options, bool fresh) {
   constexpr std::pair<const char*, const char*> settings[] = {{"huge_pages", "FI_EFA_USE_HUGE_PAGE"},
@@ -143,6 +160,7 @@ const Library& load(const Options& options) {
                   0, "multiprocessing.set_start_method('spawn'), or fork before libfabric is used");
   }
   if (plugged) offer_plugins(found->second);
+  if (is_rxm(provider)) settle_rxm();
   decide(options, user == users.end());
   // Whoever loads it asks it something at once, and with the first question it opens all devices.
   users.try_emplace(found->second.path, ::getpid());

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "../core/options.h"
@@ -37,6 +38,9 @@ struct ProviderEntry {
   std::string name, fabric, domain, version;
   std::uint64_t bits_per_second = 0;  // 0: the provider does not say
 };
+
+// Reliable datagrams over connections of another provider.
+inline bool is_rxm(std::string_view provider) noexcept { return provider.ends_with(";ofi_rxm"); }
 
 // The option `library` alone when it is given. Otherwise AWS's installation, the loader's own and the paths in `search`
 // (colon separated): for `efa` the first of AWS's, else the newest.

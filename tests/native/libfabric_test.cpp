@@ -737,6 +737,36 @@ std::size_t descriptor_count() {
   return static_cast<std::size_t>(std::distance(begin(all), end(all)));
 }
 
+// An endpoint goes while a long message to it has come in part: ofi_rxm cuts what exceeds its buffers in segments.
+void test_half_message() {
+  Node b;
+  const std::string longest(b.domain->attributes().max_message_nbytes, 'x');
+  for (PeerNumber peer = 1; peer <= 20; ++peer) {
+    Node a;
+    join(a, b, kB, peer);
+    CHECK(drive({&a, &b}, [&] { return a.domain->send(kB, 1, "first") == Posted::more; }));
+    CHECK(drive({&a, &b}, [&] { return b.sink.messages.size() == 1; }));
+    for (TransferId id = 2; a.domain->send(kB, id, longest) == Posted::more;) ++id;
+    drive_for({&a}, 0.002);
+    for (PeerNumber round = 0; round < peer / 2; ++round) b.domain->progress();
+    b.domain->disconnect(peer, true);
+    CHECK(drive({&b}, [&] { return b.sink.fences.size() == peer; }));
+    a.domain->disconnect(kB, true);
+    b.sink.messages.clear();
+  }
+}
+
+// What ofi_rxm must be told before it is used: without it the receives of a connection outlive that over verbs.
+void test_rxm_settings() {
+  try {
+    Node node(Settings{{"provider", "verbs;ofi_rxm"}});
+  } catch (const Failure& failure) {
+    CHECK(failure.kind == Failure::Kind::unavailable);
+  }
+  const char* shared = std::getenv("FI_OFI_RXM_USE_SRX");
+  CHECK(shared != nullptr && shared == std::string_view("1"));
+}
+
 // An endpoint goes while connections to it are half made: accepted, and not asked for yet. libfabric forgets them, and
 // comes back to them with what it has freed.
 void test_half_made(const Settings& settings, bool lost) {
@@ -911,6 +941,23 @@ void test_arm() {
   drive_for(pair.both(), 0.02);
   std::printf("  %d wakes; idle: needs_progress %d\n", wakes, static_cast<int>(b.domain->needs_progress()));
   CHECK(!a.domain->needs_progress() && !b.domain->needs_progress());
+}
+
+// Endpoints are gone that the queue had to wait for.
+void test_arm_after_partings() {
+  Node a, b;
+  for (PeerNumber peer = 1; peer <= 20; ++peer) {
+    join(a, b, peer, peer);
+    CHECK(drive({&a, &b}, [&] { return a.domain->send(peer, peer, "hello") == Posted::more; }));
+    CHECK(drive({&a, &b}, [&] { return b.sink.messages.size() == peer; }));
+    a.domain->disconnect(peer, true);
+    b.domain->disconnect(peer, true);
+    CHECK(drive({&a, &b}, [&] { return a.sink.fences.size() == peer && b.sink.fences.size() == peer; }));
+    for (harness::Node* node : std::array<harness::Node*, 2>{&a, &b}) {
+      const auto armed = node->domain->arm();
+      CHECK(!armed || armed->empty() == node->domain->polled());
+    }
+  }
 }
 
 // ------------------------------------------------------------------------------------------------- two processes
@@ -1118,13 +1165,16 @@ int main(int argc, char** argv) {
         {"disconnect, goodbye", [] { test_disconnect(false); }},
         {"storm", test_storm},
         {"half connected", test_half_connected},
+        {"half a message", test_half_message},
         {"half made, lost", [] { test_half_made({}, true); }},
         {"half made, goodbye", [] { test_half_made({}, false); }},
         {"half made, IPv6", [] { test_half_made({{"address", "::1"}}, true); }},
         {"partings", test_partings},
+        {"settings of ofi_rxm", test_rxm_settings},
         {"unread message", test_unread_message},
         {"nobody there", test_nobody_there},
         {"arm", test_arm},
+        {"arm after partings", test_arm_after_partings},
         {"frozen writer", [argv] { test_frozen_writer(argv[0], false); }},
         {"frozen writer, region taken back", [argv] { test_frozen_writer(argv[0], true); }},
         {"killed writer", [argv] { test_killed_writer(argv[0]); }},
