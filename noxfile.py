@@ -229,7 +229,9 @@ def native(session: nox.Session, kind: str) -> None:
     session.install(PYPROJECT["project"]["optional-dependencies"]["libfabric"][0])
     library = os.environ.get("LIBFABRIC") or wheel_library(session)
     session.run(compile_test(session, "tcp_test", TCP, kind), external=True)
-    session.run(libfabric_test(session, kind), "tcp", library, external=True)
+    program = libfabric_test(session, kind)
+    for provider in ("tcp", "tcp;ofi_rxm"):
+        session.run(program, provider, library, external=True)
     session.run(compile_test(session, "verbs_test", [pathlib.Path("backends/verbs/gid.cpp")], kind), external=True)
 
 

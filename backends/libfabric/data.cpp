@@ -88,6 +88,23 @@ ssize_t FabricDomain::post_bundle(Peer& peer, Op op, Bundle& bundle, Operation& 
   return ep->rma->writemsg(ep, &message, flags);
 }
 
+// Under Policy::payload_ahead: leaves the bundle with its immediate alone. What becomes of the payload shows in what
+// becomes of the immediate, since both are lost with the same connection.
+ssize_t FabricDomain::post_ahead(Peer& peer, Bundle& bundle) {
+  if (!policy_.payload_ahead || bundle.segments == 0 || (bundle.flags & kPieceImmediate) == 0) return 0;
+  const std::uint32_t flags = std::exchange(bundle.flags, 0);
+  Operation& operation = acquire(Operation::Kind::control, &peer);
+  const ssize_t result = post_bundle(peer, Op::write, bundle, operation);
+  bundle.flags = flags;
+  if (result < 0) {
+    recycle(operation);
+    return result;
+  }
+  enlist(operation, bundle.nbytes);
+  bundle.segments = 0;
+  return 0;
+}
+
 // The provider has accepted it.
 void FabricDomain::enlist(Operation& operation, std::uint64_t nbytes) {
   Peer& peer = *operation.peer;
@@ -141,7 +158,8 @@ Posted FabricDomain::post(Flow& flow, std::uint32_t budget) {
     Operation& operation = acquire(Operation::Kind::piece, peer);
     const bool last = flow.next + bundle.pieces == end || peer->in_flight + 1 == depth_;
     operation.vouches = policy_.delivery && (last || (bundle.segments == 1 && bundle.nbytes >= kVouchedNbytes));
-    const ssize_t result = post_bundle(*peer, run.op, bundle, operation);
+    ssize_t result = post_ahead(*peer, bundle);
+    if (result == 0) result = post_bundle(*peer, run.op, bundle, operation);
     if (result < 0) {
       recycle(operation);
       vouch_for_tail(*peer);

@@ -17,9 +17,10 @@ Policy policy_of(const abi::Info& info, const Options& options) {
   Policy policy;
   policy.unproven = yes_or_no("libfabric", options, "unproven").value_or(false);
   if (is_rxm(provider)) policy.slot_nbytes = kLeastSlotNbytes;
-  if (provider == "tcp") {
+  if (provider == "tcp" || provider == "tcp;ofi_rxm") {
     policy.delivery = yes_or_no("libfabric", options, "delivery").value_or(true);
     policy.forgets_connections = true;
+    policy.payload_ahead = is_rxm(provider);
   } else if (provider.starts_with("efa")) {
     const bool direct = info.fabric_attr->name == std::string_view("efa-direct");
     const std::string endpoints = option(options, "endpoints", "peer");

@@ -95,6 +95,11 @@ struct Policy {
   bool delivery = false;
   // tcp: closing an endpoint leaves connections behind that crash it later. See end_connections().
   bool forgets_connections = false;
+  // ofi_rxm over tcp: a write that carries an immediate, and whose connection ends before its payload is in, is told to
+  // rxm as an error without a context, which rxm follows (rxm_handle_comp_error, 2.5.1): a crash of its target. A write
+  // without one is not told, and one without payload is never half in. So the payload goes ahead, and over a stream the
+  // immediate comes after it.
+  bool payload_ahead = false;
   // ofi_rxm cuts what exceeds its buffers in segments. A message of which some have come as its connection closes is
   // taken for something else, and followed (rxm_close_conn: deferred_sar_msgs, 2.5.1): a crash. And it fills 2,048
   // buffers with zeros for each endpoint, which is why they are not longer.
@@ -297,6 +302,7 @@ class FabricDomain final : public Domain {
   [[nodiscard]] bool join_bundle(Bundle& bundle, const Piece& piece, const LocalRegion* local,
                                  const RemoteRegion* remote) const;
   ssize_t post_bundle(Peer& peer, Op op, Bundle& bundle, Operation& operation);
+  ssize_t post_ahead(Peer& peer, Bundle& bundle);
   void enlist(Operation& operation, std::uint64_t nbytes);
   void vouch_for_tail(Peer& peer);
   Posted blocked(Peer& peer, Flow& flow);

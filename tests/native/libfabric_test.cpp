@@ -180,7 +180,7 @@ void test_bare_immediates() {
 }
 
 // Providers that take one piece per operation get one; the others as many neighbours as fit.
-bool bundles() { return provider == "tcp"; }
+bool bundles() { return provider.starts_with("tcp"); }
 
 // Pieces of all sizes for several counters, some for none, some of nothing: what goes in one operation and what does
 // not must not show in bytes, counts or reports.
@@ -770,7 +770,7 @@ void test_rxm_settings() {
 // An endpoint goes while connections to it are half made: accepted, and not asked for yet. libfabric forgets them, and
 // comes back to them with what it has freed.
 void test_half_made(const Settings& settings, bool lost) {
-  if (provider != "tcp") return;
+  if (!provider.starts_with("tcp")) return;
   Node node(settings);
   Caller elsewhere(node.domain->connect(1000, std::nullopt));
   drive_for({&node}, 0.01);
@@ -797,7 +797,7 @@ void test_half_made(const Settings& settings, bool lost) {
   elsewhere.ask();
   pollfd answer{elsewhere.fd, POLLIN, 0};
   CHECK(drive({&node}, [&] { return ::poll(&answer, 1, 0) == 1; }, 2));
-  CHECK(!elsewhere.hung_up());
+  if (provider == "tcp") CHECK(!elsewhere.hung_up());  // ofi_rxm asks in other words
   const Endpoint last = node.domain->connect(1001, std::nullopt);
   Caller silent(last);
   drive_for({&node}, 0.002);
