@@ -225,7 +225,7 @@ def post_overhead(session: nox.Session) -> str:
 @nox.session(default=False)
 @nox.parametrize("kind", ["", "address,undefined"], ids=["plain", "address,undefined"])
 def native(session: nox.Session, kind: str) -> None:
-    """The domains of tcp and libfabric alone (``LIBFABRIC=path``: another library), and what verbs decides."""
+    """The domains of tcp and libfabric alone (``LIBFABRIC=path``: another library), and what verbs and shm decide."""
     session.install(PYPROJECT["project"]["optional-dependencies"]["libfabric"][0])
     library = os.environ.get("LIBFABRIC") or wheel_library(session)
     session.run(compile_test(session, "tcp_test", TCP, kind), external=True)
@@ -233,6 +233,7 @@ def native(session: nox.Session, kind: str) -> None:
     for provider in ("tcp", "tcp;ofi_rxm"):
         session.run(program, provider, library, external=True)
     session.run(compile_test(session, "verbs_test", [pathlib.Path("backends/verbs/gid.cpp")], kind), external=True)
+    session.run(compile_test(session, "trial_test", [], kind), external=True)
 
 
 @nox.session(default=False)

@@ -24,9 +24,7 @@ constexpr std::uint64_t kSectionNbytes = 256 << 10;
 // Of memory that is not mapped: a section is a system call that looks the pages up, so fewer and longer ones.
 constexpr std::uint64_t kForeignSectionNbytes = 1 << 20;
 constexpr std::uint64_t kTurnNbytes = 1 << 20;
-// Measured (benchmarks/log.md): from so much in one batch on, streaming stores win, whether the memory was used before
-// or not; of shorter pieces the lines at their ends cost more than it saves.
-constexpr std::uint64_t kStreamedBatchNbytes = 16 << 20;
+// Of shorter pieces the lines at their ends cost more than streaming saves (benchmarks/log.md).
 constexpr std::uint64_t kStreamedPieceNbytes = 4096;
 constexpr std::size_t kBellsOfCaller = 4;  // waking our own worker takes as long as waking a peer
 constexpr std::uint32_t kVectors = 512;    // below IOV_MAX (1024); longer calls gained nothing
@@ -371,8 +369,6 @@ struct ShmDomain::Section {
 
 namespace {
 
-bool streams(const Flow& flow) noexcept { return flow.batch_nbytes >= kStreamedBatchNbytes; }
-
 void move(void* to, const void* from, std::uint64_t n, bool streams) noexcept {
   if (streams && n >= kStreamedPieceNbytes) {
     copy_streaming(static_cast<std::byte*>(to), static_cast<const std::byte*>(from), n);
@@ -389,11 +385,10 @@ bool inside(std::uint64_t offset, std::uint64_t nbytes, std::uint64_t limit) noe
 
 // Pages: pieces that begin and end in this section and go there. Nothing of the section is looked at between two of
 // them. The first that is none of these is left to copy().
-void ShmDomain::copy_whole(Section& section, const Remote& remote) noexcept {
+void ShmDomain::copy_whole(Section& section, const Remote& remote, bool streams) noexcept {
   const Flow& flow = section.flow;
   if (flow.run.op != Op::write || flow.offset != 0) return;
   const std::uint64_t addr = remote.addr, limit = remote.nbytes;
-  const bool streaming = streams(flow);
   std::uint64_t room = section.limit - section.nbytes;
   const Piece* const first = flow.pieces + flow.next + section.finished;
   const Piece* const end = flow.pieces + std::min(flow.next + section.budget, flow.run.count);
@@ -401,8 +396,7 @@ void ShmDomain::copy_whole(Section& section, const Remote& remote) noexcept {
   for (; piece < end && piece->nbytes <= room && inside(piece->remote_offset, piece->nbytes, limit); ++piece) {
     const std::uint64_t n = piece->nbytes;
     room -= n;
-    move(reinterpret_cast<void*>(addr + piece->remote_offset), reinterpret_cast<void*>(piece->local_addr), n,
-         streaming);
+    move(reinterpret_cast<void*>(addr + piece->remote_offset), reinterpret_cast<void*>(piece->local_addr), n, streams);
   }
   section.finished += static_cast<std::uint32_t>(piece - first);
   section.nbytes = section.limit - room;
@@ -410,7 +404,11 @@ void ShmDomain::copy_whole(Section& section, const Remote& remote) noexcept {
 
 Outcome ShmDomain::copy(Section& section, const Link&, const Remote& remote) {
   const Flow& flow = section.flow;
-  copy_whole(section, remote);
+  const bool is_large = flow.batch_nbytes >= Trial::kLeastNbytes;
+  const std::uint64_t piece_nbytes = flow.pieces[flow.next].nbytes;
+  const bool streams = is_large && trial_.streams(flow.batch_nbytes, piece_nbytes);
+  const auto begun = is_large ? std::chrono::steady_clock::now() : std::chrono::steady_clock::time_point();
+  copy_whole(section, remote, streams);
   for (const Piece* piece; (piece = section.piece()) != nullptr && section.nbytes < section.limit;) {
     if (!inside(piece->remote_offset, piece->nbytes, remote.nbytes)) {
       return {Status::provider, ERANGE, "the piece reaches outside the peer's region"};
@@ -420,10 +418,11 @@ Outcome ShmDomain::copy(Section& section, const Link&, const Remote& remote) {
     auto* there = reinterpret_cast<std::byte*>(remote.addr + piece->remote_offset + flow.offset);
     std::byte* const to = flow.run.op == Op::write ? there : here;
     const std::byte* const from = flow.run.op == Op::write ? here : there;
-    move(to, from, n, streams(flow));
+    move(to, from, n, streams);
     section.moved(*piece, n);
   }
-  if (streams(flow)) end_streaming();
+  if (streams) end_streaming();
+  if (is_large) trial_.learn(flow.batch_nbytes, piece_nbytes, section.nbytes, std::chrono::steady_clock::now() - begun);
   return {};
 }
 

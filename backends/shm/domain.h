@@ -10,6 +10,7 @@
 #include "../core/domain.h"
 #include "../core/reaper.h"
 #include "segment.h"
+#include "trial.h"
 
 namespace aio::shm {
 
@@ -71,7 +72,7 @@ class ShmDomain final : public Domain {
   PeerSlot* take_slot(std::uint64_t nonce);
   void sweep();
   Outcome enter(const Link& link, const Remote* remote) const noexcept;
-  static void copy_whole(Section& section, const Remote& remote) noexcept;
+  static void copy_whole(Section& section, const Remote& remote, bool streams) noexcept;
   Outcome copy(Section& section, const Link& link, const Remote& remote);
   Outcome copy_process(Section& section, const Link& link, const Remote& remote);
 
@@ -79,6 +80,7 @@ class ShmDomain final : public Domain {
   std::shared_ptr<OwnSegment> segment_;
   DomainAttributes attributes_;
   HeldBells bells_;
+  Trial trial_;
   std::unordered_map<PeerNumber, Link> links_;
   std::unordered_map<RegionNumber, Local> locals_;
   std::unordered_map<RegionNumber, Remote> remotes_;

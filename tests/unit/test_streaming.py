@@ -64,3 +64,20 @@ async def test_read() -> None:
         await a.read(target.region[: ROOM - 9], source.remote()[9:])
         target.expect(0, source.array[9:])
         target.verify()
+
+
+@pytest.mark.parametrize("page", [4096, 1 << 20])
+async def test_while_it_finds_out_which_way_is_faster(page: int) -> None:
+    rng = np.random.default_rng(page)
+    nbytes = 16 * MIB
+    async with pair(SPEC) as (a, b):
+        source, target = await Memory.open(a, nbytes, rng), await Memory.open(b, nbytes, rng)
+        counter = b.counter()
+        ids = rng.permutation(nbytes // page)
+        for round_number in range(1, 13):
+            source.fill(round_number)
+            transfer = a.submit_pages(source.region.pages(ids, page), target.remote(counter).pages(ids, page))
+            await counter.wait(len(ids))
+            assert (target.array == round_number).all()
+            await transfer
+        target.expect(0, source.array)
