@@ -243,7 +243,11 @@ def sanitizers(session: nox.Session, kind: str) -> None:
     session.install(*group("test"))
     session.install(".[libfabric]", f"-Ccmake.define.AIO_TRANSFER_SANITIZE={kind}", "-Cbuild-dir=build/{wheel_tag}-san")
     runtime = "libtsan.so" if kind == "thread" else "libasan.so"
-    library = session.run("g++", f"-print-file-name={runtime}", external=True, silent=True)
+    # The C++ library as well: a sanitizer that is loaded before it finds nothing to throw with.
+    found = [
+        str(session.run("g++", f"-print-file-name={name}", external=True, silent=True)).strip()
+        for name in (runtime, "libstdc++.so.6")
+    ]
     session.run(
         "python",
         "-P",
@@ -256,7 +260,7 @@ def sanitizers(session: nox.Session, kind: str) -> None:
         "-k",
         "asyncio",
         env={
-            "LD_PRELOAD": str(library).strip(),
+            "LD_PRELOAD": " ".join(found),
             "ASAN_OPTIONS": "detect_leaks=0",
             "TSAN_OPTIONS": "report_bugs=1",
         },
