@@ -50,7 +50,7 @@ __all__ = (
     "unavailable",
 )
 
-_DEBUG: Final = os.environ.get("PYTHONASYNCIODEBUG") != "0"
+_DEBUG: Final = os.environ.get("AIO_TRANSFER_ASYNCIO_DEBUG") != "0"
 """asyncio's checks of its own, unless they are refused by name: they double the time of an emulated processor."""
 LOOPS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "asyncio": ("asyncio", {"debug": _DEBUG, "use_uvloop": False}),

@@ -25,7 +25,8 @@ constexpr auto kBellDelay = std::chrono::microseconds(100);
 constexpr timespec kHeadStart{0, 100'000};
 constexpr timespec kBehind{0, 1'000'000};
 constexpr auto kBrief = std::chrono::microseconds(100);
-constexpr unsigned kUnshared = 64;  // sleeps of the worker that it keeps to itself when the loop was slow
+constexpr unsigned kUnshared = 64;        // sleeps of the worker that it keeps to itself when that was not worth it
+constexpr std::size_t kFewTransfers = 2;  // with more under way, the loop has something to do besides
 constexpr std::size_t kSpareTransfers = 256;
 constexpr std::size_t kSparePieces = 64;
 
@@ -336,8 +337,9 @@ std::vector<std::uint32_t> Core::post_each(TransferId first, const Run* runs, st
   return left;
 }
 
-// Whether the worker has to see to what was posted by others, now.
+// Whether the worker has to see to what was posted by others, now; or may well do so beside a loop that goes on posting.
 bool Core::needs_a_look() const {
+  if (transfers_.size() > kFewTransfers) return true;
   return std::ranges::any_of(rails_, [](const Rail& rail) {
     return !rail.active.empty() || !rail.domain->attributes().tells_of_ends || rail.domain->needs_progress();
   });
@@ -615,6 +617,7 @@ bool Core::pass() {
 void Core::see_to_arrivals() {
   const std::unique_lock lock(mutex_, std::try_to_lock);
   if (!lock || !asleep_.load(std::memory_order_relaxed)) return;  // the worker does
+  if (transfers_.size() > kFewTransfers) return wake_worker();
   const auto begun = Clock::now();
   counters_.memory()->parked.store(0, std::memory_order_relaxed);  // nobody needs to ring
   in_pass_ = true;
@@ -625,9 +628,10 @@ void Core::see_to_arrivals() {
   bell_due_.reset();
   if (moved) loop_passes_.fetch_add(1, std::memory_order_relaxed);
   const bool brief = Clock::now() - begun < kBrief;
-  if (!brief) unshared_ = kUnshared;
+  // Nor is it worth it where the loop learns nothing.
+  if (!brief || (events_.empty() && !counters_.any_dirty())) unshared_ = kUnshared;
   const Outlook ahead = look_ahead();
-  if (!brief || !ahead.idle()) return wake_worker();
+  if (unshared_ != 0 || !ahead.idle()) return wake_worker();
   watch_->arm(ahead.descriptors);
 }
 
@@ -681,9 +685,9 @@ void Core::park(unsigned idle_rounds) {
       return;
     }
     if (watch_ && !ahead.must_poll) {
-      shared = unshared_ == 0;
+      shared = unshared_ == 0 && transfers_.size() <= kFewTransfers;
       if (shared) watch_->arm(ahead.descriptors);
-      if (!shared) --unshared_;
+      unshared_ -= std::min(unshared_, 1u);
     }
     loop_passes = loop_passes_.load(std::memory_order_relaxed);
   }

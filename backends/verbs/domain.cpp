@@ -162,7 +162,7 @@ void VerbsDomain::describe() {
   // Posting moves no bytes, so only their number counts.
   attributes_.inline_nbytes = UINT64_MAX;
   attributes_.inline_pieces = 32;
-  attributes_.tells_of_arrivals = attributes_.tells_of_ends = true;
+  attributes_.tells_of_ends = true;
 }
 
 std::optional<std::vector<int>> VerbsDomain::arm() {

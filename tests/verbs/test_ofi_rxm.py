@@ -14,11 +14,11 @@ from aio_transfer.testing.plugin import contract
 
 SPEC = Spec(
     backend="libfabric",
-    options={"provider": "verbs;ofi_rxm", "unproven": True, "address": "127.0.0.1"},
+    options={"provider": "verbs;ofi_rxm", "unproven": True, "address": "10.0.0.1"},
     name="libfabric-verbs",
 )
 pytestmark = pytest.mark.skipif(
-    not pathlib.Path("/sys/class/infiniband/rxe_lo").exists(), reason="needs the devices of `python tests/vm`"
+    not pathlib.Path("/sys/class/infiniband/rxe_left0").exists(), reason="needs the devices of `python tests/vm`"
 )
 
 test_contract = contract(SPEC, schedules=20, seeds=(1, 2, 3))
