@@ -337,7 +337,7 @@ std::vector<std::uint32_t> Core::post_each(TransferId first, const Run* runs, st
   return left;
 }
 
-// Whether the worker has to see to what was posted by others, now; or may well do so beside a loop that goes on posting.
+// Whether the worker has to see to what others have posted, now; or may well do so beside a loop that goes on posting.
 bool Core::needs_a_look() const {
   if (transfers_.size() > kFewTransfers) return true;
   return std::ranges::any_of(rails_, [](const Rail& rail) {

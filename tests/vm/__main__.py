@@ -118,7 +118,8 @@ def run(options: argparse.Namespace, work: pathlib.Path) -> int:
 
 def script(command: list[str], settings: list[str]) -> str:
     """Write the command as the guest's shell runs it."""
-    variables = {"AIO_TRANSFER_PATIENCE": PATIENCE, "AIO_TRANSFER_ASYNCIO_DEBUG": "0"}  # asyncio's own checks double its time
+    # asyncio's own checks would double its time.
+    variables = {"AIO_TRANSFER_PATIENCE": PATIENCE, "AIO_TRANSFER_ASYNCIO_DEBUG": "0"}
     variables |= {name: value for name, value in os.environ.items() if name.startswith(PASSED)}
     variables |= dict(setting.split("=", 1) for setting in settings)
     variables["PYTHONPATH"] = ":".join(filter(None, [variables.get("PYTHONPATH"), DEBIAN_PYTHON]))
