@@ -1,5 +1,6 @@
 // The core drives the domains of one backend: it queues flows per peer, posts them fairly, counts what arrives and
-// reports what ended. One worker thread, which never takes the interpreter's lock.
+// reports what ended. One worker thread, which never takes the interpreter's lock; where descriptors tell of arrivals,
+// the event loop sees to those that come while both sleep (loop_watch.h).
 #pragma once
 
 #include <atomic>
