@@ -287,7 +287,6 @@ void FabricDomain::describe() {
   attributes_.quantum *= static_cast<std::uint32_t>(most_segments_);  // as many operations as without bundles
   attributes_.inline_nbytes = 32 << 10;
   attributes_.inline_pieces = 4;
-  attributes_.tells_of_arrivals = attributes_.tells_of_ends = provider == "tcp" && wait_fd_ >= 0;
   if (!provider.starts_with("efa")) return;
   attributes_.device_memory = true;
   attributes_.inline_pieces = 1;  // about 0.45 us each there; more of them keep the caller from its loop
