@@ -43,7 +43,7 @@ class Bar:
 class Group:
     """Bars that one run answers.
 
-    :param instead: other settings; then a bar is about its figure in those for 1 of the default's
+    :param instead: other settings; then a bar is about the default's figure for 1 of the best of all
     """
 
     work: str
@@ -186,13 +186,13 @@ def measure(command: str) -> list[Line]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def beside(group: Group, key: str, line: Line) -> Line:
+def beside(group: Group, bar: Bar, line: Line) -> Line:
     """Return the default's figure for 1 of the best setting's, and which one that is."""
-    figures = {"default": line[key]}
+    figures = {"default": line[bar.key]}
     for setting in group.instead:
-        figures[setting] = measure(f"{group.command} {setting}")[0][key]
-    best = (max if group.bars[0].least else min)(figures, key=lambda name: figures[name])
-    return {key: line[key] / figures[best], "best": best}
+        figures[setting] = measure(f"{group.command} {setting}")[0][bar.key]
+    best = (max if bar.least else min)(figures, key=lambda name: figures[name])
+    return {bar.key: line[bar.key] / figures[best], "best": best}
 
 
 def row(group: Group, bar: Bar, line: Line) -> Line:
@@ -209,6 +209,16 @@ def row(group: Group, bar: Bar, line: Line) -> Line:
     }
 
 
+def rows(group: Group) -> list[Line]:
+    """Measure what a group needs, and return a row for each of its bars."""
+    lines = measure(group.command)
+    found: list[Line] = []
+    for bar in group.bars:
+        line = next(one for one in lines if bar.nbytes in {None, one["nbytes"]})
+        found.append(row(group, bar, beside(group, bar, line) if group.instead else line))
+    return found
+
+
 def _short(number: float) -> str:
     return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.3g}"  # noqa: PLR2004 - three digits
 
@@ -223,17 +233,13 @@ def main(words: list[str]) -> int:
         if wanted and not any(word in group.work for word in wanted):
             continue
         try:
-            lines = measure(group.command)
+            found = rows(group)
         except subprocess.CalledProcessError as error:
             print(f"`bench {group.command}` failed: {error}", file=sys.stderr)
             continue
-        for bar in group.bars:
-            line = next(one for one in lines if bar.nbytes in {None, one["nbytes"]})
-            if group.instead:
-                line = beside(group, bar.key, line)
-            found = row(group, bar, line)
-            cells = [found["work"], found["what"], found["bar"], found["seen"], "yes" if found["met"] else "**no**"]
-            print(json.dumps(found) if as_json else f"| {' | '.join(cells)} |", flush=True)
+        for one in found:
+            cells = [one["work"], one["what"], one["bar"], one["seen"], "yes" if one["met"] else "**no**"]
+            print(json.dumps(one) if as_json else f"| {' | '.join(cells)} |", flush=True)
     return 0
 
 

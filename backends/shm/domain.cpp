@@ -406,7 +406,7 @@ Outcome ShmDomain::copy(Section& section, const Link&, const Remote& remote) {
   const Flow& flow = section.flow;
   const bool is_large = flow.batch_nbytes >= Trial::kLeastNbytes;
   const std::uint64_t piece_nbytes = flow.pieces[flow.next].nbytes;
-  const bool streams = is_large && trial_.streams(flow.batch_nbytes, piece_nbytes);
+  const bool streams = trial_.streams(flow.batch_nbytes, piece_nbytes);
   const auto begun = is_large ? std::chrono::steady_clock::now() : std::chrono::steady_clock::time_point();
   copy_whole(section, remote, streams);
   for (const Piece* piece; (piece = section.piece()) != nullptr && section.nbytes < section.limit;) {

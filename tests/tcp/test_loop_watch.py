@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from aio_transfer.backends.core import NativeDriver
-from aio_transfer.drivers import PIECE, RUN, Access, EventKind, LocalMemory, Op, PieceFlag, RemoteMemory
+from aio_transfer.drivers import PIECE_STRUCT, RUN_STRUCT, Access, EventKind, LocalMemory, Op, PieceFlag, RemoteMemory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,16 +38,8 @@ class End:
     def write(self) -> None:
         """Write a byte and count it there."""
         self.sent += 1
-        run, piece = np.zeros(1, RUN), np.zeros(1, PIECE)
-        run["peer"], run["op"], run["local_region"], run["remote_region"], run["count"] = (
-            PEER,
-            Op.WRITE,
-            OURS,
-            THEIRS,
-            1,
-        )
-        piece["local_addr"], piece["nbytes"] = self.memory.ctypes.data, 1
-        piece["immediate"], piece["flags"] = COUNTER, PieceFlag.IMMEDIATE
+        run = RUN_STRUCT.pack(PEER, 0, Op.WRITE, OURS, THEIRS, 0, 1, 0)
+        piece = PIECE_STRUCT.pack(self.memory.ctypes.data, 0, 1, COUNTER, PieceFlag.IMMEDIATE)
         if self.driver.post(self.sent, run, piece):
             self.ended.add(self.sent)
 
