@@ -12,11 +12,15 @@ namespace aio::libfabric {
 
 namespace {
 
+// The first whose rxm handles what a connection has brought before it frees the connection, not after.
+constexpr std::uint32_t kMendedRxm = abi::make_version(2, 7);
+
 Policy policy_of(const abi::Info& info, const Options& options) {
   const std::string provider = info.fabric_attr->prov_name;
   Policy policy;
   policy.unproven = yes_or_no("libfabric", options, "unproven").value_or(false);
   if (is_rxm(provider)) policy.slot_nbytes = kLeastSlotNbytes;
+  policy.close_reposts = is_rxm(provider) && provider.starts_with("verbs");
   if (provider == "tcp" || provider == "tcp;ofi_rxm") {
     policy.delivery = yes_or_no("libfabric", options, "delivery").value_or(true);
     policy.forgets_connections = true;
@@ -119,16 +123,22 @@ InfoPtr discover(const Library& library, const Options& options, const std::stri
   unavailable(provider, std::string(library.strerror(-result)) + (node.empty() ? "" : ", at address " + node), -result);
 }
 
+bool keeps_the_contract(const Library& library, const std::string& provider) {
+  if (provider == "verbs;ofi_rxm") return library.version >= kMendedRxm;
+  return provider == "tcp" || provider.starts_with("efa");
+}
+
 }  // namespace
 
 std::vector<std::unique_ptr<Domain>> open_domains(Sink& sink, const Options& options) {
   const Library& library = load(options);
   const std::string provider = option(options, "provider", "tcp");
-  if (provider != "tcp" && !provider.starts_with("efa") &&
-      !yes_or_no("libfabric", options, "unproven").value_or(false)) {
+  if (!keeps_the_contract(library, provider) && !yes_or_no("libfabric", options, "unproven").value_or(false)) {
     throw Failure(Failure::Kind::unavailable, "libfabric",
                   "provider " + provider + " breaks the contract: backends/libfabric/README.md says how", 0,
-                  "provider=\"tcp\", or unproven=True to try it all the same");
+                  provider == "verbs;ofi_rxm"
+                      ? "backend=\"verbs\", or libfabric 2.7"
+                      : "provider=\"tcp\", or unproven=True to try it all the same");
   }
   const auto rails = static_cast<std::size_t>(number("libfabric", options, "rails", 1, 1, 1e9));
   const InfoPtr list = discover(library, options, provider);

@@ -97,19 +97,25 @@ void offer_plugins(const Library& library) {
   ::setenv("FI_PROVIDER_PATH", plugins.c_str(), 0);
 }
 
-// What ofi_rxm is to do unless the user has said otherwise. Nothing else reads these. The first is read with every
-// question; the others as libfabric is loaded, and where another engine was first they cost time and room, not safety.
-void settle_rxm() {
-  // One pool of receives per endpoint, as it has over tcp anyway. Where each connection has receives of its own, rxm
+// What ofi_rxm is to do unless the user has said otherwise. The first is read with every question; the others as libfabric
+// is loaded, and where another engine was first they cost time and room over tcp, and over verbs a typed error.
+void settle_rxm(const std::string& provider) {
+  static const bool chosen = std::getenv("FI_OFI_RXM_USE_SRX") != nullptr;
+  const bool verbs = provider.starts_with("verbs");
+  // Over tcp one pool of receives per endpoint, as it has anyway. Where each connection has receives of its own, rxm
   // closes the connection and then handles what it had received, which posts those receives to what was freed
-  // (rxm_close_conn before rxm_flush_msg_cq, 2.5.1: a crash; turned round by ofiwg/libfabric 697688386).
-  ::setenv("FI_OFI_RXM_USE_SRX", "1", 0);
+  // (rxm_close_conn before rxm_flush_msg_cq, 2.5.1: a crash; turned round by ofiwg/libfabric 697688386). Over verbs
+  // there is no choice: what takes a receive of a pool is said to be a message (vrb_poll_cq, 2.5.1 and later), so an
+  // immediate is never told. See Policy::close_reposts.
+  if (!chosen) ::setenv("FI_OFI_RXM_USE_SRX", verbs ? "0" : "1", 1);
   // See Policy::slot_nbytes, which these hold.
   ::setenv("FI_OFI_RXM_BUFFER_SIZE", "8192", 0);
-  // It makes 1,024 of them at a time, and would ask for 4,096.
-  ::setenv("FI_OFI_RXM_MSG_RX_SIZE", "1024", 0);
-  // Its queue has room for FI_UNIVERSE_SIZE (256) times so many and for the receives, and rdma_rxe's holds 32,767.
+  // It makes 1,024 of them at a time, and would ask for 4,096. Over verbs they are a connection's.
+  ::setenv("FI_OFI_RXM_MSG_RX_SIZE", verbs ? "256" : "1024", 0);
   ::setenv("FI_OFI_RXM_MSG_TX_SIZE", "120", 0);
+  // Its queue has room for that many connections (1,024 unless told) with all that they may have under way, and
+  // rdma_rxe's holds 32,767. Ours have one each.
+  if (verbs) ::setenv("FI_UNIVERSE_SIZE", "16", 0);
   // It looks every 10 ms only for connections that come and go, and end_connections() would end none.
   ::setenv("FI_OFI_RXM_CM_PROGRESS_INTERVAL", "0", 0);
 }
@@ -160,7 +166,7 @@ const Library& load(const Options& options) {
                   0, "multiprocessing.set_start_method('spawn'), or fork before libfabric is used");
   }
   if (plugged) offer_plugins(found->second);
-  if (is_rxm(provider)) settle_rxm();
+  if (is_rxm(provider)) settle_rxm(provider);
   decide(options, user == users.end());
   // Whoever loads it asks it something at once, and with the first question it opens all devices.
   users.try_emplace(found->second.path, ::getpid());

@@ -174,7 +174,7 @@ void FabricDomain::fence_quietly(Peer& peer) {
     // a peer that thaws later finds nobody at the port.
     if (policy_.forgets_connections) end_connections(peer);
     // The device forgets what is queued along with the queue pair, and its sender has been told that it is here.
-    if (policy_.close_forgets) harvest_queued();
+    if (policy_.close_forgets || policy_.close_reposts) harvest_queued();
     peer.own->endpoint.reset();
     harvest_queued();
     for (Operation& operation : operations_) {

@@ -15,6 +15,7 @@ namespace {
 
 constexpr int kMostCompletions = 1 << 16;
 constexpr int kEveryone = 16;  // peers whose send queues may all be full at once; beyond that they wait for each other
+constexpr std::uint64_t kInlineNbytesOnRxe = 16 << 10;
 
 Settings settings_of(const Options& options) {
   const auto small = [&](const char* name, double otherwise, double most) {
@@ -159,8 +160,8 @@ void VerbsDomain::describe() {
   attributes_.max_piece_nbytes = std::min<std::uint64_t>(port_.attr.max_msg_sz, 1ull << 30);
   attributes_.max_message_nbytes = rail_ == 0 ? kMessageSlotNbytes : UINT64_MAX >> 1;
   attributes_.device_memory = library_.reg_dmabuf_mr != nullptr;
-  // Posting moves no bytes, so only their number counts.
-  attributes_.inline_nbytes = UINT64_MAX;
+  // Posting moves no bytes, so only their number counts. But rdma_rxe sends the packets itself before it returns.
+  attributes_.inline_nbytes = port_.is_rxe() ? kInlineNbytesOnRxe : UINT64_MAX;
   attributes_.inline_pieces = 32;
   attributes_.tells_of_ends = true;
 }
