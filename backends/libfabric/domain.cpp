@@ -136,9 +136,8 @@ std::vector<std::unique_ptr<Domain>> open_domains(Sink& sink, const Options& opt
   if (!keeps_the_contract(library, provider) && !yes_or_no("libfabric", options, "unproven").value_or(false)) {
     throw Failure(Failure::Kind::unavailable, "libfabric",
                   "provider " + provider + " breaks the contract: backends/libfabric/README.md says how", 0,
-                  provider == "verbs;ofi_rxm"
-                      ? "backend=\"verbs\", or libfabric 2.7"
-                      : "provider=\"tcp\", or unproven=True to try it all the same");
+                  provider == "verbs;ofi_rxm" ? "backend=\"verbs\", or libfabric 2.7"
+                                              : "provider=\"tcp\", or unproven=True to try it all the same");
   }
   const auto rails = static_cast<std::size_t>(number("libfabric", options, "rails", 1, 1, 1e9));
   const InfoPtr list = discover(library, options, provider);

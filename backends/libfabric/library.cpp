@@ -97,8 +97,9 @@ void offer_plugins(const Library& library) {
   ::setenv("FI_PROVIDER_PATH", plugins.c_str(), 0);
 }
 
-// What ofi_rxm is to do unless the user has said otherwise. The first is read with every question; the others as libfabric
-// is loaded, and where another engine was first they cost time and room over tcp, and over verbs a typed error.
+// What ofi_rxm is to do unless the user has said otherwise. The first is read with every question; the others as
+// libfabric is loaded, and where another engine was first they cost time and room over tcp, and over verbs a typed
+// error.
 void settle_rxm(const std::string& provider) {
   static const bool chosen = std::getenv("FI_OFI_RXM_USE_SRX") != nullptr;
   const bool verbs = provider.starts_with("verbs");

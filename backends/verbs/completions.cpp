@@ -19,6 +19,7 @@ constexpr std::uint32_t kReceiveChain = 64;
 constexpr std::uint32_t kReceivesAtOnce = 16;
 static_assert(kReceivesAtOnce < kImmediates / 64);
 
+const Outcome kDone;
 const Outcome kPeerLost{Status::peer_lost, 0, "the connection is closed"};
 
 }  // namespace
@@ -47,7 +48,7 @@ bool VerbsDomain::harvest() {
     if (static_cast<std::size_t>(count) < entries.size()) break;  // mostly there is no more; arm() looks again
   }
   // What has retired may have been another peer's: room and slots are shared.
-  if (moved) flush_outboxes();
+  if (moved && !outboxes_.empty()) flush_outboxes();
   return moved;
 }
 
@@ -56,28 +57,28 @@ void VerbsDomain::complete(const abi::Wc& wc) {
   if (id == kImmediateReceive) {
     ++immediates_taken_;
     // Of a connection that is over nothing counts any more.
-    if (wc.status == abi::wc_success && (wc.wc_flags & abi::wc_with_imm) != 0 && by_qpn_.contains(wc.qp_num)) {
+    if (wc.status == abi::wc_success && (wc.wc_flags & abi::wc_with_imm) != 0 && by_qpn_.find(wc.qp_num) != nullptr) {
       sink_.counted(ntohl(wc.imm_data));
     }
     return;
   }
   if (id == kMessageReceive) {
     const auto slot = static_cast<std::uint32_t>(wc.wr_id & kNumberMask);
-    const auto peer = by_qpn_.find(wc.qp_num);
-    if (wc.status == abi::wc_success && peer != by_qpn_.end() && wc.byte_len <= slot_nbytes_) {
+    Peer* const* peer = by_qpn_.find(wc.qp_num);
+    if (wc.status == abi::wc_success && peer != nullptr && wc.byte_len <= slot_nbytes_) {
       const std::string_view bytes(reinterpret_cast<const char*>(arena_.get() + slot * slot_nbytes_), wc.byte_len);
-      received(*peer->second, FrameKind{ntohl(wc.imm_data)}, bytes);
+      received(**peer, FrameKind{ntohl(wc.imm_data)}, bytes);
     }
     taken_slots_.push_back(slot);
     return;
   }
-  const auto found = queues_.find(id);
-  if (found == queues_.end()) return;  // of a QP that was destroyed
-  auto& [peer, queue] = found->second;
+  const auto* found = queues_.find(id);
+  if (found == nullptr) return;  // of a QP that was destroyed
+  const auto [peer, queue] = *found;
   const std::uint64_t number = queue->tail + ((wc.wr_id - queue->tail) & kNumberMask);
   if (number >= queue->head) return;  // it retired with one before: no provider should say so
   if (wc.status == abi::wc_success) {
-    retire(*peer, *queue, number, {}, true);
+    retire(*peer, *queue, number, kDone, true);
   } else {
     const Outcome failure = describe_failure(*peer, wc);
     // What was flushed says nothing of those before it.
@@ -94,13 +95,12 @@ void VerbsDomain::retire(Peer& peer, Queue& queue, std::uint64_t number, const O
   Flow* flow = nullptr;
   std::uint32_t run = 0;
   const auto report = [&] {
-    if (run != 0) sink_.stopped(*flow, run, {});
+    if (run != 0) sink_.stopped(*flow, run, kDone);
     run = 0;
   };
   while (queue.tail <= number) {
-    const Request request = queue.at(queue.tail);
+    const Request& request = queue.at(queue.tail++);
     const bool good = outcome.ok() || (vouches && request.vouched < number);
-    ++queue.tail;
     ++completions_room_;
     ++peer.retired;
     // Neighbours of one flow are reported together.
@@ -111,8 +111,9 @@ void VerbsDomain::retire(Peer& peer, Queue& queue, std::uint64_t number, const O
       peer.nbytes -= request.nbytes;
       continue;
     }
+    const Request ended = request;  // its slot is free, and what is reported may lead to a post
     report();
-    finish(peer, request, good ? Outcome{} : outcome);
+    finish(peer, ended, good ? kDone : outcome);
   }
   report();
   if (!peer.revocations.empty()) answer_revocations(peer);

@@ -33,10 +33,8 @@ Posted VerbsDomain::post(Flow& flow, std::uint32_t budget) {
   if (peer == nullptr || !peer->joined) return refuse(kPeerGone);
   if (peer->deputy != nullptr) return peer->deputy->post(flow, budget);
   if (!peer->broken.ok()) return refuse(peer->broken);
-  const auto remote = remote_regions_.find(run.remote_region);
-  const auto local = local_regions_.find(run.local_region);
-  const RemoteRegion* far = remote == remote_regions_.end() ? nullptr : &remote->second;
-  const LocalRegion* near = local == local_regions_.end() ? nullptr : &local->second;
+  const RemoteRegion* far = remote_regions_.find(run.remote_region);
+  const LocalRegion* near = local_regions_.find(run.local_region);
   keep_time();  // of what will be under way
   while (budget > 0 && flow.next < run.count) {
     // One slot more than pieces, for the read that flushes them.

@@ -115,7 +115,7 @@ void VerbsDomain::received(Peer& peer, FrameKind kind, std::string_view bytes) {
     answer_revocations(peer);
   } else if (kind == FrameKind::revoked) {
     for (const RegionNumber number : closing_regions_) {
-      LocalRegion& region = local_regions_.at(number);
+      LocalRegion& region = *local_regions_.find(number);
       if (region.serial == serial) region.awaited.erase(peer.number);
     }
     settle_regions();

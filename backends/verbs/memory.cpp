@@ -57,7 +57,7 @@ std::string VerbsDomain::register_local(RegionNumber number, const LocalMemory& 
   const KeyBlob key{memory.addr, next_serial_++, registration->rkey, memory.access};
   LocalRegion region{memory.addr,       memory.nbytes,           key.serial, memory.access,
                      !memory.is_dmabuf, std::move(registration), {},         {}};
-  local_regions_.insert_or_assign(number, std::move(region));
+  local_regions_.assign(number, std::move(region));
   return bytes_of(key);
 }
 
@@ -72,14 +72,14 @@ void VerbsDomain::register_remote(RegionNumber number, const RemoteMemory& memor
   if (peer->dead.contains(key.serial)) {
     throw Failure(Failure::Kind::stale, "region " + std::to_string(number), "the peer has deregistered it");
   }
-  remote_regions_.insert_or_assign(number, RemoteRegion{memory.peer, memory.nbytes, key, false});
+  remote_regions_.assign(number, RemoteRegion{memory.peer, memory.nbytes, key, false});
 }
 
 void VerbsDomain::deregister(RegionNumber number) {
   remote_regions_.erase(number);
-  const auto found = local_regions_.find(number);
-  if (found == local_regions_.end() || !closing_regions_.insert(number).second) return;
-  revoke(found->second);
+  LocalRegion* found = local_regions_.find(number);
+  if (found == nullptr || !closing_regions_.insert(number).second) return;
+  revoke(*found);
   settle_regions();
 }
 
@@ -100,7 +100,7 @@ bool VerbsDomain::settle_regions() {
   const auto now = Clock::now();
   for (auto next = closing_regions_.begin(); next != closing_regions_.end();) {
     const RegionNumber number = *next;
-    LocalRegion& region = local_regions_.at(number);
+    LocalRegion& region = *local_regions_.find(number);
     std::erase_if(region.awaited, [this](PeerNumber awaited) {
       const Peer* peer = find(awaited);
       return peer == nullptr || !peer->broken.ok();

@@ -50,8 +50,8 @@ void to_error(const Library& library, const Queue& queue) noexcept {
 }  // namespace
 
 Peer* VerbsDomain::find(PeerNumber number) noexcept {
-  const auto found = peers_.find(number);
-  return found == peers_.end() ? nullptr : found->second.get();
+  const auto* found = peers_.find(number);
+  return found == nullptr ? nullptr : found->get();
 }
 
 Queue VerbsDomain::open_queue(std::uint32_t depth, std::uint32_t inline_nbytes, abi::Srq* srq) {

@@ -3,8 +3,10 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <map>
 #include <random>
 
+#include "../../backends/core/recent_map.h"
 #include "../../backends/verbs/gid.h"
 #include "../../backends/verbs/queue.h"
 #include "../../backends/verbs/wire.h"
@@ -111,10 +113,42 @@ void numbers_of_requests() {
   }
 }
 
+// What was found last is never found again once it is gone, whatever came meanwhile.
+void recent_finds() {
+  aio::RecentMap<std::uint32_t, std::uint32_t> map;
+  std::map<std::uint32_t, std::uint32_t> truth;
+  std::mt19937 random(7);
+  for (std::uint32_t step = 0; step < 200'000; ++step) {
+    const std::uint32_t key = random() % 64;
+    switch (random() % 8) {
+      case 0:
+        map.emplace(key, step);
+        truth.emplace(key, step);
+        break;
+      case 1:
+        map.assign(key, step);
+        truth[key] = step;
+        break;
+      case 2:
+        map.erase(key);
+        truth.erase(key);
+        break;
+      default:
+        const std::uint32_t* found = map.find(key);
+        CLAIM((found != nullptr) == truth.contains(key));
+        CLAIM(found == nullptr || *found == truth[key]);
+    }
+    CLAIM(map.size() == truth.size());
+  }
+  map.clear();
+  for (std::uint32_t key = 0; key < 64; ++key) CLAIM(map.find(key) == nullptr);
+}
+
 }  // namespace
 
 int main() {
   choice_of_addresses();
+  recent_finds();
   choices_at_random();
   endpoints();
   numbers_of_requests();
