@@ -44,7 +44,7 @@ bool VerbsDomain::harvest() {
     for (std::size_t i = 0; i < static_cast<std::size_t>(count); ++i) complete(entries[i]);
     if (immediates_taken_ >= kReceivesAtOnce) post_immediates(immediates_taken_);
     post_receives();
-    moved = true;
+    moved = harvested_ = true;
     if (static_cast<std::size_t>(count) < entries.size()) break;  // mostly there is no more; arm() looks again
   }
   // What has retired may have been another peer's: room and slots are shared.

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 #include "verbs_domain.h"
 
@@ -15,6 +16,7 @@ namespace {
 
 constexpr int kMostCompletions = 1 << 16;
 constexpr int kEveryone = 16;  // peers whose send queues may all be full at once; beyond that they wait for each other
+constexpr std::uint32_t kArmsPerLook = 64;
 constexpr std::uint64_t kInlineNbytesOnRxe = 16 << 10;
 
 Settings settings_of(const Options& options) {
@@ -167,16 +169,26 @@ void VerbsDomain::describe() {
 }
 
 std::optional<std::vector<int>> VerbsDomain::arm() {
-  bool moved = look_around();
-  // Events of former arms first; they would make the descriptor readable for nothing.
+  // What woke us was most likely a completion, and then nothing else is asked: each question is a system call.
+  bool moved = false;
+  if (!std::exchange(harvested_, false) || ++unlooked_ == kArmsPerLook) {
+    unlooked_ = 0;
+    moved = look_around();
+  }
+  mind_time();
+  // An arm rings once. One that has not rung yet still holds, and one that has would make the descriptor readable.
   abi::Cq* cq = nullptr;
   void* context = nullptr;
-  unsigned events = 0;
-  while (library_.get_cq_event(channel_.get(), &cq, &context) == 0) ++events;
-  if (events != 0) library_.ack_cq_events(cq_.get(), events);
-  abi::req_notify_cq(cq_.get());
-  // What came before the arm rings no more, so it is looked for once more.
-  moved |= harvest();
+  if (armed_ && library_.get_cq_event(channel_.get(), &cq, &context) == 0) {
+    library_.ack_cq_events(cq_.get(), 1);
+    armed_ = false;
+  }
+  if (!armed_) {
+    abi::req_notify_cq(cq_.get());
+    armed_ = true;
+    // What came before the arm rings no more, so it is looked for once more.
+    moved |= harvest();
+  }
   if (moved) return std::nullopt;
   return std::vector<int>{channel_->fd, port_.context->async_fd, timer_.get()};
 }

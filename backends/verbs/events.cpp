@@ -28,9 +28,13 @@ bool VerbsDomain::look_around() {
     timer_due_.reset();
     moved |= tick(Clock::now());
   }
-  // After the tick, which may leave something to mind: nobody else would wake an idle worker for it.
-  if (!timer_due_ && minds_time()) keep_time();
+  mind_time();  // after the tick, which may leave something to mind
   return moved;
+}
+
+// Nobody else would wake an idle worker for it.
+void VerbsDomain::mind_time() {
+  if (!timer_due_ && minds_time()) keep_time();
 }
 
 void VerbsDomain::keep_time() {

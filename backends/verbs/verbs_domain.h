@@ -153,6 +153,7 @@ class VerbsDomain final : public Domain {
   void on_event(const abi::AsyncEvent& event);
   bool tick(Clock::time_point now);
   [[nodiscard]] bool minds_time() const noexcept;
+  void mind_time();
   void keep_time();
 
   Sink& sink_;
@@ -190,6 +191,9 @@ class VerbsDomain final : public Domain {
   std::uint32_t next_queue_ = 1;
 
   std::uint32_t passes_ = 0;
+  bool armed_ = false;          // the CQ will ring, or has rung and was not heard
+  bool harvested_ = false;      // since the last arm()
+  std::uint32_t unlooked_ = 0;  // arms since the last look_around()
   std::optional<Clock::time_point> timer_due_;
   std::optional<Clock::time_point> port_down_since_;
   Outcome dead_;  // not ok: the device is gone for good
