@@ -10,6 +10,10 @@ namespace aio {
 template <class Key, class Value>
 class RecentMap {
  public:
+  RecentMap() = default;
+  RecentMap(const RecentMap&) = delete;
+  RecentMap& operator=(const RecentMap&) = delete;
+
   // Null: there is none. Good until it is erased, whatever else comes or goes.
   [[nodiscard]] Value* find(const Key& key) noexcept {
     if (last_ != nullptr && last_->first == key) return &last_->second;

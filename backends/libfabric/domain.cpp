@@ -12,15 +12,14 @@ namespace aio::libfabric {
 
 namespace {
 
-// The first whose rxm handles what a connection has brought before it frees the connection, not after.
-constexpr std::uint32_t kMendedRxm = abi::make_version(2, 7);
+constexpr int kLastRounds = 64;  // of driving libfabric before an endpoint goes, without taking what it has
 
 Policy policy_of(const abi::Info& info, const Options& options) {
   const std::string provider = info.fabric_attr->prov_name;
   Policy policy;
   policy.unproven = yes_or_no("libfabric", options, "unproven").value_or(false);
   if (is_rxm(provider)) policy.slot_nbytes = kLeastSlotNbytes;
-  policy.close_reposts = is_rxm(provider) && provider.starts_with("verbs");
+  policy.close_reposts = is_rxm_over_verbs(provider);
   if (provider == "tcp" || provider == "tcp;ofi_rxm") {
     policy.delivery = yes_or_no("libfabric", options, "delivery").value_or(true);
     policy.forgets_connections = true;
@@ -123,22 +122,11 @@ InfoPtr discover(const Library& library, const Options& options, const std::stri
   unavailable(provider, std::string(library.strerror(-result)) + (node.empty() ? "" : ", at address " + node), -result);
 }
 
-bool keeps_the_contract(const Library& library, const std::string& provider) {
-  if (provider == "verbs;ofi_rxm") return library.version >= kMendedRxm;
-  return provider == "tcp" || provider.starts_with("efa");
-}
-
 }  // namespace
 
 std::vector<std::unique_ptr<Domain>> open_domains(Sink& sink, const Options& options) {
   const Library& library = load(options);
   const std::string provider = option(options, "provider", "tcp");
-  if (!keeps_the_contract(library, provider) && !yes_or_no("libfabric", options, "unproven").value_or(false)) {
-    throw Failure(Failure::Kind::unavailable, "libfabric",
-                  "provider " + provider + " breaks the contract: backends/libfabric/README.md says how", 0,
-                  provider == "verbs;ofi_rxm" ? "backend=\"verbs\", or libfabric 2.7"
-                                              : "provider=\"tcp\", or unproven=True to try it all the same");
-  }
   const auto rails = static_cast<std::size_t>(number("libfabric", options, "rails", 1, 1, 1e9));
   const InfoPtr list = discover(library, options, provider);
   std::vector<std::unique_ptr<Domain>> domains;
@@ -182,6 +170,7 @@ FabricDomain::~FabricDomain() {
   for (auto& [number, peer] : peers_) {
     if (!peer->own) continue;
     if (policy_.forgets_connections) end_connections(*peer);
+    for (int round = 0; policy_.close_reposts && round < kLastRounds; ++round) cq_->ops->read(cq_.get(), nullptr, 0);
     peer->own->endpoint.reset();
   }
   if (shared_) shared_->endpoint.reset();

@@ -11,7 +11,8 @@ namespace aio::libfabric {
 
 // Options, all optional; yes and no are "1"/"True" and "0"/"False":
 //   provider         exact provider name; "tcp"
-//   unproven         open providers that break promises (README.md): not tcp, nor efa on a device with RDMA; no
+//   unproven         open providers that break promises (README.md): not tcp, nor efa on a device with RDMA,
+//                    nor verbs;ofi_rxm from libfabric 2.7 on; no
 //   address          source address (node); "127.0.0.1" for the IP providers, unless `interface` is given
 //   interface        domain name, as `aio-transfer devices` shows it
 //   interfaces       several, with commas, and in this order

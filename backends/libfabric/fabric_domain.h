@@ -100,8 +100,10 @@ struct Policy {
   // without one is not told, and one without payload is never half in. So the payload goes ahead, and over a stream the
   // immediate comes after it.
   bool payload_ahead = false;
-  // ofi_rxm over verbs: what has come and is not read as a connection closes is followed once that is freed, by
-  // posting its receive again. So it is read first. What comes in the microseconds between still crashes it.
+  // ofi_rxm over verbs has receives for each connection, since what takes one of a shared pool is taken for a message
+  // there (vrb_poll_cq, 2.5.1 and later), and an immediate is never told. Before 2.7, what has come and is not read as
+  // a connection closes is followed once that is freed, by posting its receive again (rxm_close_conn,
+  // rxm_flush_msg_cq). So it is read first. What comes in the microseconds between still crashes it.
   bool close_reposts = false;
   // ofi_rxm cuts what exceeds its buffers in segments. A message of which some have come as its connection closes is
   // taken for something else, and followed (rxm_close_conn: deferred_sar_msgs, 2.5.1): a crash. And it fills 2,048

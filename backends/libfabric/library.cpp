@@ -23,6 +23,8 @@ constexpr const char* kAmazon = "/opt/amazon/efa/lib64/libfabric.so.1";
 // a write that the peer refuses as if all were well.
 constexpr std::uint32_t kOldest = abi::make_version(1, 18);
 constexpr std::uint32_t kDeclared = abi::make_version(2, 5);
+// The first whose rxm handles what a connection has brought before it frees the connection, not after.
+constexpr std::uint32_t kMendedRxm = abi::make_version(2, 7);
 
 std::string words(std::uint32_t version) {
   return std::to_string(version >> 16) + "." + std::to_string(version & 0xffff);
@@ -97,25 +99,32 @@ void offer_plugins(const Library& library) {
   ::setenv("FI_PROVIDER_PATH", plugins.c_str(), 0);
 }
 
-// What ofi_rxm is to do unless the user has said otherwise. The first is read with every question; the others as
-// libfabric is loaded, and where another engine was first they cost time and room over tcp, and over verbs a typed
-// error.
+void require_proven(const Library& library, const std::string& provider, const Options& options) {
+  const bool rxm = is_rxm_over_verbs(provider);
+  const bool proven = rxm ? library.version >= kMendedRxm : provider == "tcp" || provider.starts_with("efa");
+  if (proven || yes_or_no("libfabric", options, "unproven").value_or(false)) return;
+  throw Failure(
+      Failure::Kind::unavailable, "libfabric",
+      "provider " + provider + " breaks the contract" +
+          (rxm ? " before libfabric " + words(kMendedRxm) + ", and " + library.path + " is " + words(library.version)
+               : "") +
+          ": backends/libfabric/README.md says how",
+      0, "provider=\"tcp\", or unproven=True to try it all the same");
+}
+
+// What ofi_rxm is to do unless the user has said otherwise. It is read as libfabric is loaded, so that it holds for the
+// whole process: where another engine was first it costs time and room over tcp, and over verbs a typed error.
+// FI_OFI_RXM_USE_SRX is left alone: unless it is set, receives are the endpoint's over tcp and each connection's own
+// over verbs, as they must be (Policy::close_reposts says why).
 void settle_rxm(const std::string& provider) {
-  static const bool chosen = std::getenv("FI_OFI_RXM_USE_SRX") != nullptr;
-  const bool verbs = provider.starts_with("verbs");
-  // Over tcp one pool of receives per endpoint, as it has anyway. Where each connection has receives of its own, rxm
-  // closes the connection and then handles what it had received, which posts those receives to what was freed
-  // (rxm_close_conn before rxm_flush_msg_cq, 2.5.1: a crash; turned round by ofiwg/libfabric 697688386). Over verbs
-  // there is no choice: what takes a receive of a pool is said to be a message (vrb_poll_cq, 2.5.1 and later), so an
-  // immediate is never told. See Policy::close_reposts.
-  if (!chosen) ::setenv("FI_OFI_RXM_USE_SRX", verbs ? "0" : "1", 1);
+  const bool verbs = is_rxm_over_verbs(provider);
   // See Policy::slot_nbytes, which these hold.
   ::setenv("FI_OFI_RXM_BUFFER_SIZE", "8192", 0);
   // It makes 1,024 of them at a time, and would ask for 4,096. Over verbs they are a connection's.
   ::setenv("FI_OFI_RXM_MSG_RX_SIZE", verbs ? "256" : "1024", 0);
   ::setenv("FI_OFI_RXM_MSG_TX_SIZE", "120", 0);
   // Its queue has room for that many connections (1,024 unless told) with all that they may have under way, and
-  // rdma_rxe's holds 32,767. Ours have one each.
+  // rdma_rxe's holds 32,767. Ours have one for each NIC of a peer. Others size address tables by it.
   if (verbs) ::setenv("FI_UNIVERSE_SIZE", "16", 0);
   // It looks every 10 ms only for connections that come and go, and end_connections() would end none.
   ::setenv("FI_OFI_RXM_CM_PROGRESS_INTERVAL", "0", 0);
@@ -166,6 +175,7 @@ const Library& load(const Options& options) {
                       ": this process was forked from one that had used libfabric, and the devices are that one's",
                   0, "multiprocessing.set_start_method('spawn'), or fork before libfabric is used");
   }
+  if (provider != "all") require_proven(found->second, provider, options);
   if (plugged) offer_plugins(found->second);
   if (is_rxm(provider)) settle_rxm(provider);
   decide(options, user == users.end());

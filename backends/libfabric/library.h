@@ -41,11 +41,13 @@ struct ProviderEntry {
 
 // Reliable datagrams over connections of another provider.
 inline bool is_rxm(std::string_view provider) noexcept { return provider.ends_with(";ofi_rxm"); }
+inline bool is_rxm_over_verbs(std::string_view provider) noexcept { return provider == "verbs;ofi_rxm"; }
 
 // The option `library` alone when it is given. Otherwise AWS's installation, the loader's own and the paths in `search`
 // (colon separated): for `efa` the first of AWS's, else the newest.
-// Throws Failure(unavailable) with every reason why none will do, and for a provider of devices in a forked child of a
-// process that has used the library; Failure(usage) for an option that comes too late to be heeded.
+// Throws Failure(unavailable) with every reason why none will do, for a provider that breaks the contract, and for one
+// of devices in a forked child of a process that has used the library; Failure(usage) for an option that comes too late
+// to be heeded.
 const Library& load(const Options& options);
 
 std::vector<ProviderEntry> list_providers(const Options& options);

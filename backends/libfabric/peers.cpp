@@ -173,7 +173,8 @@ void FabricDomain::fence_quietly(Peer& peer) {
     // Over tcp this closes the listener and every connection; what was queued is flushed into the queue as errors, and
     // a peer that thaws later finds nobody at the port.
     if (policy_.forgets_connections) end_connections(peer);
-    // The device forgets what is queued along with the queue pair, and its sender has been told that it is here.
+    // The device forgets what is queued along with the queue pair, and its sender has been told that it is here; or the
+    // provider would handle it too late.
     if (policy_.close_forgets || policy_.close_reposts) harvest_queued();
     peer.own->endpoint.reset();
     harvest_queued();

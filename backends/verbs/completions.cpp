@@ -26,7 +26,7 @@ const Outcome kPeerLost{Status::peer_lost, 0, "the connection is closed"};
 
 bool VerbsDomain::progress() {
   bool moved = harvest();
-  // The worker looks at the other descriptors whenever it is about to sleep; one that never sleeps does so here.
+  // A worker that is about to sleep looks at the other descriptors itself: arm(). One that never sleeps does so here.
   if (++passes_ % kPassesPerLook == 0) moved |= look_around();
   return moved;
 }
@@ -45,7 +45,7 @@ bool VerbsDomain::harvest() {
     if (immediates_taken_ >= kReceivesAtOnce) post_immediates(immediates_taken_);
     post_receives();
     moved = harvested_ = true;
-    if (static_cast<std::size_t>(count) < entries.size()) break;  // mostly there is no more; arm() looks again
+    if (static_cast<std::size_t>(count) < entries.size()) break;  // mostly there is no more, and what comes later rings
   }
   // What has retired may have been another peer's: room and slots are shared.
   if (moved && !outboxes_.empty()) flush_outboxes();
@@ -103,15 +103,16 @@ void VerbsDomain::retire(Peer& peer, Queue& queue, std::uint64_t number, const O
     const bool good = outcome.ok() || (vouches && request.vouched < number);
     ++completions_room_;
     ++peer.retired;
-    // Neighbours of one flow are reported together.
+    // Its slot is free now, and what is reported may lead to a post: what is needed of it is taken first.
     if (good && request.kind == Request::Kind::piece) {
-      if (request.flow != flow) report();
-      flow = request.flow;
-      ++run;
+      Flow* const own = request.flow;
       peer.nbytes -= request.nbytes;
+      if (own != flow) report();  // neighbours of one flow are reported together
+      flow = own;
+      ++run;
       continue;
     }
-    const Request ended = request;  // its slot is free, and what is reported may lead to a post
+    const Request ended = request;
     report();
     finish(peer, ended, good ? kDone : outcome);
   }

@@ -47,12 +47,12 @@ class Listener(logging.Handler):
 async def check_stall_is_reported_once(spec: Spec) -> None:
     """A counter that lacks counts for stall_s is reported once, with how many and from whom."""
     async with pair(spec, stall_s=0.04) as (a, b):
-        await ping(a, b)  # a first connection may take longer than that, which is a stall of its own
+        counter = b.counter()
+        await a.notify(a.counter_ref(b.address, counter.id))
+        await ping(a, b)  # so it has arrived. A first connection may take longer than that, a stall of its own
         before = [one.statistics().stalls for one in (a, b)]
         listener = Listener()
         try:
-            counter = b.counter()
-            await a.notify(a.counter_ref(b.address, counter.id))
             with anyio.move_on_after(0.25):
                 await counter.wait(4)
         finally:
