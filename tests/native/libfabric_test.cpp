@@ -756,15 +756,26 @@ void test_half_message() {
   }
 }
 
-// What ofi_rxm must be told before it is used: without it the receives of a connection outlive that over verbs.
+// What ofi_rxm is told before it is used over verbs, and that nothing is where the library is too old for it.
 void test_rxm_settings() {
-  try {
-    Node node(Settings{{"provider", "verbs;ofi_rxm"}});
-  } catch (const Failure& failure) {
-    CHECK(failure.kind == Failure::Kind::unavailable);
-  }
-  const char* shared = std::getenv("FI_OFI_RXM_USE_SRX");
-  CHECK(shared != nullptr && shared == std::string_view("1"));
+  const auto refusal = [](const char* unproven) -> std::string {
+    try {
+      Node node(Settings{{"provider", "verbs;ofi_rxm"}, {"unproven", unproven}});
+      return "";
+    } catch (const Failure& failure) {
+      CHECK(failure.kind == Failure::Kind::unavailable);
+      return failure.what();
+    }
+  };
+  const auto is_set = [](const char* variable, const char* value) {
+    const char* found = std::getenv(variable);
+    return value == nullptr ? found == nullptr : found != nullptr && found == std::string_view(value);
+  };
+  const bool too_old = refusal("0").find("before libfabric 2.7") != std::string::npos;
+  CHECK(is_set("FI_UNIVERSE_SIZE", too_old ? nullptr : "16"));
+  CHECK(refusal("1").find("breaks the contract") == std::string::npos);
+  CHECK(is_set("FI_UNIVERSE_SIZE", "16"));
+  CHECK(is_set("FI_OFI_RXM_USE_SRX", nullptr));  // else the next engine's choice would be this one's too
 }
 
 // An endpoint goes while connections to it are half made: accepted, and not asked for yet. libfabric forgets them, and
