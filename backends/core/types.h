@@ -72,6 +72,8 @@ struct Outcome {
 
   [[nodiscard]] bool ok() const noexcept { return status == Status::ok; }
 };
+// An Outcome holds a string, so that none is made to say that all is well.
+inline const Outcome kDone;
 
 inline constexpr unsigned access_remote_read = 1;
 inline constexpr unsigned access_remote_write = 2;

@@ -19,7 +19,6 @@ constexpr std::uint32_t kBundledPieces = 256;  // as many counts as an immediate
 constexpr std::uint32_t kKeptSlots = 2;        // of the send slots: messages leave them to questions and answers
 
 const Outcome kPeerGone{Status::peer_lost, 0, "the connection is closed"};
-const Outcome kDone{};
 
 // The peer's side said that the key names nothing. EFA's device says it with a status of its own (efa_errno.h).
 bool is_stale(const abi::CqErrorEntry& error, bool efa) noexcept {

@@ -19,7 +19,6 @@ constexpr std::uint32_t kReceiveChain = 64;
 constexpr std::uint32_t kReceivesAtOnce = 16;
 static_assert(kReceivesAtOnce < kImmediates / 64);
 
-const Outcome kDone;
 const Outcome kPeerLost{Status::peer_lost, 0, "the connection is closed"};
 
 }  // namespace
