@@ -39,7 +39,9 @@ __all__ = ("Dispatcher",)
 
 _LOGGER: Final = logging.getLogger(__name__)
 
+# As plain ints, since they are compared for every event.
 _COUNTER: Final = int(EventKind.COUNTER)
+_TRANSFER: Final = int(EventKind.TRANSFER)
 _DRAIN_LIMIT: Final = 256
 """Events handled per turn of the loop: a flood must not starve other tasks."""
 
@@ -100,16 +102,16 @@ class Dispatcher:
         for kind, number, status, code, payload in events:
             if kind == _COUNTER:  # what most loops wake up for
                 self._counters.reached(number, code)
+            elif kind == _TRANSFER:
+                if not self._poster.on_transfer_event(number, status, code, payload):
+                    self._messenger.on_sent(number, payload.decode(errors="replace") or "the transport failed")
             else:
-                self._on_event(kind, number, status, code, payload)
+                self._on_event(kind, number, payload)
         if len(events) == _DRAIN_LIMIT:
             self._loop.call_soon(lambda: self._on_ready(one))
 
-    def _on_event(self, kind: int, number: int, status: int, code: int, payload: bytes) -> None:
+    def _on_event(self, kind: int, number: int, payload: bytes) -> None:
         match kind:
-            case EventKind.TRANSFER:
-                if not self._poster.on_transfer_event(number, status, code, payload):
-                    self._messenger.on_sent(number, payload.decode(errors="replace") or "the transport failed")
             case EventKind.MESSAGE:
                 peer = self._peering.find(number)
                 if peer is not None:

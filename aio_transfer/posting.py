@@ -226,7 +226,7 @@ class Poster:
             transfer.finish_part(fresh(error))
             return transfer
         if left:
-            now = anyio.current_time()
+            now = self._loop.time()
             for index in left:
                 self.parts[first + index] = Part(transfer, bounds[index].peer, promises[index], now)
                 transfer.add_part()
@@ -290,7 +290,7 @@ class Poster:
         if done:
             transfer.finish_part()
             return
-        self.parts[number] = Part(transfer, peer, promises, anyio.current_time())
+        self.parts[number] = Part(transfer, peer, promises, self._loop.time())
         self.wake_stall_watch()
 
     def _require_reach(self, leases: tuple[Leased, ...], backend: str) -> None:

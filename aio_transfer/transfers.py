@@ -102,19 +102,19 @@ class Transfer(Struct, eq=False):
         """Wait until every piece has stopped."""
         self._loop.check("a transfer")
         if self._parts:
-            yield from self._park().__await__()
+            yield from self._park()
         elif self._loop.is_turn_due():
             yield from anyio.lowlevel.checkpoint().__await__()
         if self._failure is not None:
             raise self._failure()
 
-    async def _park(self) -> None:
+    def _park(self) -> Generator[object, object, None]:
         waiter = self._loop.waiter()
         if self._waiters is None:
             self._waiters = []
         self._waiters.append(waiter)
         try:
-            await waiter.wait()
+            yield from waiter.wait().__await__()
         except BaseException:
             if self._waiters is not None:
                 self._waiters.remove(waiter)
