@@ -31,7 +31,6 @@ class CounterOwner(Protocol):
     """What a counter asks of its table."""
 
     loop: Loop
-    check_place: Callable[[], None]
     linger: Callable[[CounterId, int], int] | None
 
     def refresh(self, counter: ImmCounter) -> None:
@@ -164,7 +163,7 @@ class ImmCounter:
 
     def close(self) -> None:
         """Drop the counter; waiters get :class:`ClosedError`, later arrivals are discarded. Idempotent."""
-        self._owner.check_place()
+        self._owner.loop.check("the engine")
         if self._closed:
             return
         self._closed = True
@@ -195,7 +194,7 @@ class ImmCounter:
         return False
 
     def _check(self) -> None:
-        self._owner.check_place()
+        self._owner.loop.check("the engine")
         if self._closed:
             raise ClosedError(f"counter {self.id:#x}")
 
@@ -212,16 +211,13 @@ def _require_hope(state: CounterState, ticket: Ticket) -> None:
 class CounterTable:
     """All counters of one engine, summed over its drivers."""
 
-    def __init__(
-        self, loop: Loop, check: Callable[[], None], check_place: Callable[[], None], drivers: Iterable[Driver]
-    ) -> None:
+    def __init__(self, loop: Loop, check: Callable[[], None], drivers: Iterable[Driver]) -> None:
         """Begin empty.
 
-        :param check: refuses use after close and from elsewhere; ``check_place`` only the latter
+        :param check: refuses use after close and from elsewhere
         """
         self.loop = loop
         self._check = check
-        self.check_place = check_place
         self._drivers = tuple(drivers)
         self._arm = self._drivers[0].expect if len(self._drivers) == 1 else self._arm_each
         self.linger = getattr(self._drivers[0], "linger", None) if len(self._drivers) == 1 else None

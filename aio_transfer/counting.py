@@ -70,7 +70,8 @@ class CounterState(Struct, eq=False):
 
     def deliver(self, total: int) -> None:
         """Take note of the running total and wake whom it satisfies. Totals may be repeated, and never fall."""
-        self.value = max(self.value, total)
+        if total > self.value:  # noqa: PLR1730 - per arrival, and a call of max() takes five times as long
+            self.value = total
         queue = self.queue
         while queue and queue[0].count <= self.value - self.consumed:
             ticket = queue.popleft()

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from msgspec import Struct
 
 from aio_transfer.drivers import (
     ANY_REGION,
@@ -61,7 +62,7 @@ _IMMEDIATE: Final = int(PieceFlag.IMMEDIATE)
 _DELIVERED: Final = int(PieceFlag.DELIVERED)
 
 
-class Plan(NamedTuple):
+class Plan(Struct, gc=False):
     """One batch for :meth:`~aio_transfer.drivers.Driver.post`.
 
     :param runs: RUN records

@@ -18,7 +18,7 @@ from .control import Credentials, Listener, PeerInfo, host_identity, new_incarna
 from .counters import CounterTable, ImmCounter
 from .descriptors import CounterRef
 from .dispatch import Dispatcher
-from .drivers import Access, Op
+from .drivers import Access
 from .errors import ClosedError, UsageError
 from .groups import GroupBoard, PeerGroup
 from .loops import Loop, current_loop
@@ -27,7 +27,7 @@ from .messages import Messages, Messenger
 from .pages import Pages, RemotePages
 from .peering import Peering
 from .peers import Peer
-from .planner import plan_pages, plan_read, plan_write
+from .planner import plan_pages, plan_read, plan_read_pages, plan_write
 from .posting import Poster
 from .regions import Region, RemoteRegion, RemoteSlice, Slice
 from .registry import Registry
@@ -168,9 +168,7 @@ class TransferEngine:
             liveness_timeout_s=self._liveness_timeout_s,
             deadline_s=self._connect_deadline_s,
         )
-        self.counters = CounterTable(
-            self._loop, self.check, self.check_place, [one.driver for one in self._drivers.values()]
-        )
+        self.counters = CounterTable(self._loop, self.check, [one.driver for one in self._drivers.values()])
         self.poster = Poster(self._loop, self.peering, self._tasks)
         self._registry = Registry(
             self.check, self.check_place, self.address, self._drivers, self.peering, stall_s=self._stall_s
@@ -421,16 +419,9 @@ class TransferEngine:
         self, source: Slice, target: RemoteSlice, *, counter: CounterRef | None = None, counted: bool = True
     ) -> Transfer:
         """Start what :meth:`write` does, and return at once."""
-        region, remote = self._pair(source, target, Slice, RemoteSlice)
-        number = counter_of(remote, counter) if counted else None
-        return self.poster.submit(
-            "write",
-            remote.peer,
-            remote,
-            lambda route, cursor: plan_write(source, target, route, counter=number, cursor=cursor),
-            counter=number,
-            leases=(region,),
-        )
+        self._check_pair(source, target, Slice, RemoteSlice)
+        number = counter_of(target.region, counter) if counted else None
+        return self.poster.submit("write", plan_write, source, target, number)
 
     async def write_pages(
         self, source: Pages, target: RemotePages, *, counter: CounterRef | None = None, counted: bool = True
@@ -448,16 +439,9 @@ class TransferEngine:
         self, source: Pages, target: RemotePages, *, counter: CounterRef | None = None, counted: bool = True
     ) -> Transfer:
         """Start what :meth:`write_pages` does, and return at once."""
-        region, remote = self._pair(source, target, Pages, RemotePages)
-        number = counter_of(remote, counter) if counted else None
-        return self.poster.submit(
-            "write_pages",
-            remote.peer,
-            remote,
-            lambda route, cursor: plan_pages(source, target, route, counter=number, cursor=cursor),
-            counter=number,
-            leases=(region,),
-        )
+        self._check_pair(source, target, Pages, RemotePages)
+        number = counter_of(target.region, counter) if counted else None
+        return self.poster.submit("write_pages", plan_pages, source, target, number)
 
     async def scatter(
         self,
@@ -488,7 +472,7 @@ class TransferEngine:
         by_peer: dict[bytes, list[int]] = {}
         numbers: list[int | None] = []
         for index, (source, target) in enumerate(zip(sources, targets, strict=True)):
-            self._pair(source, target, Slice, RemoteSlice)
+            self._check_pair(source, target, Slice, RemoteSlice)
             numbers.append(counter_of(target.region, counters[index] if counters is not None else None))
             by_peer.setdefault(target.region.peer.incarnation, []).append(index)
         return self.poster.submit_each(
@@ -540,38 +524,26 @@ class TransferEngine:
 
     def submit_read(self, target: Slice, source: RemoteSlice) -> Transfer:
         """Start what :meth:`read` does, and return at once."""
-        region, remote = self._pair(target, source, Slice, RemoteSlice)
-        return self.poster.submit(
-            "read",
-            remote.peer,
-            remote,
-            lambda route, cursor: plan_read(target, source, route, cursor=cursor),
-            leases=(region,),
-        )
+        self._check_pair(target, source, Slice, RemoteSlice)
+        return self.poster.submit("read", plan_read, target, source)
 
     def submit_read_pages(self, target: Pages, source: RemotePages) -> Transfer:
         """Start to copy page ``i`` of ``source`` to page ``i`` of ``target``; otherwise as :meth:`read`."""
-        region, remote = self._pair(target, source, Pages, RemotePages)
-        return self.poster.submit(
-            "read_pages",
-            remote.peer,
-            remote,
-            lambda route, cursor: plan_pages(target, source, route, op=Op.READ, cursor=cursor),
-            leases=(region,),
-        )
+        self._check_pair(target, source, Pages, RemotePages)
+        return self.poster.submit("read_pages", plan_read_pages, target, source)
 
-    def _pair(
+    def _check_pair(
         self, local: Slice | Pages, remote: RemoteSlice | RemotePages, ours: type[Slice | Pages], theirs: type
-    ) -> tuple[Region, RemoteRegion]:
+    ) -> None:
         """Check both ends of an operation as far as no peer is needed for it."""
         self.check()
         if type(local) is not ours or type(remote) is not theirs:
             require_kinds(local, remote, ours, theirs)
-        region, far = local.region, remote.region
-        self._require_ours(region)
-        if far.peer.incarnation == self.address.incarnation:
-            self._check_other(far.peer)
-        return region, far
+        if local.region.owner is not self._registry:
+            self._require_ours(local.region)
+        peer = remote.region.peer
+        if peer.incarnation == self.address.incarnation:
+            self._check_other(peer)
 
     def _require_ours(self, region: Region) -> None:
         if region.owner is not self._registry:

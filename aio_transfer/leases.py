@@ -8,14 +8,14 @@ It belongs to the engine's thread; nothing here locks.
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from aio_transfer.errors import ClosedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ("LeaseState", "Leased")
+__all__ = ("OPEN", "LeaseState", "Leased")
 
 
 class LeaseState(enum.Enum):
@@ -24,6 +24,10 @@ class LeaseState(enum.Enum):
     OPEN = "open"
     CLOSING = "closing"
     CLOSED = "closed"
+
+
+OPEN: Final = LeaseState.OPEN
+"""By a name of its own: an enum's attribute takes a tenth of what cutting a slice does."""
 
 
 class Leased:
@@ -48,7 +52,7 @@ class Leased:
 
         :raises ClosedError: closing has begun
         """
-        if self.state is not LeaseState.OPEN:
+        if self.state is not OPEN:
             raise ClosedError(self.name)
         self._leases += 1
 
@@ -75,7 +79,7 @@ class Leased:
 
         :returns: this call was the one that began it
         """
-        first = self.state is LeaseState.OPEN
+        first = self.state is OPEN
         if first:
             self.state = LeaseState.CLOSING
         return first
@@ -92,5 +96,5 @@ class Leased:
 
         :raises ClosedError: closing has begun
         """
-        if self.state is not LeaseState.OPEN:
+        if self.state is not OPEN:
             raise ClosedError(self.name)

@@ -10,7 +10,7 @@ task per fd waits for it and drains for everybody.
 from __future__ import annotations
 
 import os
-import threading
+from threading import get_ident
 from typing import TYPE_CHECKING, Final, Protocol
 
 import anyio.lowlevel
@@ -156,13 +156,14 @@ class _AsyncioLoop(_OfThisProcess):
         import asyncio
 
         self._loop = asyncio.get_running_loop()
-        self._thread = threading.get_ident()
+        self._is_running = self._loop.is_running
+        self._thread = get_ident()
         self._awaits_left = _AWAITS_PER_TURN
         self._tasks: set[asyncio.Task[None]] = set()
 
     def check(self, what: str) -> None:
         # No thread runs two loops at a time. get_running_loop says the same, with a getpid per call before Python 3.12.
-        if threading.get_ident() != self._thread or not self._loop.is_running() or self._born != _forks:
+        if get_ident() != self._thread or not self._is_running() or self._born != _forks:
             raise _wrong_place(what, self)
 
     def watch(self, fd: int, on_ready: Callable[[], None]) -> None:
@@ -232,12 +233,12 @@ class _TrioLoop(_OfThisProcess):
 
         self._trio = trio
         self._token = trio.lowlevel.current_trio_token()
-        self._thread = threading.get_ident()
+        self._thread = get_ident()
         self._watches: dict[int, trio.CancelScope] = {}
 
     def check(self, what: str) -> None:
         # Asking for the current token raises outside a run; comparing threads first keeps that to the odd case.
-        wrong = self._born != _forks or threading.get_ident() != self._thread or not self._trio.lowlevel.in_trio_run()
+        wrong = self._born != _forks or get_ident() != self._thread or not self._trio.lowlevel.in_trio_run()
         if wrong or self._trio.lowlevel.current_trio_token() is not self._token:
             raise _wrong_place(what, self)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from aio_transfer import cutting
 from aio_transfer.cutting import STRIPE_NBYTES, Plan, Route, immediate
-from aio_transfer.drivers import ANY_REGION, PIECE, PIECE_STRUCT, RUN_STRUCT, Op, PieceFlag
+from aio_transfer.drivers import ANY_REGION, MAX_COUNTER_ID, PIECE, PIECE_STRUCT, RUN_STRUCT, Op, PieceFlag
 from aio_transfer.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,7 +24,17 @@ if TYPE_CHECKING:
     from aio_transfer.pages import Pages, RemotePages
     from aio_transfer.regions import Region, RemoteSlice, Slice
 
-__all__ = ("STRIPE_NBYTES", "Plan", "Route", "plan_notify", "plan_pages", "plan_read", "plan_scatter", "plan_write")
+__all__ = (
+    "STRIPE_NBYTES",
+    "Plan",
+    "Route",
+    "plan_notify",
+    "plan_pages",
+    "plan_read",
+    "plan_read_pages",
+    "plan_scatter",
+    "plan_write",
+)
 
 _IMMEDIATE: Final = int(PieceFlag.IMMEDIATE)
 # As plain ints: an enum's attribute costs the fast path more than the arithmetic does.
@@ -34,9 +44,7 @@ _pack_run = RUN_STRUCT.pack
 _pack_piece = PIECE_STRUCT.pack
 
 
-def plan_write(
-    source: Slice, target: RemoteSlice, route: Route, *, counter: int | None = None, cursor: int = 0
-) -> Plan:
+def plan_write(source: Slice, target: RemoteSlice, route: Route, counter: int | None = None, cursor: int = 0) -> Plan:
     """Plan one contiguous write: one piece, or pieces spread over the rails when it is large.
 
     Without bytes it is one empty piece, which still counts once.
@@ -51,12 +59,13 @@ def plan_write(
     return _contiguous(_WRITE, source, target, route, counter, cursor)
 
 
-def plan_read(target: Slice, source: RemoteSlice, route: Route, *, cursor: int = 0) -> Plan:
-    """Plan one contiguous read; it is never counted.
+def plan_read(target: Slice, source: RemoteSlice, route: Route, counter: int | None = None, cursor: int = 0) -> Plan:
+    """Plan one contiguous read.
 
     :param target: ours, which the bytes come to
-    :raises UsageError: lengths differ, the peer grants no read, or our memory is read-only
+    :raises UsageError: lengths differ, the peer grants no read, our memory is read-only, or it is to be counted
     """
+    _require_uncounted(counter)
     nbytes = target.nbytes
     if nbytes != source.nbytes or not source.region.readable or target.region.readonly:
         raise _refusal("read", source, target, source.nbytes, nbytes, target.region)
@@ -73,7 +82,9 @@ def _contiguous(  # noqa: PLR0913, PLR0917 - positional, for speed
     if counter is None:
         number = flags = 0
     else:
-        number, flags = immediate(counter), _IMMEDIATE
+        number, flags = counter, _IMMEDIATE
+        if not 0 <= counter <= MAX_COUNTER_ID:
+            number = immediate(counter)
     run = _pack_run(route.peer, cursor % route.rails, op, region.number, route.remote_region, 0, 1, 0)
     return Plan(run, _pack_piece(region.address + local.offset, remote.offset, nbytes, number, flags), 1, nbytes)
 
@@ -109,29 +120,56 @@ def _counted(  # noqa: PLR0913, PLR0917 - as above
     return Plan(b"".join(runs), cutting.records(words), chunks, nbytes)
 
 
-def plan_pages(  # noqa: PLR0913 - the options of one operation
-    local: Pages,
-    remote: RemotePages,
-    route: Route,
-    *,
-    op: Op = Op.WRITE,
-    counter: int | None = None,
-    cursor: int = 0,
-) -> Plan:
-    """Plan page ``i`` of ours to (or, with ``op=Op.READ``, from) page ``i`` of the peer's; one count per page.
+def plan_pages(source: Pages, target: RemotePages, route: Route, counter: int | None = None, cursor: int = 0) -> Plan:
+    """Plan page ``i`` of ours to page ``i`` of the peer's; one count per page.
 
     The pages are cut into contiguous ranges of nearly equal size, one per rail. A page above the largest piece is cut,
     and so are a few large pages where there are more rails than pages. Neighbours are not merged: each page counts.
     No page at all gives a plan without runs.
 
-    :raises UsageError: counts or sizes differ, an access is missing, or a read is to be counted
+    :raises UsageError: numbers or sizes differ, or the peer grants no write
     """
-    _require_page_rights(local, remote, op, counter)
+    _require_as_many(source, target)
+    if source.page_nbytes != target.page_nbytes or not target.region.writable:
+        raise _refusal("write", source, target, source.page_nbytes, target.page_nbytes, None)
+    return _paged(_WRITE, source, target, route, counter, cursor)
+
+
+def plan_read_pages(
+    target: Pages, source: RemotePages, route: Route, counter: int | None = None, cursor: int = 0
+) -> Plan:
+    """Plan page ``i`` of the peer's to page ``i`` of ours, as :func:`plan_pages` does.
+
+    :raises UsageError: numbers or sizes differ, the peer grants no read, our memory is read-only, or it is
+        to be counted
+    """
+    _require_uncounted(counter)
+    _require_as_many(target, source)
+    if target.page_nbytes != source.page_nbytes or not source.region.readable or target.region.readonly:
+        raise _refusal("read", source, target, source.page_nbytes, target.page_nbytes, target.region)
+    return _paged(_READ, target, source, route, None, cursor)
+
+
+def _require_as_many(local: Pages, remote: RemotePages) -> None:
+    if len(local) != len(remote):
+        message = f"{len(local)} pages of {local.region.name} face {len(remote)} of {remote.region.name}"
+        raise UsageError(message)
+
+
+def _require_uncounted(counter: int | None) -> None:
+    if counter is not None:
+        message = "a read raises no counter: it has no immediate on any transport"
+        raise UsageError(message)
+
+
+def _paged(  # noqa: PLR0913, PLR0917 - as above
+    op: int, local: Pages, remote: RemotePages, route: Route, counter: int | None, cursor: int
+) -> Plan:
     chunks, page_nbytes = len(local), local.page_nbytes
     if not chunks:
         return Plan(b"", b"", 0, 0)
     per_page = cutting.pieces_per_chunk(page_nbytes, chunks, route)
-    runs = cutting.runs(int(op), route, local.region.number, chunks * per_page, cursor)
+    runs = cutting.runs(op, route, local.region.number, chunks * per_page, cursor)
     words = np.empty((chunks, per_page, 4), cutting.WORD)
     local.place(words[:, 0, 0], local.region.address)
     remote.place(words[:, 0, 1], 0)
@@ -144,21 +182,6 @@ def plan_pages(  # noqa: PLR0913 - the options of one operation
     words[:, :, 3] = cutting.tag(per_page, counter)
     late = None if per_page == 1 else counter
     return _counted(runs, words.reshape(-1, 4), route, late, cursor, chunks, chunks * page_nbytes)
-
-
-def _require_page_rights(local: Pages, remote: RemotePages, op: Op, counter: int | None) -> None:
-    if len(local) != len(remote):
-        message = f"{len(local)} pages of {local.region.name} face {len(remote)} of {remote.region.name}"
-        raise UsageError(message)
-    if op is Op.WRITE:
-        if local.page_nbytes != remote.page_nbytes or not remote.region.writable:
-            raise _refusal("write", local, remote, local.page_nbytes, remote.page_nbytes, None)
-        return
-    if counter is not None:
-        message = "a read raises no counter: it has no immediate on any transport"
-        raise UsageError(message)
-    if local.page_nbytes != remote.page_nbytes or not remote.region.readable or local.region.readonly:
-        raise _refusal("read", remote, local, remote.page_nbytes, local.page_nbytes, local.region)
 
 
 def plan_scatter(
@@ -197,7 +220,7 @@ def plan_scatter(
     return Plan(bytes(runs), bytes(pieces), len(targets), nbytes)
 
 
-def plan_notify(route: Route, *, counter: int, cursor: int = 0) -> Plan:
+def plan_notify(route: Route, counter: int, cursor: int = 0) -> Plan:
     """Plan one count without a payload.
 
     :param route: to any region of the peer's; with ``ANY_REGION`` as ``remote_region`` it names no memory

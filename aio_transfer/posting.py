@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from typing import TYPE_CHECKING, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar, cast
 
 import anyio
 
@@ -37,9 +37,10 @@ if TYPE_CHECKING:
     from .descriptors import PeerAddress
     from .leases import Leased
     from .loops import Loop
+    from .pages import Pages, RemotePages
     from .peering import Peering
     from .peers import Connection
-    from .regions import RemoteRegion
+    from .regions import RemoteRegion, RemoteSlice, Slice
     from .selection import OpenDriver
 
     Planner = Callable[[Sequence[Route], int], Plan]
@@ -50,6 +51,8 @@ _PROBE: Final = Route(peer=PeerNumber(0), remote_region=ANY_REGION, rails=1, max
 """Plans against it only find out whether the arguments are good."""
 MAX_PREPARED: Final = 1 << 16
 """So many targets a prepared scatter may have: each has an id of its own, and they are taken all at once."""
+LocalT = TypeVar("LocalT", "Slice", "Pages")
+RemoteT = TypeVar("RemoteT", "RemoteSlice", "RemotePages")
 _RegionKey = tuple[bytes, int, int]
 Promises = tuple[tuple[int, int], ...]
 """The peer's counters a batch raises, each with how many counts."""
@@ -97,6 +100,13 @@ def _lease(leases: tuple[Leased, ...]) -> None:
         leased.lease()
 
 
+def _again(
+    plan: Callable[[LocalT, RemoteT, Route, int | None, int], Plan], local: LocalT, remote: RemoteT, counter: int | None
+) -> Planner:
+    # Not within submit(): what a function's lambda holds costs it something even where it makes none.
+    return lambda routes, cursor: plan(local, remote, routes[0], counter, cursor)
+
+
 class Poster:
     """Everything of one engine that is under way to its peers."""
 
@@ -121,30 +131,28 @@ class Poster:
 
     # ---------------------------------------------------------------------------------------------------- submitting
 
-    def submit(  # noqa: PLR0913 - one operation
+    def submit(
         self,
         operation: str,
-        peer: PeerAddress,
-        remote: RemoteRegion | None,
-        plan: Callable[[Route, int], Plan],
-        *,
+        plan: Callable[[LocalT, RemoteT, Route, int | None, int], Plan],
+        local: LocalT,
+        remote: RemoteT,
         counter: int | None = None,
-        leases: tuple[Leased, ...] = (),
     ) -> Transfer:
-        """Start an operation with one region of one peer, or queue it until it can start.
+        """Start an operation between memory of ours and of one peer's, or queue it until it can start.
 
-        :param remote: the peer's region; ``None`` for a bare notification
         :param plan: makes the batch for one route; called once more if the route is not known yet
+        :param local: part of a region, which must stay as it is meanwhile
         :param counter: the peer's counter that the batch raises
-        :param leases: what must stay as it is meanwhile
         :raises UsageError: from ``plan``: the arguments do not fit; nothing was started
-        :raises ClosedError: something leased is closing
+        :raises ClosedError: our region is closing
         """
-        bound = self._bound.get(remote.key if remote is not None else (peer.incarnation, 0, 0))
+        ours, theirs = local.region, remote.region
+        bound = self._bound.get(theirs.key)
         self._cursor += 1
-        batch = plan(_PROBE if bound is None else bound.route, self._cursor)
-        _lease(leases)
-        transfer = Transfer(self._loop, operation, peer.label, batch.nbytes, batch.chunks, leases)
+        batch = plan(local, remote, _PROBE if bound is None else bound.route, counter, self._cursor)
+        ours.lease()
+        transfer = Transfer(self._loop, operation, theirs.peer.label, batch.nbytes, batch.chunks, (ours,))
         if not batch.chunks or (not batch.nbytes and counter is None):
             transfer.finish_part()  # nothing moves and nobody counts
             return transfer
@@ -152,18 +160,23 @@ class Poster:
         if bound is not None:
             self._post(transfer, bound, batch, promises)
         else:
-            self._defer(transfer, peer, (remote,), lambda routes, cursor: plan(routes[0], cursor), promises)
+            self._defer(transfer, theirs.peer, (theirs,), _again(plan, local, remote, counter), promises)
         return transfer
 
     def notify(self, peer: PeerAddress, counter: int) -> Transfer:
         """Start to raise a peer's counter by one, without a payload."""
-        return self.submit(
-            "notify",
-            peer,
-            None,
-            lambda route, cursor: plan_notify(route, counter=counter, cursor=cursor),
-            counter=counter,
-        )
+        bound = self._bound.get((peer.incarnation, 0, 0))
+        self._cursor += 1
+        batch = plan_notify(_PROBE if bound is None else bound.route, counter, self._cursor)
+        transfer = Transfer(self._loop, "notify", peer.label, 0, 1)
+        promises = ((counter, 1),)
+        if bound is not None:
+            self._post(transfer, bound, batch, promises)
+        else:
+            self._defer(
+                transfer, peer, (None,), lambda routes, cursor: plan_notify(routes[0], counter, cursor), promises
+            )
+        return transfer
 
     def submit_each(
         self, operation: str, jobs: Sequence[Job], *, leases: tuple[Leased, ...], nbytes: int, count: int
@@ -275,7 +288,9 @@ class Poster:
 
     def _post(self, transfer: Transfer, bound: Bound, batch: Plan, promises: Promises) -> None:
         peer = bound.peer
-        self.promise(peer, promises)
+        for counter, _ in promises:
+            if counter not in peer.promised:
+                self.promise(peer, promises)
         number = next(self.ids)
         transfer.path = bound.path
         try:

@@ -14,7 +14,7 @@ from msgspec import Struct
 from aio_transfer.descriptors import CounterRef, PeerAddress, RegionDescriptor
 from aio_transfer.drivers import Access, RegionNumber
 from aio_transfer.errors import ClosedError, UsageError
-from aio_transfer.leases import Leased, LeaseState
+from aio_transfer.leases import OPEN, Leased
 from aio_transfer.pages import Pages, RemotePages
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class Region(Leased):
         :raises UsageError: it reaches outside the region, runs backwards, or has a step
         :raises ClosedError: closing has begun
         """
-        if self.state is not LeaseState.OPEN:
+        if self.state is not OPEN:
             raise ClosedError(self.name)
         offset, nbytes = _cut(self, 0, self.nbytes, key)
         return Slice(self, offset, nbytes)
@@ -212,7 +212,7 @@ class _Named(Protocol):
 RegionT = TypeVar("RegionT", bound=_Named)
 
 
-class _Range(Struct, Generic[RegionT], eq=False):
+class _Range(Struct, Generic[RegionT], eq=False, gc=False):
     """Bytes ``offset … offset + nbytes`` of a region; they are inside it. Made by ``region[a:b]``, for every write."""
 
     region: RegionT
@@ -252,6 +252,14 @@ class RemoteSlice(_Range[RemoteRegion], eq=False):
 
 def _cut(region: _Named, offset: int, nbytes: int, key: object) -> tuple[int, int]:
     """Turn ``key`` within ``nbytes`` bytes at ``offset`` into offset and length within the region."""
+    if isinstance(key, slice) and key.step is None:
+        start, stop = key.start, key.stop
+        if type(start) is int and type(stop) is int and 0 <= start <= stop <= nbytes:  # as most are
+            return offset + start, stop - start
+    return _cut_with_care(region, offset, nbytes, key)
+
+
+def _cut_with_care(region: _Named, offset: int, nbytes: int, key: object) -> tuple[int, int]:
     if not isinstance(key, slice) or key.step not in (None, 1):
         message = f"{region.name} is cut as [start:stop], not by {key!r}"
         raise UsageError(message)

@@ -84,9 +84,10 @@ class Transfer(Struct, eq=False):
         leases, self.leases = self.leases, ()
         for leased in leases:
             leased.release()
-        waiters, self._waiters = self._waiters, None
-        for waiter in waiters or ():
-            waiter.wake()
+        if self._waiters is not None:
+            waiters, self._waiters = self._waiters, None
+            for waiter in waiters:
+                waiter.wake()
 
     async def wait(self) -> None:
         """Wait until every piece has stopped: what ``await transfer`` does.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from aio_transfer.drivers import Capabilities, Endpoint, LocalMemory
 from aio_transfer.errors import ClosedError, UsageError
@@ -43,23 +43,17 @@ class NativeDriver:
         self._fabric = fabric
         self._backend = backend
         self._options = {name: str(value) for name, value in (options or {}).items()}
-        self._native: NativeCore | None = None
+        self._core = self._closed = cast("NativeCore", _Closed(f"the {backend} driver"))
         self.linger: Callable[[CounterId, int], int] | None = None
         """Look at a counter for 0.1 ms, or until it has so many; return its total. Only where ``progress="spin"``."""
 
-    @property
-    def _core(self) -> NativeCore:
-        if self._native is None:
-            raise ClosedError(f"the {self._backend} driver")
-        return self._native
-
     def open(self) -> Capabilities:
         """Open the devices and start the worker."""
-        self._native = NativeCore(self._backend, self._options, self._fabric)
+        self._core = NativeCore(self._backend, self._options, self._fabric)
         # Not on a simulated fabric, which nobody moves on meanwhile.
         if self._options.get("progress") == "spin" and self._backend != "sim":
-            self.linger = self._native.linger
-        return Capabilities(backend=self._backend, **self._native.attributes())
+            self.linger = self._core.linger
+        return Capabilities(backend=self._backend, **self._core.attributes())
 
     def register(self, region: RegionNumber, memory: LocalMemory | RemoteMemory) -> bytes:
         """Register on every rail."""
@@ -125,9 +119,19 @@ class NativeDriver:
 
     def close(self) -> None:
         """Stop the worker and free every device."""
-        if self._native is not None:
-            self._native.close()
-            self._native = self.linger = None
+        if self._core is not self._closed:
+            self._core.close()
+            self._core, self.linger = self._closed, None
+
+
+class _Closed:
+    """Stands for the core before it is opened and after it is closed: one look less per call than to ask for it."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __getattr__(self, name: str) -> object:
+        raise ClosedError(self._what)
 
 
 def _pack(parts: Iterable[tuple[bytes, Sequence[int]]]) -> bytes:

@@ -120,7 +120,7 @@ def test_rails() -> None:
 
 def dial(driver: object) -> socket.socket:
     """Call the only rail of a driver."""
-    host, _, port = driver._native.attributes()["rails"][0].rpartition(":")
+    host, _, port = driver._core.attributes()["rails"][0].rpartition(":")
     return socket.create_connection((host, int(port)))
 
 

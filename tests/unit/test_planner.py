@@ -24,7 +24,16 @@ from aio_transfer.drivers import (
     RegionNumber,
 )
 from aio_transfer.errors import UsageError
-from aio_transfer.planner import Plan, Route, plan_notify, plan_pages, plan_read, plan_scatter, plan_write
+from aio_transfer.planner import (
+    Plan,
+    Route,
+    plan_notify,
+    plan_pages,
+    plan_read,
+    plan_read_pages,
+    plan_scatter,
+    plan_write,
+)
 from aio_transfer.scatter import ScatterPlanner
 
 if TYPE_CHECKING:
@@ -305,7 +314,7 @@ def test_paged_plans(  # noqa: PLR0913, PLR0917
     way = route(rails, largest, stripe)
     counter = COUNTER if counted else None
     op = Op.WRITE if write else Op.READ
-    plan = plan_pages(local, far, way, op=op, counter=counter, cursor=cursor)
+    plan = (plan_pages if write else plan_read_pages)(local, far, way, counter, cursor)
     runs, pieces = payload(*unpack(plan), counter, count)
     assert (plan.chunks, plan.nbytes) == (count, count * page)
     assert (pieces["nbytes"] <= largest).all()
@@ -359,12 +368,14 @@ def test_pages_must_match(make_region: Callable[..., Region], make_remote: Calla
     with pytest.raises(UsageError, match="REMOTE_WRITE"):
         plan_pages(region.pages([0], 8), readable.pages([0], 8), route())
     with pytest.raises(UsageError, match="REMOTE_READ"):
-        plan_pages(region.pages([0], 8), make_remote(9, Access.LOCAL).pages([0], 8), route(), op=Op.READ)
+        plan_read_pages(region.pages([0], 8), make_remote(9, Access.LOCAL).pages([0], 8), route())
     frozen = make_region(bytes(8), Access.LOCAL)
     with pytest.raises(UsageError, match="read-only"):
-        plan_pages(frozen.pages([0], 8), remote.pages([0], 8), route(), op=Op.READ)
+        plan_read_pages(frozen.pages([0], 8), remote.pages([0], 8), route())
     with pytest.raises(UsageError, match="raises no counter"):
-        plan_pages(region.pages([0], 8), remote.pages([0], 8), route(), op=Op.READ, counter=1)
+        plan_read_pages(region.pages([0], 8), remote.pages([0], 8), route(), counter=1)
+    with pytest.raises(UsageError, match="raises no counter"):
+        plan_read(region[0:8], remote[0:8], route(), counter=1)
 
 
 def test_offsets_beyond_32_bits_survive(
