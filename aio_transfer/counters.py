@@ -31,7 +31,8 @@ class CounterOwner(Protocol):
     """What a counter asks of its table."""
 
     loop: Loop
-    linger: Callable[[CounterId, int], int] | None
+    look: Callable[[CounterId, int], int]
+    """Return the total, or look until it is so high, for as long as the engine was told to spin."""
 
     def refresh(self, counter: ImmCounter) -> None:
         """Deliver what has arrived, and arm the drivers for the first waiter."""
@@ -108,7 +109,7 @@ class ImmCounter:
         :cancellation: nothing is consumed
         """
         count = self._checked(count)
-        if count and not self._state.take(count) and not self._linger(count):
+        if count and not self._state.take(count) and not self._look(count):
             await self._queue(count)
         elif self._owner.loop.is_turn_due():
             try:
@@ -119,13 +120,13 @@ class ImmCounter:
                     self._owner.refresh(self)  # who waits behind us needs fewer now
                 raise
 
-    def _linger(self, count: int) -> bool:
-        """Look for a moment before the loop goes to sleep, where its engine spins; whether it was worth it."""
-        linger = self._owner.linger
-        if linger is None or self._state.queue:
+    def _look(self, count: int) -> bool:
+        """Take what has come and nobody was told of, if nobody is before us: it saves making a place to park."""
+        state = self._state
+        if state.queue:
             return False
-        self._state.deliver(linger(self.id, self._state.consumed + count))
-        return self._state.take(count)
+        state.deliver(self._owner.look(self.id, state.consumed + count))
+        return state.take(count)
 
     async def _queue(self, count: int) -> None:
         state, loop = self._state, self._owner.loop
@@ -172,12 +173,12 @@ class ImmCounter:
 
     def _checked(self, count: int) -> int:
         self._check()
-        number = count
-        if type(count) is not int:
-            try:
-                number = operator.index(count)
-            except TypeError:
-                number = -1
+        if type(count) is int and 0 <= count <= _MAX_COUNT:
+            return count
+        try:
+            number = operator.index(count)
+        except TypeError:
+            number = -1
         if not 0 <= number <= _MAX_COUNT:
             raise UsageError(f"cannot wait for {count!r} counts: 0 … 2**47 are possible")
         return number
@@ -220,7 +221,8 @@ class CounterTable:
         self._check = check
         self._drivers = tuple(drivers)
         self._arm = self._drivers[0].expect if len(self._drivers) == 1 else self._arm_each
-        self.linger = getattr(self._drivers[0], "linger", None) if len(self._drivers) == 1 else None
+        lingers = getattr(self._drivers[0], "linger", None) if len(self._drivers) == 1 else None
+        self.look: Callable[[CounterId, int], int] = lingers or self._look_once
         self._counters: dict[int, ImmCounter] = {}
         self._fresh = 0  # slots below it have been used
         self._slots: deque[int] = deque()  # those that are free again
@@ -277,6 +279,9 @@ class CounterTable:
                 self.on_wait()
             if not left or left == need:  # a driver that had enough has disarmed the counter
                 return
+
+    def _look_once(self, number: CounterId, _: int) -> int:
+        return self._arm(number, 0)
 
     def _arm_each(self, number: CounterId, need: int) -> int:
         """Arm several drivers: the total cannot be reached before one of them has gained its share."""

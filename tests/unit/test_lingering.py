@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
-from aio_transfer import CounterRef, ImmCounter, TransferEngine
+from aio_transfer import CounterRef, ImmCounter, TransferEngine, WouldBlock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -31,8 +31,7 @@ async def spinning() -> AsyncIterator[tuple[TransferEngine, ImmCounter, CounterR
 
 async def test_a_count_that_comes_meanwhile_needs_no_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
     async with spinning() as (a, counter, reference):
-        native = counter._owner.linger
-        assert native is not None
+        native = counter._owner.look
 
         def while_we_look(number: int, counts: int) -> int:
             assert native(number, counts) == counts - 1, "it was to come now"
@@ -40,7 +39,7 @@ async def test_a_count_that_comes_meanwhile_needs_no_sleep(monkeypatch: pytest.M
             return native(number, counts)
 
         with monkeypatch.context() as patch:
-            patch.setattr(counter._owner, "linger", while_we_look)
+            patch.setattr(counter._owner, "look", while_we_look)
             patch.setattr(counter._owner.loop, "waiter", lambda: pytest.fail("it went to sleep"))
             await counter.wait()
         assert (counter.value, counter.waiting) == (2, 0)
@@ -48,8 +47,7 @@ async def test_a_count_that_comes_meanwhile_needs_no_sleep(monkeypatch: pytest.M
 
 async def test_the_look_ends_and_the_loop_sleeps() -> None:
     async with spinning() as (a, counter, reference):
-        native = counter._owner.linger
-        assert native is not None
+        native = counter._owner.look
         since = time.perf_counter()
         assert native(counter.id, 7) == 1
         assert 1e-4 <= time.perf_counter() - since < 1
@@ -65,15 +63,27 @@ async def test_who_comes_second_does_not_look(monkeypatch: pytest.MonkeyPatch) -
     async with spinning() as (a, counter, reference), anyio.create_task_group() as tasks:
         tasks.start_soon(counter.wait)
         await anyio.sleep(0.01)
-        monkeypatch.setattr(counter._owner, "linger", lambda *_: pytest.fail("another waits for longer"))
+        monkeypatch.setattr(counter._owner, "look", lambda *_: pytest.fail("another waits for longer"))
         tasks.start_soon(counter.wait)
         await anyio.sleep(0.01)
         for _ in range(2):
             a.submit_notify(reference)
 
 
-async def test_nobody_looks_unasked() -> None:
-    async with TransferEngine(backend="shm") as engine:
-        assert engine.counter()._owner.linger is None
-    async with TransferEngine(backend="sim", options={"sim": {"progress": "spin"}}) as engine:
-        assert engine.counter()._owner.linger is None
+async def test_nobody_lingers_unasked() -> None:
+    for backend, options in (("shm", {}), ("sim", {"sim": {"progress": "spin"}})):
+        async with TransferEngine(backend=backend, options=options) as engine:
+            table = engine.counter()._owner
+            assert table.look == table._look_once
+
+
+async def test_what_has_come_is_taken_without_parking(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with TransferEngine(backend="shm") as a, TransferEngine(backend="shm") as b:
+        counter = b.counter()
+        for _ in range(3):
+            await a.notify(a.counter_ref(b.address, counter.id))
+        monkeypatch.setattr(counter._owner.loop, "waiter", lambda: pytest.fail("it went to sleep"))
+        await counter.wait(2)
+        await counter.wait()
+        with pytest.raises(WouldBlock):
+            counter.wait_nowait()
