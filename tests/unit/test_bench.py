@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from aio_transfer.bench import FAMILIES, Options, Result
+from aio_transfer.bench import FAMILIES, Options, Result, perftest
 from aio_transfer.bench import run as run_module
 from aio_transfer.bench.figures import MAX_ROUNDS, Pair, Sample, microseconds, percentile, ratios, rounds_for, spread
 from aio_transfer.bench.moving import chunks
@@ -264,6 +264,20 @@ PERFTEST = """\
 
 def test_what_perftest_prints() -> None:
     assert row_of(PERFTEST, 65536) == [65536, 1000, 47.10, 46.44, 0.000743]
+
+
+@pytest.mark.anyio
+async def test_perftest_is_asked_again_when_its_clock_was_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [[65536, 100, 0.0, 0.0, 0.0], [65536, 100, 48.0, 32.0, 0.0005]]
+
+    async def run(*_: object) -> list[float]:
+        return rows.pop(0)
+
+    monkeypatch.setattr(perftest, "_run", run)
+    assert await perftest.seconds_per_write(perftest.Port("rxe_lo:1"), 65536, 100) == pytest.approx(1 / 512)
+    rows = [[65536, 100, 0.0, 0.0, 0.0]] * perftest.TRIES
+    with pytest.raises(AioTransferError, match="measured nothing"):
+        await perftest.seconds_per_write(perftest.Port("rxe_lo:1"), 65536, 100)
 
 
 @pytest.mark.parametrize("said", ["", "Couldn't connect to 127.0.0.1:19000", PERFTEST.replace("65536", "65537")])
