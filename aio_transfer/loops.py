@@ -82,7 +82,7 @@ class Loop(Protocol):
         ...
 
     def time(self) -> float:
-        """Return what ``anyio.current_time()`` does, in seconds: per write, where that asks for the pid twice."""
+        """Return ``anyio.current_time()``, in seconds, without finding out anew which library runs."""
         ...
 
     def call_soon(self, call: Callable[[], None]) -> None:
