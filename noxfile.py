@@ -28,6 +28,7 @@ SLICE = [
 """What of the tests of verbs is worth its minutes in every run: both of them, in a machine that is emulated."""
 PYTHONS = ["3.11", "3.12", "3.13"]
 PYPROJECT = nox.project.load_toml("pyproject.toml")
+CORE = [pathlib.Path("backends/core", name) for name in ("core.cpp", "counters.cpp")]
 TCP = sorted(pathlib.Path("backends/tcp").glob("*.cpp"))
 LIBFABRIC = sorted(pathlib.Path("backends/libfabric").glob("*.cpp"))
 STUBS = [pathlib.Path("backends/core/_native.pyi"), pathlib.Path("backends/core/_floor.pyi")]
@@ -203,7 +204,7 @@ def wheel_library(session: nox.Session) -> str:
 def compile_test(
     session: nox.Session, name: str, sources: list[pathlib.Path], kind: str = "", *, optimize: str = "-O1"
 ) -> str:
-    """Compile a test of native code without the core; ``kind`` is a sanitizer."""
+    """Compile a test of native code without Python; ``kind`` is a sanitizer."""
     program = str(pathlib.Path(session.create_tmp()) / name)
     sanitize = [f"-fsanitize={kind}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"] if kind else []
     flags = ["-std=c++20", "-g", optimize, "-Wall", "-Wextra", "-Wconversion", "-Werror", *sanitize]
@@ -225,7 +226,7 @@ def post_overhead(session: nox.Session) -> str:
 @nox.session(default=False)
 @nox.parametrize("kind", ["", "address,undefined"], ids=["plain", "address,undefined"])
 def native(session: nox.Session, kind: str) -> None:
-    """The domains of tcp and libfabric alone (``LIBFABRIC=path``: another library), and what verbs and shm decide."""
+    """The domains of tcp and libfabric alone (``LIBFABRIC=path``: another library), and parts of verbs, shm and the core."""
     session.install(PYPROJECT["project"]["optional-dependencies"]["libfabric"][0])
     library = os.environ.get("LIBFABRIC") or wheel_library(session)
     session.run(compile_test(session, "tcp_test", TCP, kind), external=True)
@@ -234,6 +235,7 @@ def native(session: nox.Session, kind: str) -> None:
         session.run(program, provider, library, external=True)
     session.run(compile_test(session, "verbs_test", [pathlib.Path("backends/verbs/gid.cpp")], kind), external=True)
     session.run(compile_test(session, "trial_test", [], kind), external=True)
+    session.run(compile_test(session, "parking_test", CORE, kind), external=True)
 
 
 @nox.session(default=False)

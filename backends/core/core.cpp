@@ -25,6 +25,8 @@ constexpr auto kBellDelay = std::chrono::microseconds(100);
 constexpr timespec kHeadStart{0, 100'000};
 constexpr timespec kBehind{0, 1'000'000};
 constexpr auto kBrief = std::chrono::microseconds(100);
+// How often a domain is looked at one of whose descriptors is never quiet again.
+constexpr timespec kBesideTheDead{0, 10'000'000};
 constexpr unsigned kUnshared = 64;        // sleeps of the worker that it keeps to itself when that was not worth it
 constexpr std::size_t kFewTransfers = 2;  // with more under way, the loop has something to do besides
 constexpr std::size_t kSpareTransfers = 256;
@@ -36,6 +38,20 @@ Fd make_eventfd() {
   const int fd = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   if (fd < 0) throw Failure(Failure::Kind::provider, "eventfd", std::strerror(errno), errno);
   return Fd(fd);
+}
+
+// Takes out what has only failed: the descriptors of a device that is gone, which would wake the worker for ever.
+// Returns whether there are such, and nothing else has anything to say.
+bool drop_dead(std::vector<pollfd>& fds) noexcept {
+  bool dead = false;
+  bool quiet = true;
+  for (pollfd& one : fds) {
+    if ((one.revents & POLLIN) != 0) quiet = false;
+    if (one.revents == 0 || (one.revents & POLLIN) != 0) continue;
+    one.fd = -1;  // poll(2) passes over it
+    dead = true;
+  }
+  return dead && quiet;
 }
 
 void clear(int eventfd) noexcept {
@@ -699,6 +715,7 @@ void Core::park(unsigned idle_rounds) {
   const timespec backoff{0, backoff_ns};
   ::ppoll(fds.data(), behind ? 1 : fds.size(), ahead.must_poll ? &backoff : behind ? &kBehind : nullptr, nullptr);
   if (shared && !behind && fds.front().revents == 0) ::ppoll(fds.data(), 1, &kHeadStart, nullptr);
+  if (drop_dead(fds)) ::ppoll(fds.data(), fds.size(), &kBesideTheDead, nullptr);
   asleep_.store(false, std::memory_order_seq_cst);
   const bool asked = fds.front().revents != 0;
   const bool led = loop_passes_.load(std::memory_order_relaxed) != loop_passes;
