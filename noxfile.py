@@ -226,7 +226,7 @@ def post_overhead(session: nox.Session) -> str:
 @nox.session(default=False)
 @nox.parametrize("kind", ["", "address,undefined"], ids=["plain", "address,undefined"])
 def native(session: nox.Session, kind: str) -> None:
-    """The domains of tcp and libfabric alone (``LIBFABRIC=path``: another library), and parts of verbs, shm and the core."""
+    """The domains of tcp and libfabric alone (``LIBFABRIC=path``: another one), parts of verbs, shm and the core."""
     session.install(PYPROJECT["project"]["optional-dependencies"]["libfabric"][0])
     library = os.environ.get("LIBFABRIC") or wheel_library(session)
     session.run(compile_test(session, "tcp_test", TCP, kind), external=True)
