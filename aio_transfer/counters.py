@@ -184,7 +184,6 @@ class ImmCounter:
         return number
 
     def _take(self, count: int) -> bool:
-        self._check()
         if count == 0 or self._state.take(count):
             return True
         self._owner.refresh(self)

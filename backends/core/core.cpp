@@ -46,10 +46,12 @@ bool drop_dead(std::vector<pollfd>& fds) noexcept {
   bool dead = false;
   bool quiet = true;
   for (pollfd& one : fds) {
-    if ((one.revents & POLLIN) != 0) quiet = false;
-    if (one.revents == 0 || (one.revents & POLLIN) != 0) continue;
-    one.fd = -1;  // poll(2) passes over it
-    dead = true;
+    if ((one.revents & POLLIN) != 0) {
+      quiet = false;
+    } else if (one.revents != 0) {
+      one.fd = -1;  // poll(2) passes over it
+      dead = true;
+    }
   }
   return dead && quiet;
 }
