@@ -81,6 +81,12 @@ class FakeCuda:
         out._obj.value = os.dup(self.memory.fd)
         return 0
 
+    def count_fds(self) -> int:
+        """Count those open on its memory, since other tests' threads may close theirs at any time."""
+        gc.collect()
+        fds = os.listdir("/proc/self/fd")  # noqa: PTH208 - paths of closed fds cannot be looked at
+        return sum(same_file(int(fd), self.memory.fd) for fd in fds)
+
     def cuGetErrorName(self, code: int, out: Any) -> int:
         out._obj.value = b"CUDA_ERROR_%d" % code
         return 0
@@ -128,18 +134,21 @@ class NumbaArray:
         self.__cuda_array_interface__ = said | changes
 
 
-def count_fds() -> int:
-    gc.collect()
-    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - paths of closed fds cannot be looked at
+def same_file(fd: int, other: int) -> bool:
+    """Say whether they are open on one file; a thread may close its own meanwhile."""
+    with contextlib.suppress(OSError):
+        return os.path.samestat(os.fstat(fd), os.fstat(other))
+    return False
 
 
 @pytest.mark.parametrize("kind", [CudaTensor, OldCudaTensor])
 def test_a_tensor_is_exported_by_whole_pages(driver: FakeCuda, kind: Callable[..., CudaTensor]) -> None:
-    fds = count_fds()
+    fds = driver.count_fds()
     tensor = kind(driver, PAGE + 100, 2 * PAGE + 1)
     buffer = memory_of(tensor)
     assert isinstance(buffer, DeviceBuffer)
     assert driver.ranges == [(PAGE, 2 * PAGE)]
+    assert driver.count_fds() == fds + 1
     assert tensor.streams[-1] == -1, "no stream is waited for"
     memory = buffer.local_memory(Access.REMOTE_READ)
     assert (memory.addr, memory.nbytes) == (driver.memory.address + PAGE + 100, PAGE - 99)
@@ -150,7 +159,7 @@ def test_a_tensor_is_exported_by_whole_pages(driver: FakeCuda, kind: Callable[..
     buffer.release()
     with pytest.raises(ClosedError):
         buffer.local_memory(Access.LOCAL)
-    assert count_fds() == fds
+    assert driver.count_fds() == fds
 
 
 def test_the_tensor_is_held(driver: FakeCuda) -> None:
@@ -190,7 +199,7 @@ def test_nonsense_of_the_cuda_array_interface(driver: FakeCuda, changes: dict[st
 
 
 def test_what_the_driver_refuses(driver: FakeCuda) -> None:
-    fds = count_fds()
+    fds = driver.count_fds()
     driver.refusal = 801
     with pytest.raises(UnsupportedError, match="CUDA_ERROR_801"):
         memory_of(CudaTensor(driver, 0, 8))
@@ -201,7 +210,7 @@ def test_what_the_driver_refuses(driver: FakeCuda) -> None:
     driver.supported = 0
     with pytest.raises(UnsupportedError, match="open kernel modules"):
         memory_of(CudaTensor(driver, 0, 8))
-    assert count_fds() == fds
+    assert driver.count_fds() == fds
 
 
 def test_without_a_cuda_driver(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,14 +225,14 @@ def test_without_a_cuda_driver(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_dmabuf_of_the_callers(driver: FakeCuda) -> None:
-    fds = count_fds()
+    fds = driver.count_fds()
     theirs = DmaBuf(fd=driver.memory.fd, address=5 * PAGE + 8, nbytes=16, offset=PAGE + 8)
     buffer = memory_of(theirs)
     memory = buffer.local_memory(Access.LOCAL)
     assert memory.fd not in (None, theirs.fd), "its own, or closing one would take the other along"
     assert (memory.addr, memory.fd_offset, memory.cuda_device) == (theirs.address, theirs.offset, None)
     buffer.release()
-    assert count_fds() == fds
+    assert driver.count_fds() == fds
     os.fstat(theirs.fd)
 
 
@@ -249,10 +258,10 @@ def test_a_dmabuf_that_is_closed() -> None:
 @pytest.mark.anyio
 async def test_no_open_backend_reaches_it(driver: FakeCuda) -> None:
     async with TransferEngine(backend="shm") as engine:
-        level = count_fds()
+        level = driver.count_fds()
         with pytest.raises(UnsupportedError, match=r"needs verbs, or libfabric's efa, has shm/memfd"):
             await engine.register(CudaTensor(driver, 0, PAGE))
-        assert count_fds() == level
+        assert driver.count_fds() == level
 
 
 @pytest.fixture
