@@ -1,16 +1,22 @@
 """Every bar of the project and the figure beside it: ``python benchmarks/bars.py``, or ``nox -s bars``; 10 minutes.
 
 Runs ``aio-transfer bench`` once per group of bars and prints a table in Markdown; with ``--json``, one object per bar.
-Given words (``bars.py round scatter``) it runs only the groups in whose name one of them is. Comparisons with other
-libraries are in ``benchmarks/peers``.
+Given words (``bars.py round scatter``) it runs only the groups in whose name one of them is. A machine that others use
+is slow for minutes on end: ``--rounds 5`` goes through all of them five times, and prints the medians at the end. How
+long Python took for the same sum before each run tells what kind of minutes they were. Comparisons with other libraries
+are in ``benchmarks/peers``.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import operator
+import statistics
 import subprocess
 import sys
+import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
@@ -179,6 +185,9 @@ DEFAULTS: Final = (
 )
 
 
+ENDS: Final = ("min", "max")
+
+
 def measure(command: str) -> list[Line]:
     """Run the benchmark in processes of its own, and return its lines."""
     words = [sys.executable, "-m", "aio_transfer", "bench", *command.split(), "--json"]
@@ -195,51 +204,82 @@ def beside(group: Group, bar: Bar, line: Line) -> Line:
     return {bar.key: line[bar.key] / figures[best], "best": best}
 
 
-def row(group: Group, bar: Bar, line: Line) -> Line:
-    """Return one bar beside its figure, with the spread of the pairs where there is one."""
-    best = f", {line['best'].removeprefix('--')}" if "best" in line else ""
-    spread = [line.get(f"{bar.key}_{end}") for end in ("min", "max")]
-    return {
-        "work": group.work,
-        "what": bar.what + best,
-        "bar": f"{'≥' if bar.least else '≤'} {_short(bar.bound)}",
-        "seen": _short(line[bar.key]) + (f" ({_short(spread[0])} … {_short(spread[1])})" if None not in spread else ""),
-        "met": bar.judge(line),
-        "command": group.command,
-    }
-
-
 def rows(group: Group) -> list[Line]:
-    """Measure what a group needs, and return a row for each of its bars."""
+    """Measure what a group needs, and return a line for each of its bars."""
     lines = measure(group.command)
     found: list[Line] = []
     for bar in group.bars:
         line = next(one for one in lines if bar.nbytes in {None, one["nbytes"]})
-        found.append(row(group, bar, beside(group, bar, line) if group.instead else line))
+        found.append(beside(group, bar, line) if group.instead else line)
     return found
+
+
+def shown(group: Group, bar: Bar, lines: list[Line]) -> Line:
+    """Return one bar beside the median of its figures, with the spread of the rounds, or of the one round's pairs."""
+    figures = [line[bar.key] for line in lines]
+    seen = statistics.median(figures)
+    spread = [min(figures), max(figures)] if len(lines) > 1 else [lines[0].get(f"{bar.key}_{end}") for end in ENDS]
+    best = "".join(f", {name.removeprefix('--')}" for name, _ in Counter(map(_best, lines)).most_common(1) if name)
+    return {
+        "work": group.work,
+        "what": bar.what + best,
+        "bar": f"{'≥' if bar.least else '≤'} {_short(bar.bound)}",
+        "seen": _short(seen) + (f" ({_short(spread[0])} … {_short(spread[1])})" if None not in spread else ""),
+        "met": bar.judge({bar.key: seen}),
+        "rounds": len(lines),
+        "command": group.command,
+    }
+
+
+def sum_ms() -> float:
+    """Return how long Python takes for a sum: what the machine leaves us at the moment."""
+    begin = time.perf_counter()
+    sum(range(10**6))
+    return 1e3 * (time.perf_counter() - begin)
+
+
+def _best(line: Line) -> str:
+    return str(line.get("best", ""))
 
 
 def _short(number: float) -> str:
     return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.3g}"  # noqa: PLR2004 - three digits
 
 
+def show(group: Group, found: list[list[Line]], *, as_json: bool) -> None:
+    """Print a group's rows, of what each round has found; what failed each time has been said."""
+    if not found:
+        return
+    for bar, lines in zip(group.bars, zip(*found, strict=True), strict=True):
+        one = shown(group, bar, list(lines))
+        cells = [one["work"], one["what"], one["bar"], one["seen"], "yes" if one["met"] else "**no**"]
+        print(json.dumps(one) if as_json else f"| {' | '.join(cells)} |", flush=True)
+
+
 def main(words: list[str]) -> int:
     """Measure and print what is asked for."""
-    as_json = "--json" in words
-    wanted = [word for word in words if not word.startswith("--")]
-    if not as_json:
-        print("| work | | bar | seen | met |\n|---|---|---|---|---|")
-    for group in (*GROUPS, *DEFAULTS):
-        if wanted and not any(word in group.work for word in wanted):
-            continue
-        try:
-            found = rows(group)
-        except subprocess.CalledProcessError as error:
-            print(f"`bench {group.command}` failed: {error}", file=sys.stderr)
-            continue
-        for one in found:
-            cells = [one["work"], one["what"], one["bar"], one["seen"], "yes" if one["met"] else "**no**"]
-            print(json.dumps(one) if as_json else f"| {' | '.join(cells)} |", flush=True)
+    parser = argparse.ArgumentParser(description="Every bar and the figure beside it.")
+    parser.add_argument("words", nargs="*", help="only the groups in whose name one of them is")
+    parser.add_argument("--json", action="store_true", help="one object per bar")
+    parser.add_argument("--rounds", type=int, default=1, help="how often to measure each; medians are shown")
+    asked = parser.parse_args(words)
+    groups = [one for one in (*GROUPS, *DEFAULTS) if not asked.words or any(word in one.work for word in asked.words)]
+    found: dict[Group, list[list[Line]]] = {group: [] for group in groups}
+    sums: list[float] = []
+    if not asked.json:
+        print("| work | | bar | seen | met |\n|---|---|---|---|---|", flush=True)
+    for left in reversed(range(asked.rounds)):
+        for group in groups:
+            sums.append(sum_ms())
+            try:
+                found[group].append(rows(group))
+            except subprocess.CalledProcessError as error:
+                print(f"`bench {group.command}` failed: {error}", file=sys.stderr)
+            if not left:
+                show(group, found[group], as_json=asked.json)
+    if sums:
+        spread = f"{statistics.median(sums):.1f} ms ({min(sums):.1f} … {max(sums):.1f})"
+        print(f"sum(range(10**6)) took {spread} before each", file=sys.stderr)
     return 0
 
 

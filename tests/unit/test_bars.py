@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,7 +70,7 @@ def test_the_default_beside_the_best_setting(bars: Any, monkeypatch: pytest.Monk
     figures = {"": 10.0, "--progress spin": 5.0, "--loop uvloop": 8.0, "--loop trio": 12.0}
     monkeypatch.setattr(bars, "measure", lambda command: [{"p50_us": figures[command.removeprefix("latency").strip()]}])
     faster = bars.defaults("round trip", "latency", "p50_us", least=False)
-    found = bars.row(faster, faster.bars[0], bars.beside(faster, faster.bars[0], {"p50_us": 10.0}))
+    found = bars.shown(faster, faster.bars[0], [bars.beside(faster, faster.bars[0], {"p50_us": 10.0})])
     assert found["seen"] == "2"
     assert found["what"] == "round trip, progress spin"
     assert found["met"] is False
@@ -77,4 +79,32 @@ def test_the_default_beside_the_best_setting(bars: Any, monkeypatch: pytest.Monk
         "p50_us": pytest.approx(10 / 12),
         "best": "--loop trio",
     }
-    assert bars.row(more, more.bars[0], bars.beside(more, more.bars[0], {"p50_us": 10.0}))["met"] is True
+    assert bars.shown(more, more.bars[0], [bars.beside(more, more.bars[0], {"p50_us": 10.0})])["met"] is True
+
+
+def test_rounds(bars: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    figures = iter((0.5, 1.0, 0.96))
+    pairs = {"nbytes": 0, "ratio_min": 0.1, "ratio_max": 9.0}
+    monkeypatch.setattr(bars, "measure", lambda _: [pairs | {"ratio": next(figures)}])
+    assert bars.main(["--rounds", "3", "busy"]) == 0
+    seen = capsys.readouterr()
+    assert seen.out.splitlines()[2:] == [
+        "| busy loop, shm | of the speed with one that waits | ≥ 0.9 | 0.96 (0.5 … 1) | yes |"
+    ]
+    assert "before each" in seen.err
+
+
+def test_a_round_that_fails(bars: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    figures = iter((None, 1.0))
+
+    def measure(command: str) -> list[Any]:
+        figure = next(figures)
+        if figure is None:
+            raise subprocess.CalledProcessError(1, command)
+        return [{"nbytes": 0, "ratio": figure}]
+
+    monkeypatch.setattr(bars, "measure", measure)
+    assert bars.main(["--json", "--rounds", "2", "busy"]) == 0
+    seen = capsys.readouterr()
+    assert json.loads(seen.out)["rounds"] == 1
+    assert "`bench busy` failed" in seen.err
