@@ -197,6 +197,8 @@ async def test_a_peer_that_stops_reading(target: subprocess.Popen[str]) -> None:
         source = await engine.register(engine.allocate(1 << 20))
         await engine.write(source[:], remote[:])
         os.kill(target.pid, signal.SIGSTOP)
+        # It takes effect as each thread runs next: until the last one stands still, whole writes may yet be read.
+        await anyio.to_thread.run_sync(os.waitid, os.P_PID, target.pid, os.WSTOPPED, abandon_on_cancel=True)
         transfers = [engine.submit_write(source[:], remote[:]) for _ in range(64)]
         with anyio.fail_after(10):
             for transfer in transfers:
