@@ -235,6 +235,7 @@ async def test_a_frozen_process_holds_nobody_up() -> None:
             await one.write(7, 1)
             await served.write(7, 1)
             os.kill(other.process.pid, signal.SIGSTOP)
+            await anyio.to_thread.run_sync(os.waitid, os.P_PID, other.process.pid, os.WSTOPPED, abandon_on_cancel=True)
             source, target = one.here.pages(one.ids, PAGE), one.there.pages(one.ids, PAGE)
             transfers = [engine.submit_pages(source, target) for _ in range(4)]
             writes = 0
