@@ -16,7 +16,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
@@ -185,9 +184,6 @@ DEFAULTS: Final = (
 )
 
 
-ENDS: Final = ("min", "max")
-
-
 def measure(command: str) -> list[Line]:
     """Run the benchmark in processes of its own, and return its lines."""
     words = [sys.executable, "-m", "aio_transfer", "bench", *command.split(), "--json"]
@@ -204,7 +200,7 @@ def beside(group: Group, bar: Bar, line: Line) -> Line:
     return {bar.key: line[bar.key] / figures[best], "best": best}
 
 
-def rows(group: Group) -> list[Line]:
+def answer(group: Group) -> list[Line]:
     """Measure what a group needs, and return a line for each of its bars."""
     lines = measure(group.command)
     found: list[Line] = []
@@ -218,8 +214,9 @@ def shown(group: Group, bar: Bar, lines: list[Line]) -> Line:
     """Return one bar beside the median of its figures, with the spread of the rounds, or of the one round's pairs."""
     figures = [line[bar.key] for line in lines]
     seen = statistics.median(figures)
-    spread = [min(figures), max(figures)] if len(lines) > 1 else [lines[0].get(f"{bar.key}_{end}") for end in ENDS]
-    best = "".join(f", {name.removeprefix('--')}" for name, _ in Counter(map(_best, lines)).most_common(1) if name)
+    pairs = [lines[0].get(f"{bar.key}_{end}") for end in ("min", "max")]
+    spread = pairs if len(lines) == 1 else [min(figures), max(figures)]
+    best = f", {statistics.mode(line['best'] for line in lines).removeprefix('--')}" if group.instead else ""
     return {
         "work": group.work,
         "what": bar.what + best,
@@ -236,10 +233,6 @@ def sum_ms() -> float:
     begin = time.perf_counter()
     sum(range(10**6))
     return 1e3 * (time.perf_counter() - begin)
-
-
-def _best(line: Line) -> str:
-    return str(line.get("best", ""))
 
 
 def _short(number: float) -> str:
@@ -272,7 +265,7 @@ def main(words: list[str]) -> int:
         for group in groups:
             sums.append(sum_ms())
             try:
-                found[group].append(rows(group))
+                found[group].append(answer(group))
             except subprocess.CalledProcessError as error:
                 print(f"`bench {group.command}` failed: {error}", file=sys.stderr)
             if not left:

@@ -137,7 +137,7 @@ class NumbaArray:
 def same_file(fd: int, other: int) -> bool:
     """Say whether they are open on one file; a thread may close its own meanwhile."""
     with contextlib.suppress(OSError):
-        return os.path.samestat(os.fstat(fd), os.fstat(other))
+        return os.path.sameopenfile(fd, other)
     return False
 
 
