@@ -31,7 +31,7 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 CORE = [pathlib.Path("backends/core", name) for name in ("core.cpp", "counters.cpp")]
 TCP = sorted(pathlib.Path("backends/tcp").glob("*.cpp"))
 LIBFABRIC = sorted(pathlib.Path("backends/libfabric").glob("*.cpp"))
-STUBS = [pathlib.Path("backends/core/_native.pyi"), pathlib.Path("backends/core/_floor.pyi")]
+STUBS = [pathlib.Path("backends/native/_native.pyi"), pathlib.Path("aio_transfer/bench/baselines/_baseline.pyi")]
 
 
 def group(name: str) -> list[str]:
@@ -63,7 +63,7 @@ def types(session: nox.Session) -> None:
     install(session, "types", strict=True)
     session.run("mypy")
     for stub in STUBS:
-        module = f"aio_transfer.backends.core.{stub.stem}"
+        module = f"aio_transfer.backends.native.{stub.stem}"
         made = pathlib.Path(session.create_tmp()) / stub.name
         with session.chdir(made.parent):  # not the checkout, which stubgen would import
             session.run("python", "-m", "nanobind.stubgen", "-q", "-m", module, "-o", stub.name)

@@ -1,11 +1,9 @@
 """One-sided memory transfer between processes, machines and GPUs that you can await."""
 
-from aio_transfer.control import PeerInfo
-from aio_transfer.counters import ImmCounter
-from aio_transfer.descriptors import CounterRef, RegionDescriptor
-from aio_transfer.device_memory import DmaBuf
-from aio_transfer.drivers import Access
-from aio_transfer.engine import TransferEngine
+from aio_transfer.counters.counter import ImmCounter
+from aio_transfer.driver.records import Access
+from aio_transfer.driver.transport_path import TransportPath
+from aio_transfer.engine.engine import TransferEngine
 from aio_transfer.errors import (
     AioTransferError,
     AuthenticationError,
@@ -21,14 +19,16 @@ from aio_transfer.errors import (
     UsageError,
     WouldBlock,
 )
-from aio_transfer.groups import PeerGroup
-from aio_transfer.messages import ReceivedMessage
-from aio_transfer.pages import Pages, RemotePages
-from aio_transfer.peers import Peer, PeerState
-from aio_transfer.regions import Region, RemoteRegion, RemoteSlice, Slice
-from aio_transfer.scatter import PreparedScatter
-from aio_transfer.statistics import Statistics
-from aio_transfer.transfers import Path, Transfer
+from aio_transfer.gpu.dmabuf import DmaBuf
+from aio_transfer.groups.group import PeerGroup
+from aio_transfer.groups.prepared_scatter import PreparedScatter
+from aio_transfer.observability.statistics import Statistics
+from aio_transfer.peers.connection import Peer, PeerState
+from aio_transfer.peers.messages import ReceivedMessage
+from aio_transfer.regions.descriptor import CounterRef, RegionDescriptor
+from aio_transfer.regions.region import Pages, Region, RemotePages, RemoteRegion, RemoteSlice, Slice
+from aio_transfer.topology.peer_info import PeerInfo
+from aio_transfer.transfers.transfer import Transfer
 
 __version__ = "0.1.0"
 
@@ -43,7 +43,6 @@ __all__ = (
     "DmaBuf",
     "ImmCounter",
     "Pages",
-    "Path",
     "Peer",
     "PeerGroup",
     "PeerInfo",
@@ -64,6 +63,7 @@ __all__ = (
     "Transfer",
     "TransferAbortedError",
     "TransferEngine",
+    "TransportPath",
     "UnsupportedError",
     "UsageError",
     "WouldBlock",

@@ -22,7 +22,7 @@ async def main() -> None:
         computed[:] = np.arange(PAGES, dtype=np.uint8)[:, None]
         source = await prefill.register(computed)
         ours = np.arange(32)
-        transfer = prefill.submit_pages(source.pages(ours, PAGE_NBYTES), remote.pages(free, PAGE_NBYTES))
+        transfer = prefill.submit_write_pages(source.pages(ours, PAGE_NBYTES), remote.pages(free, PAGE_NBYTES))
 
         await counter.wait(32)  # on the decoder: every page is there
         await transfer  # on the prefiller: its pages may be overwritten

@@ -1,7 +1,7 @@
-"""The benchmark: what the engine does, beside what the machine gives without it, in the same run."""
+"""Benchmarks: the engine beside the baseline that the machine gives without it, measured in the same run."""
 
 from aio_transfer.bench.options import Options
-from aio_transfer.bench.result import Result
+from aio_transfer.bench.report.result import Result
 from aio_transfer.bench.run import FAMILIES, run
 
 __all__ = ("FAMILIES", "Options", "Result", "run")

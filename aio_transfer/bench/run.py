@@ -12,11 +12,12 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from aio_transfer.bench.options import Options
-    from aio_transfer.bench.result import Result
+    from aio_transfer.bench.report.result import Result
 
 __all__ = ("FAMILIES", "run")
 
 FAMILIES: Final = ("write", "pages", "scatter", "latency", "barrier", "wake", "plan", "busy", "growth", "scale", "idle")
+_MODULES: Final = {"plan": "submit_cost", "busy": "busy_event_loop", "growth": "memory_use"}
 
 
 async def run(family: str, options: Options) -> AsyncGenerator[Result]:
@@ -29,7 +30,7 @@ async def run(family: str, options: Options) -> AsyncGenerator[Result]:
     if family not in (*FAMILIES, "all"):
         raise UsageError(f"{family!r} is none of {', '.join(FAMILIES)}, all")
     for name in FAMILIES if family == "all" else (family,):
-        module = importlib.import_module(f"aio_transfer.bench.{name}")
+        module = importlib.import_module(f"aio_transfer.bench.families.{_MODULES.get(name, name)}")
         try:
             async with aclosing(module.run(options)) as results:
                 async for result in results:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
-from aio_transfer.cli.output import failures_told
+from aio_transfer.cli.output import report_errors
 
 if TYPE_CHECKING:
     from aio_transfer.bench import Options, Result
-    from aio_transfer.bench.reporting import Report
+    from aio_transfer.bench.report.console import Report
 
 __all__ = ("app",)
 
@@ -324,8 +324,8 @@ def listen(
     ] = "127.0.0.1:7471",
 ) -> None:
     """Be the other host of --connect until interrupted. Whoever reaches the port may measure here."""
-    with failures_told(as_json=False, test="listen"):
-        from aio_transfer.bench.far import serve
+    with report_errors(as_json=False, test="listen"):
+        from aio_transfer.bench.workers.remote import serve
 
         serve(endpoint, lambda bound: typer.echo(f"listening on {bound}"))
 
@@ -333,11 +333,11 @@ def listen(
 def _run(
     family: str, make_options: partial[Options], sizes: list[str] | None, picture: Path | None, *, as_json: bool
 ) -> None:
-    with failures_told(as_json=as_json, test=family):
+    with report_errors(as_json=as_json, test=family):
         import anyio
 
-        from aio_transfer.bench.plotting import plot, require_plotting
-        from aio_transfer.bench.reporting import report_to
+        from aio_transfer.bench.report.console import report_to
+        from aio_transfer.bench.report.plotting import plot, require_plotting
         from aio_transfer.bench.sizes import parse_size
 
         options = make_options(sizes=tuple(map(parse_size, sizes or ())))

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aio_transfer.cli.output import FAILED, JsonOption, emit_json, failures_told, on_terminal, size
+from aio_transfer.cli.output import EXIT_FAILED, JsonOption, emit_json, report_errors
+from aio_transfer.formatting import on_terminal, size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from aio_transfer.apps.demo import DemoReport
+    from aio_transfer.demo.disaggregated import DemoReport
 
 __all__ = ("demo",)
 
@@ -50,10 +51,10 @@ def demo(  # noqa: PLR0913 - the command's options
     decode starts when its counter has seen them all. Then the same is done in a single process: the tokens and every
     byte of the pages must be equal, or the exit status is 1.
     """
-    with failures_told(as_json=as_json, match=False):
+    with report_errors(as_json=as_json, match=False):
         import anyio
 
-        from aio_transfer.apps.demo import DemoOptions, run_demo
+        from aio_transfer.demo.disaggregated import DemoOptions, run_demo
 
         options = DemoOptions(input=source, backend=backend, layers=layers, prefills=prefills, tokens=tokens, seed=seed)
         with _progress(quiet=as_json) as on_arrival:
@@ -65,7 +66,7 @@ def demo(  # noqa: PLR0913 - the command's options
     else:
         _print(report)
     if not report.match:
-        raise typer.Exit(FAILED)
+        raise typer.Exit(EXIT_FAILED)
 
 
 @contextmanager

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import typer
 
 from aio_transfer.cli import reports
-from aio_transfer.cli.output import FAILED, JsonOption, emit_json, failures_told, print_rows
+from aio_transfer.cli.output import EXIT_FAILED, JsonOption, emit_json, print_rows, report_errors
 
 if TYPE_CHECKING:
     from aio_transfer.backends.verbs.discovery import RdmaPort
-    from aio_transfer.cli.reports import BackendReport
+    from aio_transfer.driver.backend_registry import BackendReport
 
 __all__ = ("devices",)
 
@@ -24,7 +24,7 @@ def devices(*, as_json: JsonOption = False) -> None:
     """
     from dataclasses import asdict
 
-    with failures_told(as_json=as_json):
+    with report_errors(as_json=as_json):
         found = reports.backend_reports()
     ports = reports.rdma_port_reports()
     if as_json:
@@ -36,7 +36,7 @@ def devices(*, as_json: JsonOption = False) -> None:
             print_rows([_as_port_row(port) for port in ports])
     if not any(report.usable for report in found):
         typer.echo("nothing is usable here: `aio-transfer doctor` says what to do", err=True)
-        raise typer.Exit(FAILED)
+        raise typer.Exit(EXIT_FAILED)
 
 
 def _as_dict(report: BackendReport) -> dict[str, object]:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import typer
 
 from aio_transfer.cli import reports
-from aio_transfer.cli.output import FAILED, JsonOption, emit_json, print_rows
+from aio_transfer.cli.output import EXIT_FAILED, JsonOption, emit_json, print_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from aio_transfer.cli.reports import BackendReport
     from aio_transfer.doctor import Check
+    from aio_transfer.driver.backend_registry import BackendReport
 
 __all__ = ("doctor",)
 
@@ -30,7 +30,8 @@ def doctor(*, as_json: JsonOption = False) -> None:
     """
     from dataclasses import asdict
 
-    from aio_transfer.doctor import Host, examine
+    from aio_transfer.doctor import examine
+    from aio_transfer.topology.host import Host
 
     found, broken = _reports()
     checks = examine(Host(), found) + broken
@@ -40,7 +41,7 @@ def doctor(*, as_json: JsonOption = False) -> None:
     else:
         _print(checks)
     if failed:
-        raise typer.Exit(FAILED)
+        raise typer.Exit(EXIT_FAILED)
 
 
 def _reports() -> tuple[Sequence[BackendReport], list[Check]]:

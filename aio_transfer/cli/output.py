@@ -3,34 +3,34 @@
 from __future__ import annotations
 
 import json
-import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Final, TypeAlias
 
 import typer
 
 from aio_transfer.errors import AioTransferError, UsageError
+from aio_transfer.formatting import on_terminal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-__all__ = ("JsonOption", "emit_json", "failures_told", "on_terminal", "print_rows", "size")
+__all__ = (
+    "JsonOption",
+    "emit_json",
+    "print_rows",
+    "report_errors",
+)
 
 JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")]
 
-FAILED: Final = 1
-ASKED_WRONGLY: Final = 2
+EXIT_FAILED: Final = 1
+EXIT_USAGE: Final = 2
 STYLES: Final = {"ok": "green", "yes": "green", "warn": "yellow", "no": "yellow", "fail": "bold red", "skip": "dim"}
 
 
 def emit_json(value: object) -> None:
     """Print one JSON value on one line."""
     typer.echo(json.dumps(value, ensure_ascii=False))
-
-
-def on_terminal() -> bool:
-    """Return whether a person is looking at the output."""
-    return sys.stdout.isatty()
 
 
 def print_rows(rows: Sequence[Mapping[str, str]]) -> None:
@@ -57,17 +57,8 @@ def _print_table(rows: Sequence[Mapping[str, str]]) -> None:
     Console().print(table)
 
 
-def size(nbytes: float) -> str:
-    """Return a number of bytes for people: ``"16 KiB"``."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if nbytes < 1024 or unit == "GiB":  # noqa: PLR2004 - bytes in a KiB
-            return f"{nbytes:.3g} {unit}" if nbytes < 1000 else f"{nbytes:.0f} {unit}"  # noqa: PLR2004
-        nbytes /= 1024
-    raise AssertionError
-
-
 @contextmanager
-def failures_told(*, as_json: bool, **also: object) -> Iterator[None]:
+def report_errors(*, as_json: bool, **also: object) -> Iterator[None]:
     """Turn our errors into a message on standard error and an exit status.
 
     :param as_json: print an object too, with the error and whatever ``also`` names
@@ -78,4 +69,4 @@ def failures_told(*, as_json: bool, **also: object) -> Iterator[None]:
         if as_json:
             emit_json({**also, "error": f"{type(error).__name__}: {error}"})
         typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(ASKED_WRONGLY if isinstance(error, UsageError) else FAILED) from error
+        raise typer.Exit(EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED) from error

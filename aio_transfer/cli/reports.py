@@ -2,61 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from aio_transfer.backends.verbs.discovery import RdmaPort
+    from aio_transfer.driver.backend_registry import BackendReport
 
-__all__ = ("BackendReport", "backend_reports", "rdma_port_reports")
-
-
-class BackendReport(Protocol):
-    """One path: a backend with one of its providers.
-
-    ``reason`` says why it is not usable, ``hint`` is the command that would help; both are empty when it is.
-    """
-
-    @property
-    def backend(self) -> str:
-        """Its name, as in ``backend="shm"``."""
-        ...
-
-    @property
-    def provider(self) -> str:
-        """What carries the bytes below it."""
-        ...
-
-    @property
-    def usable(self) -> bool:
-        """Whether it can run here and now."""
-        ...
-
-    @property
-    def rails(self) -> tuple[str, ...]:
-        """One name per NIC."""
-        ...
-
-    @property
-    def detail(self) -> str:
-        """What is worth knowing about it: library, version, how writes are done."""
-        ...
-
-    @property
-    def reason(self) -> str:
-        """Why it cannot run here."""
-        ...
-
-    @property
-    def hint(self) -> str:
-        """The command that would help."""
-        ...
+__all__ = ("backend_reports", "rdma_port_reports")
 
 
 def backend_reports() -> Sequence[BackendReport]:
     """Ask every backend, which opens libraries and devices for a moment."""
-    from aio_transfer.selection import available
+    from aio_transfer.driver.backend_registry import available
 
     return available()
 
@@ -64,6 +23,6 @@ def backend_reports() -> Sequence[BackendReport]:
 def rdma_port_reports() -> Sequence[RdmaPort]:
     """Ask the kernel for its RDMA ports, which opens nothing."""
     from aio_transfer.backends.verbs.discovery import rdma_ports
-    from aio_transfer.doctor.check import Host
+    from aio_transfer.topology.host import Host
 
     return rdma_ports(Host())

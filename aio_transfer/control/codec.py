@@ -7,14 +7,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from aio_transfer.control.frames import (
-    MAX_REASON_CHARS,
-    PROTOCOL_VERSION,
-    Answer,
-    Frame,
-    GrantReply,
-    Offer,
-)
+from aio_transfer.control.frames import MAX_REASON_CHARS, PROTOCOL_VERSION, Answer, Frame, GrantReply, Offer
 from aio_transfer.errors import ProtocolError, UsageError
 
 __all__ = ("VersionError", "announced_fds", "clip", "decode", "encode")

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
 import anyio
 
-from aio_transfer.control.framing import FrameConnection
-from aio_transfer.control.identity import host_identity
-from aio_transfer.control.rights import peer_credentials
+from aio_transfer.control.connection import FrameConnection
+from aio_transfer.control.fd_passing import peer_credentials
 from aio_transfer.errors import PeerLostError
+from aio_transfer.topology.identity import host_identity
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from aio_transfer.control.frames import PeerInfo
+    from aio_transfer.topology.peer_info import PeerInfo
 
 __all__ = ("DIAL_DEADLINE_S", "dial")
 
@@ -33,7 +33,7 @@ async def dial(info: PeerInfo, *, host: bytes = b"", deadline_s: float = DIAL_DE
     AF_UNIX comes first when the peer claims our host. When nobody has its name there, or another user does, the claim
     was wrong (a restored snapshot, a squatter) and TCP decides.
 
-    :param host: our host identity, by default :func:`~aio_transfer.control.identity.host_identity`
+    :param host: our host identity, by default :func:`~aio_transfer.topology.identity.host_identity`
     :param deadline_s: for all attempts together
     :raises PeerLostError: no address of the peer could be reached; each is named with its reason
     :cancellation: nothing is left open

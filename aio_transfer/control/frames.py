@@ -13,16 +13,17 @@ from typing import Annotated, Final, Literal, TypeAlias
 
 from msgspec import Meta, Struct
 
-from aio_transfer.control.identity import HOST_IDENTITY_NBYTES, INCARNATION_NBYTES
-from aio_transfer.drivers import MAX_COUNTER_ID
+from aio_transfer.driver.records import MAX_COUNTER_ID
+from aio_transfer.topology.identity import INCARNATION_NBYTES
+from aio_transfer.topology.peer_info import Incarnation, Number32, PeerInfo, Word
 
 __all__ = (
     "FRAME_TYPES",
+    "MAX_ANNOUNCED_COUNTERS",
     "MAX_FDS_PER_FRAME",
     "MAX_FRAME_NBYTES",
     "MAX_HANDSHAKE_NBYTES",
     "MAX_MESSAGE_NBYTES",
-    "MAX_PROMISED_COUNTERS",
     "MAX_REASON_CHARS",
     "NONCE_NBYTES",
     "PROOF_NBYTES",
@@ -30,6 +31,7 @@ __all__ = (
     "Abort",
     "Answer",
     "Challenge",
+    "CountAnnouncement",
     "DeclaredLost",
     "Frame",
     "Goodbye",
@@ -44,8 +46,6 @@ __all__ = (
     "Message",
     "MessageAck",
     "Offer",
-    "PeerInfo",
-    "Promise",
     "Refusal",
     "RefusalKind",
     "Revoked",
@@ -58,49 +58,24 @@ MAX_MESSAGE_NBYTES: Final = 1 << 20
 MAX_FRAME_NBYTES: Final = MAX_MESSAGE_NBYTES + (4 << 10)
 MAX_HANDSHAKE_NBYTES: Final = 64 << 10
 """Before a peer has proven itself its frames are bounded by this."""
-MAX_PROMISED_COUNTERS: Final = 4096
+MAX_ANNOUNCED_COUNTERS: Final = 4096
 MAX_FDS_PER_FRAME: Final = 64
 """Well below the kernel's 253 in one message (SCM_MAX_FD)."""
 NONCE_NBYTES: Final = 32
 PROOF_NBYTES: Final = 32
 MAX_REASON_CHARS: Final = 1024
 
-Role: TypeAlias = Literal["control", "pulse"]
+Role: TypeAlias = Literal["control", "heartbeat"]
 RefusalKind: TypeAlias = Literal["version", "auth", "incarnation", "self", "duplicate", "session", "busy", "closing"]
 
-# Printable ASCII only: these end up in log lines and error messages.
-_Word: TypeAlias = Annotated[str, Meta(max_length=128, pattern=r"^[ -~]*\Z")]
-_HostName: TypeAlias = Annotated[str, Meta(max_length=255, pattern=r"^[ -~]*\Z")]
 _Reason: TypeAlias = Annotated[str, Meta(max_length=MAX_REASON_CHARS)]
 _Blob: TypeAlias = Annotated[bytes, Meta(max_length=256 << 10)]
-_Incarnation: TypeAlias = Annotated[bytes, Meta(min_length=INCARNATION_NBYTES, max_length=INCARNATION_NBYTES)]
 _Nonce: TypeAlias = Annotated[bytes, Meta(min_length=NONCE_NBYTES, max_length=NONCE_NBYTES)]
 _Proof: TypeAlias = Annotated[bytes, Meta(max_length=PROOF_NBYTES)]
 _Version: TypeAlias = Annotated[int, Meta(ge=0, le=0xFFFF)]
-_Number32: TypeAlias = Annotated[int, Meta(ge=0, le=0xFFFF_FFFF)]
 _Number63: TypeAlias = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 _CounterNumber: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_COUNTER_ID)]
 _FdCount: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_FDS_PER_FRAME)]
-
-
-class PeerInfo(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """How an engine introduces itself, and where it can be dialed.
-
-    :param host: :func:`~aio_transfer.control.identity.host_identity`
-    :param label: for people: ``"host:pid"``
-    :param tcp_host: the address to dial, not the one bound
-    :param unix: name in the abstract AF_UNIX namespace without the leading NUL, or empty
-    :param backends: backend name → provider
-    """
-
-    incarnation: _Incarnation
-    host: Annotated[bytes, Meta(min_length=HOST_IDENTITY_NBYTES, max_length=HOST_IDENTITY_NBYTES)]
-    label: _Word
-    pid: _Number32
-    tcp_host: _HostName
-    tcp_port: Annotated[int, Meta(ge=0, le=0xFFFF)]
-    unix: Annotated[str, Meta(max_length=107, pattern=r"^[ -~]*\Z")] = ""
-    backends: Annotated[dict[_Word, _Word], Meta(max_length=16)] = {}
 
 
 class _Strict(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -118,7 +93,7 @@ class Hello(_Strict, frozen=True, tag=1):
     role: Role
     info: PeerInfo
     nonce: _Nonce
-    session: _Incarnation
+    session: Incarnation
     expected: Annotated[bytes, Meta(max_length=INCARNATION_NBYTES)] = b""
 
 
@@ -153,53 +128,53 @@ class Refusal(_Strict, frozen=True, tag=5):
 class Offer(_Strict, frozen=True, tag=16):
     """Our end of a data path, with ``fds`` file descriptors. ``connection`` is the offerer's number for it."""
 
-    backend: _Word
+    backend: Word
     blob: _Blob
     fds: _FdCount = 0
-    connection: _Number32 = 0
+    connection: Number32 = 0
 
 
 class Answer(_Strict, frozen=True, tag=17):
     """The other end of the offered path, or why there is none."""
 
-    backend: _Word
+    backend: Word
     blob: _Blob = b""
     fds: _FdCount = 0
     error: _Reason = ""
-    connection: _Number32 = 0
+    connection: Number32 = 0
 
 
 class Joined(_Strict, frozen=True, tag=18):
     """The offerer has joined the answer's end: both may post."""
 
-    connection: _Number32 = 0
+    connection: Number32 = 0
 
 
 class GrantRequest(_Strict, frozen=True, tag=19):
     """Ask for what it takes to reach a region, where a descriptor alone does not suffice."""
 
-    request: _Number32
-    region: _Number32
+    request: Number32
+    region: Number32
     generation: _Number63
-    backend: _Word
+    backend: Word
 
 
 class GrantReply(_Strict, frozen=True, tag=20):
     """The keys, and ``fds`` file descriptors, of a region; or ``ok=False`` and why not."""
 
-    request: _Number32
+    request: Number32
     ok: bool
     keys: _Blob = b""
     nbytes: _Number63 = 0
-    access: _Number32 = 0
+    access: Number32 = 0
     fds: _FdCount = 0
     reason: _Reason = ""
 
 
-class Promise(_Strict, frozen=True, tag=21):
+class CountAnnouncement(_Strict, frozen=True, tag=21):
     """The sender will raise these counters of the receiver's; when it is lost they are poisoned."""
 
-    counters: Annotated[list[_CounterNumber], Meta(max_length=MAX_PROMISED_COUNTERS)]
+    counters: Annotated[list[_CounterNumber], Meta(max_length=MAX_ANNOUNCED_COUNTERS)]
 
 
 class Abort(_Strict, frozen=True, tag=22):
@@ -254,13 +229,13 @@ class DeclaredLost(_Strict, frozen=True, tag=28):
 class MessageAck(_Strict, frozen=True, tag=29):
     """The application has taken ``count`` more of the receiver's messages: as many more may come."""
 
-    count: _Number32
+    count: Number32
 
 
 class Revoked(_Strict, frozen=True, tag=30):
     """A region that was granted is being taken back: drop what refers to it."""
 
-    region: _Number32
+    region: Number32
 
 
 Frame: TypeAlias = (
@@ -274,7 +249,7 @@ Frame: TypeAlias = (
     | Joined
     | GrantRequest
     | GrantReply
-    | Promise
+    | CountAnnouncement
     | Abort
     | Message
     | GroupJoin

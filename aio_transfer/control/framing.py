@@ -1,314 +1,188 @@
-"""A control connection: frames, and the file descriptors they announce, over one stream socket."""
+"""Frames in and out of a byte stream, without an event loop: a length in front of each, bounds before memory."""
 
 from __future__ import annotations
 
-import contextlib
-import socket
-from typing import TYPE_CHECKING
+import errno
+import struct
+from collections import deque
+from typing import TYPE_CHECKING, Final
 
-import anyio
-import anyio.lowlevel
+from msgspec import Struct
 
-from aio_transfer.control.buffers import FrameReader, FrameWriter
-from aio_transfer.control.codec import VersionError
-from aio_transfer.control.rights import PeerCredentials, close_fds, peer_credentials, receive_some
-from aio_transfer.errors import BusyError, ProtocolError, UsageError
+from aio_transfer.control.codec import announced_fds, decode, encode
+from aio_transfer.control.fd_passing import close_fds, duplicate_fds, send_some
+from aio_transfer.control.frames import MAX_FDS_PER_FRAME, MAX_FRAME_NBYTES, MAX_HANDSHAKE_NBYTES
+from aio_transfer.errors import BusyError, ProtocolError, ProviderError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    import socket
+    from collections.abc import Sequence
 
     from aio_transfer.control.frames import Frame
 
-__all__ = ("FrameConnection",)
+__all__ = ("MAX_QUEUED_NBYTES", "FrameReader", "FrameWriter")
+
+MAX_QUEUED_NBYTES: Final = 16 << 20
+_LENGTH: Final = struct.Struct("<I")
+_CHUNK_NBYTES: Final = 64 << 10
 
 
-class FrameConnection:
-    """One connection to one peer. One task may receive; any number may send.
+class FrameReader:
+    """Puts one incoming frame together from whatever pieces the stream gives.
 
-    It takes the socket over. Two endings are told apart: the peer's (:class:`anyio.EndOfStream`,
-    :class:`anyio.BrokenResourceError`) and ours (:class:`anyio.ClosedResourceError`).
+    It asks for no byte beyond the frame it is in. So file descriptors that came while a frame was read belong to that
+    frame, and after a frame the socket can be given away without losing what follows.
     """
 
-    def __init__(self, sock: socket.socket, *, peer: str = "") -> None:
-        """Take over a connected TCP or AF_UNIX stream socket.
+    def __init__(self, peer: str) -> None:
+        """Start between two frames."""
+        self.peer = peer
+        self.limit_nbytes = MAX_HANDSHAKE_NBYTES
+        self._buffer = bytearray()
+        self._body_nbytes = 0
+        self._fds: tuple[int, ...] = ()
 
-        :param peer: named in errors; by default its address
-        :raises OSError: the socket is not connected any more
+    @property
+    def wanted_nbytes(self) -> int:
+        """How many bytes may be read now; memory grows with what has come, never with what a length claims."""
+        missing = (self._body_nbytes or _LENGTH.size) - len(self._buffer)
+        return min(missing, _CHUNK_NBYTES)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the stream stands between two frames."""
+        return not (self._buffer or self._body_nbytes or self._fds)
+
+    def feed(self, data: bytes, fds: tuple[int, ...] = ()) -> tuple[Frame, tuple[int, ...]] | None:
+        """Take what was read, and its file descriptors.
+
+        :param data: 1 … ``wanted_nbytes`` bytes
+        :returns: a frame and as many descriptors as it announced (now the caller's), once it is whole
+        :raises ProtocolError: not a frame; what it held is closed
         """
-        sock.setblocking(False)  # noqa: FBT003
-        self.is_local = sock.family == socket.AF_UNIX
-        """Both ends are on one host: file descriptors can pass."""
-        if not self.is_local:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._socket = sock
-        self._peer = peer or _address(sock)
-        self._reader = FrameReader(self._peer)
-        self._writer = FrameWriter(self._peer, can_pass_fds=self.is_local)
-        self._closed = False
-        self._failure: OSError | None = None
-        self._receiving = False
-        self._parked = 0
-        # An fd admits one task in wait_writable, so senders that find the stream full take turns in it. The lock
-        # guards only that wait: bytes are moved without an await, whoever holds it.
-        self._parking = anyio.Lock(fast_acquire=True)
-        self._left_behind = anyio.Event()
+        self._keep(fds)
+        self._buffer += data
+        try:
+            if self._body_nbytes:
+                return self._finish() if len(self._buffer) == self._body_nbytes else None
+            if len(self._buffer) == _LENGTH.size:
+                self._begin()
+        except ProtocolError:
+            self.discard()
+            raise
+        return None
 
-    @property
-    def peer(self) -> str:
-        """The name of the peer in errors."""
-        return self._peer
+    def _keep(self, fds: tuple[int, ...]) -> None:
+        """Hold descriptors until their frame is whole; no frame is allowed more than its share of our table."""
+        room = MAX_FDS_PER_FRAME - len(self._fds)
+        self._fds += fds[:room]
+        close_fds(fds[room:])
 
-    @peer.setter
-    def peer(self, name: str) -> None:
-        self._peer = self._reader.peer = self._writer.peer = name
+    def _begin(self) -> None:
+        (nbytes,) = _LENGTH.unpack(self._buffer)
+        if not 0 < nbytes <= self.limit_nbytes:
+            raise ProtocolError(self.peer, f"a frame of {nbytes} B, where 1 … {self.limit_nbytes} B are allowed")
+        self._body_nbytes = nbytes
+        self._buffer.clear()
 
-    @property
-    def frame_limit_nbytes(self) -> int:
-        """The largest frame accepted from the peer; that of the handshake until it has proven itself."""
-        return self._reader.limit_nbytes
+    def _finish(self) -> tuple[Frame, tuple[int, ...]]:
+        frame = decode(self._buffer, peer=self.peer)
+        count = announced_fds(frame)
+        if len(self._fds) < count:
+            name = type(frame).__name__
+            raise ProtocolError(self.peer, f"{name} announced {count} file descriptors and {len(self._fds)} came")
+        fds, surplus = self._fds[:count], self._fds[count:]
+        self._fds = surplus
+        self.discard()
+        return frame, fds
 
-    @frame_limit_nbytes.setter
-    def frame_limit_nbytes(self, nbytes: int) -> None:
-        self._reader.limit_nbytes = nbytes
+    def discard(self) -> None:
+        """Forget the frame under way and close the descriptors that came with it."""
+        close_fds(self._fds)
+        self._fds = ()
+        self._buffer = bytearray()
+        self._body_nbytes = 0
 
-    @property
-    def is_closed(self) -> bool:
-        """Whether :meth:`close` or :meth:`detach` was called, here or because of what the peer sent."""
-        return self._closed
+
+class _Outgoing(Struct, eq=False):
+    """What is left of one frame. ``fds`` are our duplicates, and leave with its first byte."""
+
+    rest: memoryview
+    fds: tuple[int, ...]
+
+
+class FrameWriter:
+    """Holds frames until the stream has taken every byte of them, in order."""
+
+    def __init__(self, peer: str, *, can_pass_fds: bool) -> None:
+        """Start with nothing to send."""
+        self.peer = peer
+        self.pushed_nbytes = 0
+        self.sent_nbytes = 0
+        self._can_pass_fds = can_pass_fds
+        self._queue: deque[_Outgoing] = deque()
 
     @property
     def queued_nbytes(self) -> int:
-        """How many bytes of frames wait for room in the stream."""
-        return self._writer.queued_nbytes
+        """How many bytes wait for room in the stream."""
+        return self.pushed_nbytes - self.sent_nbytes
 
-    async def receive(self) -> tuple[Frame, tuple[int, ...]]:
-        """Wait for the next frame.
+    @property
+    def has_room(self) -> bool:
+        """Whether a frame of any size can be pushed."""
+        return self.queued_nbytes + _LENGTH.size + MAX_FRAME_NBYTES <= MAX_QUEUED_NBYTES
 
-        :returns: the frame, and exactly the file descriptors it announced, close-on-exec and now the caller's;
-            any that came unannounced have been closed
-        :raises VersionError: a greeting of another version; the connection stays open for the refusal
-        :raises ProtocolError: what came is not a frame; the connection is closed
-        :raises anyio.EndOfStream: the peer closed, between two frames
-        :raises anyio.BrokenResourceError: the stream broke or ended inside a frame; the connection is closed
-        :raises anyio.ClosedResourceError: closed here, before or meanwhile
-        :raises BusyError: another task is receiving
-        :cancellation: nothing is lost: a frame half received is continued by the next call
-        """
-        if self._receiving:
-            raise BusyError(f"the connection to {self.peer}", "receiving from")
-        self._receiving = True
-        try:
-            # The checkpoint comes first: once a frame has been taken from the stream no cancellation may come between.
-            await anyio.lowlevel.checkpoint()
-            while (received := self._pull()) is None:
-                await self._park(anyio.wait_readable)
-            return received
-        finally:
-            self._receiving = False
+    def push(self, frame: Frame, fds: Sequence[int] = ()) -> None:
+        """Queue a frame. ``fds`` stay the caller's: duplicates of them travel.
 
-    def _pull(self) -> tuple[Frame, tuple[int, ...]] | None:
-        """Read until a frame is whole, or nothing more is there."""
-        received = None
-        try:
-            while received is None:
-                self._check_open()
-                data, fds = receive_some(self._socket, self._reader.wanted_nbytes)
-                if not data:
-                    close_fds(fds)
-                    self._end()
-                received = self._reader.feed(data, fds)
-        except BlockingIOError:
-            return None
-        except OSError as error:
-            self.close()
-            raise anyio.BrokenResourceError from error
-        except ProtocolError as error:
-            if not isinstance(error, VersionError):
-                self.close()
-            raise
-        return received
-
-    def _end(self) -> None:
-        """Say how the stream ended."""
-        if self._reader.is_empty and self._failure is None:
-            raise anyio.EndOfStream
-        self.close()
-        raise anyio.BrokenResourceError from self._failure
-
-    async def send(self, frame: Frame, fds: Sequence[int] = ()) -> None:
-        """Send a frame and wait until the stream has taken it.
-
-        :param fds: as many as the frame announces; they stay the caller's, duplicates travel
         :raises UsageError: a field is outside its bound, or ``fds`` do not fit the frame or the connection
-        :raises anyio.BrokenResourceError: the stream broke; what had come in before can still be received
-        :raises anyio.ClosedResourceError: closed here, before or meanwhile
-        :cancellation: a frame that waited for room in the queue is not sent; one that was queued still goes out
-            whole, with the next :meth:`send`, :meth:`flush` or by :meth:`pump`
+        :raises BusyError: too much is queued already; nothing was added
+        :raises ProviderError: a descriptor could not be duplicated; nothing was added
         """
-        await self.make_room()
-        self._writer.push(frame, fds)
-        await self.flush()
-
-    async def make_room(self) -> None:
-        """Wait until the queue takes a frame at once.
-
-        :raises anyio.BrokenResourceError: the stream broke
-        :raises anyio.ClosedResourceError: closed here, before or meanwhile
-        :cancellation: nothing has happened
-        """
-        await anyio.lowlevel.checkpoint_if_cancelled()
-        self._check_writable()
-        while not self._writer.has_room:
-            await self.flush()
-
-    def send_nowait(self, frame: Frame, fds: Sequence[int] = ()) -> None:
-        """Queue a frame and send what the stream takes at once; :meth:`pump` sends the rest.
-
-        :param fds: as many as the frame announces; they stay the caller's, duplicates travel
-        :raises BusyError: more than 16 MiB would be queued; the frame was not
-        :raises UsageError: a field is outside its bound, or ``fds`` do not fit the frame or the connection
-        :raises anyio.BrokenResourceError: the stream is broken
-        :raises anyio.ClosedResourceError: closed here
-        """
-        self._check_writable()
-        self._writer.push(frame, fds)
-        self._write()
-        self._wake_pump()
-
-    async def flush(self) -> None:
-        """Wait until the stream has taken every frame queued before this call.
-
-        :raises anyio.BrokenResourceError: the stream broke; what had come in before can still be received
-        :raises anyio.ClosedResourceError: closed here, before or meanwhile
-        :cancellation: what is left goes out with the next call, or by :meth:`pump`
-        """
-        goal = self._writer.pushed_nbytes
+        self._check_fds(frame, fds)
+        if not self.has_room:
+            raise BusyError(f"the outgoing queue to {self.peer} ({self.queued_nbytes} B)", "filling")
+        body = encode(frame)
         try:
-            self._write()
-            await anyio.lowlevel.checkpoint()
-            while not self._is_sent(goal):
-                async with self._parking:
-                    if not self._is_sent(goal):
-                        await self._park(anyio.wait_writable)
-                        self._write()
-        finally:
-            self._wake_pump()
-
-    async def pump(self) -> None:
-        """Send what :meth:`send_nowait` and cancelled senders leave behind; returns once nothing can be sent any more.
-
-        Run one of these beside the receiver. How the connection ended is the receiver's to tell.
-        """
-        with contextlib.suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
-            while True:
-                await self._left_behind.wait()
-                self._left_behind = anyio.Event()
-                await self.flush()
-
-    def _wake_pump(self) -> None:
-        if self._writer.queued_nbytes:
-            self._left_behind.set()
-
-    def _is_sent(self, goal: int) -> bool:
-        self._check_writable()
-        return self._writer.sent_nbytes >= goal
-
-    def _write(self) -> None:
-        self._check_writable()
-        try:
-            self._writer.write(self._socket)
+            duplicates = duplicate_fds(fds)
         except OSError as error:
-            # Reading goes on: the peer may have said why before it closed. Shutting down makes sure that reading
-            # ends, on errors that do not end it themselves (ETOOMANYREFS, ENOBUFS).
-            self._failure = error
-            self._writer.discard()
-            self._left_behind.set()
-            self._shut_down()
-            raise anyio.BrokenResourceError from error
+            name = errno.errorcode.get(error.errno or 0, "")
+            raise ProviderError("dup", peer=self.peer, code=error.errno or 0, code_name=name) from error
+        self._queue.append(_Outgoing(memoryview(_LENGTH.pack(len(body)) + body), duplicates))
+        self.pushed_nbytes += _LENGTH.size + len(body)
 
-    async def _park(self, wait: Callable[[socket.socket], Awaitable[None]]) -> None:
-        """Wait for the fd; the last task that waited on a closed connection closes the fd.
+    def _check_fds(self, frame: Frame, fds: Sequence[int]) -> None:
+        if len(fds) != announced_fds(frame):
+            msg = f"{type(frame).__name__} announces {announced_fds(frame)} file descriptors and {len(fds)} were given"
+            raise UsageError(msg)
+        if fds and not self._can_pass_fds:
+            msg = f"the connection to {self.peer} is not AF_UNIX and cannot pass file descriptors"
+            raise UsageError(msg)
 
-        Not :meth:`close`: the number might be in use again before the woken task runs, and anyio 4.16's cleanup on
-        asyncio, which goes by the number, would take the new owner's waiter away for good.
+    def write(self, sock: socket.socket) -> None:
+        """Send until nothing is left or the stream takes no more.
+
+        :raises OSError: the stream is broken
         """
-        self._parked += 1
-        try:
-            await wait(self._socket)
-        except anyio.ClosedResourceError:
-            self._check_open()
-            raise
-        finally:
-            self._parked -= 1
-            self._release()
-
-    def _release(self) -> None:
-        if self._closed and not self._parked:
-            self._socket.close()
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise anyio.ClosedResourceError from self._failure
-
-    def _check_writable(self) -> None:
-        self._check_open()
-        if self._failure is not None:
-            raise anyio.BrokenResourceError from self._failure
-
-    def close(self) -> None:
-        """Close at once and wake whoever waits. What was queued is dropped. Idempotent, and never blocks."""
-        if self._closed:
-            return
-        self._closed = True
-        self._reader.discard()
-        self._writer.discard()
-        self._left_behind.set()
-        self._shut_down()
-        if self._parked:
+        while self._queue:
+            head = self._queue[0]
             try:
-                anyio.notify_closing(self._socket)
-            except anyio.NoEventLoopError:
-                self._parked = 0  # the loop is gone, and with it whoever waited
-        self._release()
+                sent = send_some(sock, head.rest, head.fds)
+            except BlockingIOError:
+                return
+            self._advance(head, sent)
 
-    def _shut_down(self) -> None:
-        # The peer sees the end now, though the fd may live on for a turn of the loop.
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
+    def _advance(self, head: _Outgoing, sent: int) -> None:
+        close_fds(head.fds)
+        head.fds = ()
+        head.rest = head.rest[sent:]
+        self.sent_nbytes += sent
+        if not head.rest:
+            self._queue.popleft()
 
-    def detach(self) -> int:
-        """Give the fd away, still non-blocking; the connection is then closed without the peer noticing.
-
-        :returns: the fd, now the caller's; the next byte in it begins a frame
-        :raises BusyError: a task is receiving or sending
-        :raises UsageError: a frame is half received or not wholly sent
-        :raises anyio.ClosedResourceError: closed
-        """
-        self._check_writable()
-        if self._receiving or self._parked:
-            raise BusyError(f"the connection to {self.peer}", "using")
-        if self.queued_nbytes or not self._reader.is_empty:
-            msg = f"the connection to {self.peer} cannot be given away in the middle of a frame"
-            raise UsageError(msg)
-        self._closed = True
-        self._left_behind.set()
-        return self._socket.detach()
-
-    def peer_credentials(self) -> PeerCredentials:
-        """Return the process id, user id and group id the other end had when it connected.
-
-        :raises UsageError: not an AF_UNIX connection
-        """
-        self._check_open()
-        if not self.is_local:
-            msg = f"the connection to {self.peer} is not AF_UNIX: the kernel vouches for nobody"
-            raise UsageError(msg)
-        return peer_credentials(self._socket)
-
-
-def _address(sock: socket.socket) -> str:
-    """Name the other end as people write it."""
-    if sock.family == socket.AF_UNIX:
-        return f"unix:pid={peer_credentials(sock).pid}"
-    host, port = sock.getpeername()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    def discard(self) -> None:
+        """Drop everything, and close the duplicates that were to travel."""
+        for outgoing in self._queue:
+            close_fds(outgoing.fds)
+        self._queue.clear()
+        self.sent_nbytes = self.pushed_nbytes

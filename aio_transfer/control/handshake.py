@@ -30,7 +30,9 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import anyio
 from msgspec import Struct
 
+from aio_transfer.control.authentication import DIALER, LISTENER, make_transcript, proof_fault, prove
 from aio_transfer.control.codec import VersionError, clip
+from aio_transfer.control.fd_passing import close_fds
 from aio_transfer.control.frames import (
     MAX_FRAME_NBYTES,
     NONCE_NBYTES,
@@ -40,13 +42,10 @@ from aio_transfer.control.frames import (
     Goodbye,
     Hello,
     HelloProof,
-    PeerInfo,
     Refusal,
     Role,
     Welcome,
 )
-from aio_transfer.control.proofs import DIALER, LISTENER, make_transcript, proof_fault, prove
-from aio_transfer.control.rights import close_fds
 from aio_transfer.errors import (
     AioTransferError,
     AuthenticationError,
@@ -55,11 +54,12 @@ from aio_transfer.errors import (
     ProtocolError,
     UsageError,
 )
+from aio_transfer.topology.peer_info import PeerInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from aio_transfer.control.framing import FrameConnection
+    from aio_transfer.control.connection import FrameConnection
 
 __all__ = ("HANDSHAKE_DEADLINE_S", "Credentials", "RefusedError", "Session", "answer", "call")
 

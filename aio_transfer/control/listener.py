@@ -18,7 +18,7 @@ import anyio
 import anyio.lowlevel
 from msgspec import Struct, field
 
-from aio_transfer.control.framing import FrameConnection
+from aio_transfer.control.connection import FrameConnection
 from aio_transfer.control.handshake import HANDSHAKE_DEADLINE_S, answer
 from aio_transfer.errors import AioTransferError, BusyError, ProviderError
 

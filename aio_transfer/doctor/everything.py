@@ -9,8 +9,9 @@ from aio_transfer.doctor import fabric, limits, local, rdma, software
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from aio_transfer.cli.reports import BackendReport
-    from aio_transfer.doctor.check import Check, Host
+    from aio_transfer.doctor.check import Check
+    from aio_transfer.driver.backend_registry import BackendReport
+    from aio_transfer.topology.host import Host
 
 __all__ = ("examine",)
 

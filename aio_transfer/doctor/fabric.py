@@ -6,7 +6,8 @@ import os
 import re
 from typing import Final
 
-from aio_transfer.doctor.check import Check, Host
+from aio_transfer.doctor.check import Check
+from aio_transfer.topology.host import Host
 
 __all__ = (
     "check_efa_fork",

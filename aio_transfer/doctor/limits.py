@@ -7,7 +7,8 @@ import re
 import resource
 from typing import Final
 
-from aio_transfer.doctor.check import Check, Host
+from aio_transfer.doctor.check import Check
+from aio_transfer.topology.host import Host
 
 __all__ = ("check_cpus", "check_huge_pages", "check_memlock", "check_nofile")
 

@@ -6,7 +6,8 @@ import ctypes
 import os
 import socket
 
-from aio_transfer.doctor.check import Check, Host
+from aio_transfer.doctor.check import Check
+from aio_transfer.topology.host import Host
 
 __all__ = ("check_abstract_socket", "check_memfd", "check_process_vm")
 

@@ -9,7 +9,7 @@ from aio_transfer.doctor.check import Check
 
 if TYPE_CHECKING:
     from aio_transfer.backends.verbs.discovery import RdmaPort
-    from aio_transfer.doctor.check import Host
+    from aio_transfer.topology.host import Host
 
 __all__ = ("check_gids", "check_ports", "check_verbs_drivers")
 

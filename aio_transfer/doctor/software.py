@@ -10,12 +10,13 @@ import sys
 from importlib import metadata
 from typing import TYPE_CHECKING, Final
 
-from aio_transfer.doctor.check import Check, Host
+from aio_transfer.doctor.check import Check
+from aio_transfer.topology.host import Host
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from aio_transfer.cli.reports import BackendReport
+    from aio_transfer.driver.backend_registry import BackendReport
 
 __all__ = ("check_libfabric", "check_libibverbs", "check_numpy", "check_providers", "check_python", "check_shm")
 

@@ -8,15 +8,15 @@
     report.raise_for_failures()
 """
 
-from .claims import RULES, ConformanceError, claim, refused
-from .engines import exactly, mesh, pair, until
-from .fabric import Faults, Packet, PacketKind, Route, SimFabric, Verdict
-from .memory import Memory
-from .registry import CHECKS, Check, check, select
-from .runner import Report, Result, check_backend, run_check
-from .schedules import ScheduleError, run_moves, run_schedule, run_schedules
-from .shrink import shrink
-from .spec import Needs, Spec
+from aio_transfer.testing.assertions import RULES, ConformanceError, claim, refused
+from aio_transfer.testing.fixtures import exactly, mesh, pair, until
+from aio_transfer.testing.fuzz.schedule import ScheduleError, run_moves, run_schedule, run_schedules
+from aio_transfer.testing.fuzz.shrink import shrink
+from aio_transfer.testing.guarded_memory import Memory
+from aio_transfer.testing.registry import CHECKS, Check, check, select
+from aio_transfer.testing.runner import Report, Result, check_backend, run_check
+from aio_transfer.testing.sim_fabric import Faults, Packet, PacketKind, Route, SimFabric, Verdict
+from aio_transfer.testing.spec import Needs, Spec
 
 __all__ = (
     "CHECKS",

@@ -24,19 +24,18 @@ import anyio
 import anyio.lowlevel
 import pytest
 
+from aio_transfer.driver.backend_registry import open_one
 from aio_transfer.errors import BackendUnavailableError
-from aio_transfer.selection import open_one
-
-from .claims import ConformanceError
-from .registry import select
-from .runner import run_check
-from .schedules import run_schedule, run_schedules
+from aio_transfer.testing.assertions import ConformanceError
+from aio_transfer.testing.fuzz.schedule import run_schedule, run_schedules
+from aio_transfer.testing.registry import select
+from aio_transfer.testing.runner import run_check
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator
 
-    from .registry import Check
-    from .spec import Spec
+    from aio_transfer.testing.registry import Check
+    from aio_transfer.testing.spec import Spec
 
 __all__ = (
     "LOOPS",

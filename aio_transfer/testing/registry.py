@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from .claims import RULES
+from aio_transfer.testing.assertions import RULES
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-    from .spec import Needs, Spec
+    from aio_transfer.testing.spec import Needs, Spec
 
     Body = Callable[[Spec], Awaitable[None]]
 
@@ -69,7 +69,7 @@ def select(only: str | Iterable[str] | None = None) -> Sequence[Check]:
 
     :raises KeyError: nothing has that name
     """
-    from . import checks as _fill  # noqa: F401 - they need this module
+    from aio_transfer.testing import checks as _fill  # noqa: F401 - they need this module
 
     if only is None:
         return tuple(CHECKS.values())

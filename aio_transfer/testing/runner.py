@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Final, Literal
 import anyio
 import anyio.lowlevel
 
-from .claims import RULES, ConformanceError
-from .memory import forget
-from .patience import patient
-from .registry import Check, select
+from aio_transfer.testing.assertions import RULES, ConformanceError
+from aio_transfer.testing.guarded_memory import forget
+from aio_transfer.testing.registry import Check, select
+from aio_transfer.testing.timeouts import patient
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from .spec import Spec
+    from aio_transfer.testing.spec import Spec
 
 __all__ = ("Report", "Result", "check_backend", "run_check")
 

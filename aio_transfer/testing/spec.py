@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import numpy as np
 
-from aio_transfer.engine import TransferEngine
-
-from .patience import patient
+from aio_transfer.engine.engine import TransferEngine
+from aio_transfer.testing.timeouts import patient
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

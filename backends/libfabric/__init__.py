@@ -4,7 +4,7 @@ import importlib.metadata
 import sys
 from pathlib import Path
 
-from aio_transfer.backends.core import NativeDriver
+from aio_transfer.backends.native import NativeDriver
 
 __all__ = ("create",)
 
@@ -21,7 +21,7 @@ def create(**options: object) -> NativeDriver:
     given = {name: value for name, value in options.items() if value is not None}
     near, topology = given.pop("near", None), given.pop("topology", "")
     if near is not None:
-        from aio_transfer.backends.libfabric.nearest import place_of  # few need it
+        from aio_transfer.backends.libfabric.nearest import place_of
 
         place = place_of(str(near), str(topology))
         found: dict[str, object] = {"interfaces": ",".join(f"{device}-rdm" for device in place.devices)}

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aio_transfer.backends.verbs.discovery import rdma_ports
-from aio_transfer.doctor import Host
 from aio_transfer.errors import UsageError
+from aio_transfer.topology.host import Host
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

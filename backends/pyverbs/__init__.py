@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from aio_transfer.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
-    from aio_transfer.drivers import Driver
+    from aio_transfer.driver.protocol import Driver
 
 __all__ = ("create",)
 
@@ -23,7 +23,7 @@ def create(*, device: str = "", address: str = "") -> Driver:
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     try:
-        from .driver import PyverbsDriver
+        from aio_transfer.backends.pyverbs.driver import PyverbsDriver
     except ImportError as error:
         hint = "apt-get install python3-pyverbs, or pip install pyverbs"
         raise BackendUnavailableError("pyverbs", f"pyverbs cannot be imported: {error}", hint) from error

@@ -12,17 +12,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-import aio_transfer.drivers as seam
-from aio_transfer.drivers import Access, EventKind, Op, Status
+import aio_transfer.driver as seam
+from aio_transfer.backends.pyverbs.connection import DEPTH, LOCAL_WRITE, SLOT_NBYTES, Lane, Link
+from aio_transfer.backends.pyverbs.device import ARRIVED, CARRIED, Device
+from aio_transfer.backends.pyverbs.work_requests import Batch, Remote, Run, parts_of
+from aio_transfer.driver.event_queue import EventQueue
+from aio_transfer.driver.records import Access, EventKind, Op, Status
 from aio_transfer.errors import ProviderError, StaleRegionError, UsageError
-from aio_transfer.ledger import Ledger
 from pyverbs.cq import cqe_status_to_str
 from pyverbs.mr import MR
 from pyverbs.pyverbs_error import PyverbsError
-
-from .device import ARRIVED, CARRIED, Device
-from .link import DEPTH, LOCAL_WRITE, SLOT_NBYTES, Lane, Link
-from .runs import Batch, Remote, Run, parts_of
 
 if TYPE_CHECKING:
     from pyverbs.cq import WC
@@ -41,7 +40,7 @@ WITH_IMM, REMOTE_WRITE, REMOTE_READ = 2, 2, 4
 
 
 class PyverbsDriver:
-    """The twelve methods of :class:`aio_transfer.drivers.Driver`, and below them what completions mean."""
+    """The twelve methods of :class:`aio_transfer.driver.protocol.Driver`, and below them what completions mean."""
 
     def __init__(self, device: str, address: str) -> None:
         """Remember what to open."""
@@ -56,7 +55,7 @@ class PyverbsDriver:
     def open(self) -> seam.Capabilities:
         """Open the device."""
         self._device = Device(*self._wanted)
-        self._ledger = Ledger()
+        self._ledger = EventQueue()
         self._ready = select.epoll()
         for fd in (self._ledger.fileno(), self._device.fd):
             self._ready.register(fd, select.EPOLLIN)
@@ -119,7 +118,7 @@ class PyverbsDriver:
             for run in lane.queue:
                 self._settle(run, Status.PEER_LOST)
             lane.queue.clear()
-        return self._bury(link) if link.is_flushed else None
+        return self._teardown(link) if link.is_flushed else None
 
     def post(self, transfer: int, runs: Any, pieces: Any) -> bool:
         """Queue a batch, and post as much as fits."""
@@ -178,7 +177,7 @@ class PyverbsDriver:
             _open.discard(self)
             for link in tuple(self._links.values()):
                 link.end_now()
-                self._bury(link)
+                self._teardown(link)
             for region in tuple(self._ours):
                 self.deregister(region)  # nobody holds it any more
             self._device.close()
@@ -208,7 +207,7 @@ class PyverbsDriver:
             words = f"{cqe_status_to_str(wc.status)} ({wc.status})"
             self._ledger.emit(EventKind.PEER_FAILED, link.number, code=wc.status, payload=words.encode())
         if link.is_flushed:
-            self._bury(link)
+            self._teardown(link)
 
     def _on_carried(self, link: Link, lane: Lane, wc: WC) -> None:
         lost = wc.status in (FLUSHED, NO_ANSWER)
@@ -279,7 +278,7 @@ class PyverbsDriver:
             mr.close()
             self._ledger.emit(EventKind.RELEASED, region)
 
-    def _bury(self, link: Link) -> None:
+    def _teardown(self, link: Link) -> None:
         """Free a connection. What its device has not flushed ends here: without its pair nothing moves."""
         for lane in link.lanes:
             del self._lanes[lane.pair.qp_num]

@@ -1,6 +1,6 @@
 """Shared memory: one host, no dependency. A write is one copy by the sender, straight into the target."""
 
-from aio_transfer.backends.core import NativeDriver
+from aio_transfer.backends.native import NativeDriver
 
 __all__ = ("create",)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from aio_transfer.backends.core import NativeDriver
+from aio_transfer.backends.native import NativeDriver
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from aio_transfer.backends.core._native import Fabric
-    from aio_transfer.drivers import Capabilities
+    from aio_transfer.backends.native._native import Fabric
+    from aio_transfer.driver.protocol import Capabilities
 
 __all__ = ("SimDriver", "create")
 

@@ -1,6 +1,6 @@
 """Plain TCP sockets: any host, and nothing but the kernel. ``README.md`` tells the wire format, and its limits."""
 
-from aio_transfer.backends.core import NativeDriver
+from aio_transfer.backends.native import NativeDriver
 
 __all__ = ("create",)
 

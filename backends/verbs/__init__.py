@@ -1,6 +1,6 @@
 """libibverbs, loaded at run time: InfiniBand and RoCE. ``README.md`` lists settings and quirks."""
 
-from aio_transfer.backends.core import NativeDriver
+from aio_transfer.backends.native import NativeDriver
 
 __all__ = ("create",)
 

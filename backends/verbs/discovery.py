@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from aio_transfer.doctor.check import Host
+    from aio_transfer.topology.host import Host
 
 __all__ = ("Gid", "RdmaPort", "rdma_ports")
 

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 import anyio
 
 from aio_transfer import Access, TransferEngine, UnsupportedError
-from aio_transfer.device_memory import DeviceBuffer
-from aio_transfer.dlpack import SupportsDlpack, dlpack_device_bytes
 from aio_transfer.errors import AioTransferError
+from aio_transfer.gpu.dmabuf import DeviceBuffer
+from aio_transfer.memory.dlpack import SupportsDlpack, dlpack_device_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

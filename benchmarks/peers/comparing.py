@@ -15,7 +15,7 @@ from processes import Processes, stopped
 from results import Case, Result, compared, result
 from works import WORKS, Work
 
-from aio_transfer.bench.figures import Pair, Sample, rounds_for
+from aio_transfer.bench.report.statistics import Pair, Sample, rounds_for
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator, Sequence

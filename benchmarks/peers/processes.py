@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from environments import CannotRunError, last_line
 
-from aio_transfer.bench.figures import Sample
+from aio_transfer.bench.report.statistics import Sample
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

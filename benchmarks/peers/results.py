@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import msgspec
 from environments import CannotRunError
 
-from aio_transfer.bench.figures import GIB, microseconds, percentile, ratios, spread
-from aio_transfer.bench.result import rounded
+from aio_transfer.bench.report.result import rounded
+from aio_transfer.bench.report.statistics import GIB, microseconds, percentile, ratios, spread
 
 if TYPE_CHECKING:
     from catalog import Peer
     from works import Work
 
-    from aio_transfer.bench.figures import Pair, Sample
+    from aio_transfer.bench.report.statistics import Pair, Sample
 
 PROVIDERS: Final = {"shm": ("shm", "memfd"), "foreign": ("shm", "process_vm_writev"), "tcp": ("tcp", "sockets")}
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich import box
 from rich.table import Table
 
-from aio_transfer.cli.output import size
+from aio_transfer.formatting import size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -13,10 +13,10 @@ from queue import SimpleQueue
 from threading import RLock, Thread
 from typing import Any
 
-import aio_transfer.drivers as seam
-from aio_transfer.drivers import Access, EventKind, Op, PieceFlag, Status
+import aio_transfer.driver as seam
+from aio_transfer.driver.event_queue import EventQueue
+from aio_transfer.driver.records import Access, EventKind, Op, PieceFlag, Status
 from aio_transfer.errors import BackendUnavailableError, ProviderError, UnsupportedError
-from aio_transfer.ledger import Ledger
 
 KEY = struct.Struct("<I8s")  # a region's number at its owner, and a secret: who knows both has been granted it
 FRAME = struct.Struct("<HHI12sQI")  # op, flags, immediate, key, offset, nbytes; the payload of a write follows
@@ -48,7 +48,7 @@ class Link:
 
 
 class SocketsDriver:
-    """The twelve methods of :class:`aio_transfer.drivers.Driver`, and below them what the threads do."""
+    """The twelve methods of :class:`aio_transfer.driver.protocol.Driver`, and below them what the threads do."""
 
     def __init__(self) -> None:
         # Held for moments, never while a socket blocks. A frame is applied under it: nothing lands in a region once
@@ -61,7 +61,7 @@ class SocketsDriver:
 
     def open(self) -> seam.Capabilities:
         try:
-            self._ledger = Ledger()
+            self._ledger = EventQueue()
         except (AttributeError, OSError) as error:
             raise BackendUnavailableError("sockets", f"no eventfd: {error}") from error
         self._pid = os.getpid()

@@ -7,7 +7,7 @@ import time
 
 from sockets_backend import FRAME, SocketsDriver
 
-from aio_transfer.drivers import Op, PieceFlag
+from aio_transfer.driver.records import Op, PieceFlag
 
 
 class WrongDriver(SocketsDriver):

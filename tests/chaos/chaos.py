@@ -9,8 +9,8 @@ from typing import Annotated, Optional
 import anyio
 import typer
 
-from aio_transfer.testing.chaos import LOOPS, Chaos, run_chaos
-from aio_transfer.testing.shrink import shrink
+from aio_transfer.testing.fuzz.campaign import LOOPS, Chaos, run_chaos
+from aio_transfer.testing.fuzz.shrink import shrink
 from aio_transfer.testing.spec import Spec
 
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from aio_transfer.testing.drawing import FABRIC_MOVES, MOVES, draw
-from aio_transfer.testing.meshes import SHAPES
-from aio_transfer.testing.moves import SIZES, Move, show
-from aio_transfer.testing.schedules import ScheduleError, batches, run_moves, run_schedule, run_schedules
+from aio_transfer.testing.fuzz.generator import FABRIC_MOVES, MOVES, draw
+from aio_transfer.testing.fuzz.mesh import SHAPES
+from aio_transfer.testing.fuzz.operations.definitions import SIZES, Move, show
+from aio_transfer.testing.fuzz.schedule import ScheduleError, batches, run_moves, run_schedule, run_schedules
 from aio_transfer.testing.spec import Spec
 
 if TYPE_CHECKING:

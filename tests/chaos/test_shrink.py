@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from aio_transfer.testing.drawing import draw
-from aio_transfer.testing.moves import Cut, Kill, Notify, Turns, Write
-from aio_transfer.testing.schedules import ScheduleError, run_moves, run_schedule
-from aio_transfer.testing.shrink import ddmin, shrink
+from aio_transfer.testing.fuzz.generator import draw
+from aio_transfer.testing.fuzz.operations.definitions import Cut, Kill, Notify, Turns, Write
+from aio_transfer.testing.fuzz.schedule import ScheduleError, run_moves, run_schedule
+from aio_transfer.testing.fuzz.shrink import ddmin, shrink
 from aio_transfer.testing.spec import Spec
 
 pytestmark = pytest.mark.anyio

@@ -20,11 +20,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from aio_transfer.testing.drawing import MOVES
-from aio_transfer.testing.ending import settle
-from aio_transfer.testing.meshes import SHAPES, Mesh
-from aio_transfer.testing.model import Model
-from aio_transfer.testing.moves import Enter, Move
+from aio_transfer.testing.fuzz.generator import MOVES
+from aio_transfer.testing.fuzz.mesh import SHAPES, Mesh
+from aio_transfer.testing.fuzz.model.world import Model
+from aio_transfer.testing.fuzz.operations.definitions import Enter, Move
+from aio_transfer.testing.fuzz.quiesce import settle
 from aio_transfer.testing.spec import Spec
 
 if TYPE_CHECKING:

@@ -1,10 +1,5 @@
 """One seed for the whole run, printed first: what the kit's plugin for pytest does."""
 
-from aio_transfer.testing.plugin import (
-    pytest_addoption,
-    pytest_configure,
-    pytest_configure_node,
-    pytest_report_header,
-)
+from aio_transfer.testing.plugin import pytest_addoption, pytest_configure, pytest_configure_node, pytest_report_header
 
 __all__ = ("pytest_addoption", "pytest_configure", "pytest_configure_node", "pytest_report_header")

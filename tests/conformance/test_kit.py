@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from aio_transfer import selection
+from aio_transfer.driver import backend_registry
 from aio_transfer.testing import CHECKS, RULES, ConformanceError, Report, Spec, check_backend, select
 
 sys.path.insert(0, str(Path(__file__).parent))  # importmode=importlib puts no folder there
@@ -36,7 +36,7 @@ MUTANTS = {
 
 @pytest.fixture
 def wrong(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Spec]:
-    monkeypatch.setitem(selection.BUILT_IN, "wrong", f"wrong_drivers:{request.param}")
+    monkeypatch.setitem(backend_registry.BUILT_IN, "wrong", f"wrong_drivers:{request.param}")
     assert hasattr(wrong_drivers, request.param)
     yield Spec(backend="wrong", name=request.param, seed=1)
 

@@ -23,8 +23,9 @@ import anyio
 import pytest
 
 from aio_transfer import PeerLostError, RemoteRegion, TransferEngine
-from aio_transfer.drivers import PIECE_STRUCT, RUN_STRUCT, Access, EventKind, LocalMemory, Op, RemoteMemory, Status
-from aio_transfer.selection import load, names
+from aio_transfer.driver.backend_registry import load, names
+from aio_transfer.driver.protocol import LocalMemory, RemoteMemory
+from aio_transfer.driver.records import PIECE_STRUCT, RUN_STRUCT, Access, EventKind, Op, Status
 from aio_transfer.testing import RULES, Spec, check_backend, until
 from aio_transfer.testing.plugin import contract
 
@@ -274,7 +275,7 @@ async def test_another_process_dies(start: Callable[..., subprocess.Popen[str]],
         source = await engine.register(engine.allocate(nbytes))
         pages = range(nbytes // PAGE)
         await engine.write_pages(source.pages(pages, PAGE), remote.pages(pages, PAGE))
-        transfers = [engine.submit_pages(source.pages(pages, PAGE), remote.pages(pages, PAGE)) for _ in range(20)]
+        transfers = [engine.submit_write_pages(source.pages(pages, PAGE), remote.pages(pages, PAGE)) for _ in range(20)]
         target.send_signal(number)
         with pytest.raises(PeerLostError), anyio.fail_after(3):
             for transfer in transfers:

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aio_transfer.backends import libfabric
-from aio_transfer.backends.core import NativeDriver
-from aio_transfer.drivers import PIECE, RUN, EventKind, LocalMemory
+from aio_transfer.backends.native import NativeDriver
+from aio_transfer.driver.protocol import LocalMemory
+from aio_transfer.driver.records import PIECE, RUN, EventKind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from aio_transfer.drivers import CounterId, RegionNumber, RemoteMemory, TransferId
+    from aio_transfer.driver.protocol import RemoteMemory
+    from aio_transfer.driver.records import CounterId, RegionNumber, TransferId
 
 
 class Wrong(NativeDriver):
@@ -135,7 +137,7 @@ class LeaksHandles(Wrong):
 
     @staticmethod
     def access() -> Any:
-        from aio_transfer.drivers import Access
+        from aio_transfer.driver.records import Access
 
         return Access.LOCAL
 

@@ -12,7 +12,10 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from aio_transfer.control import Credentials, FrameConnection, PeerInfo, host_identity, new_incarnation
+from aio_transfer.control.connection import FrameConnection
+from aio_transfer.control.handshake import Credentials
+from aio_transfer.topology.identity import host_identity, new_incarnation
+from aio_transfer.topology.peer_info import PeerInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

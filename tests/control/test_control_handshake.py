@@ -9,32 +9,26 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import anyio
 import pytest
 
-from aio_transfer.control import (
+from aio_transfer.control import codec, handshake
+from aio_transfer.control.authentication import DIALER, LISTENER, make_transcript, prove
+from aio_transfer.control.codec import encode
+from aio_transfer.control.connection import FrameConnection
+from aio_transfer.control.frames import (
     MAX_FRAME_NBYTES,
     PROTOCOL_VERSION,
     Challenge,
-    Credentials,
     Frame,
-    FrameConnection,
     Goodbye,
     Hello,
     HelloProof,
     Message,
-    PeerInfo,
     Refusal,
-    RefusedError,
-    Session,
     Welcome,
-    answer,
-    call,
-    codec,
-    encode,
-    handshake,
-    new_incarnation,
-    new_session,
 )
-from aio_transfer.control.proofs import DIALER, LISTENER, make_transcript, prove
+from aio_transfer.control.handshake import Credentials, RefusedError, Session, answer, call
 from aio_transfer.errors import AuthenticationError, ClosedError, PeerLostError, ProtocolError, UsageError
+from aio_transfer.topology.identity import new_incarnation, new_session
+from aio_transfer.topology.peer_info import PeerInfo
 
 if TYPE_CHECKING:
     import socket
@@ -86,7 +80,7 @@ def make_hello(credentials: Credentials, **changes: Any) -> Hello:
 
 
 @pytest.mark.parametrize("secret", [None, SECRET])
-@pytest.mark.parametrize("role", ["control", "pulse"])
+@pytest.mark.parametrize("role", ["control", "heartbeat"])
 async def test_both_sides_agree_on_the_session(
     pair: Pair, make_credentials: Make, secret: bytes | None, role: str
 ) -> None:

@@ -14,29 +14,20 @@ import anyio.lowlevel
 import pytest
 from msgspec.structs import replace
 
-from aio_transfer.control import (
-    Credentials,
-    FrameConnection,
-    Goodbye,
-    Listener,
-    PeerInfo,
-    Refusal,
-    RefusedError,
-    Session,
-    call,
-    dial,
-    dialer,
-    host_identity,
-    listener,
-    new_incarnation,
-    new_session,
-)
+from aio_transfer.control import dialer, listener
+from aio_transfer.control.connection import FrameConnection
+from aio_transfer.control.dialer import dial
+from aio_transfer.control.frames import Goodbye, Refusal
+from aio_transfer.control.handshake import Credentials, RefusedError, Session, call
+from aio_transfer.control.listener import Listener
 from aio_transfer.errors import AuthenticationError, BusyError, PeerLostError, ProviderError
+from aio_transfer.topology.identity import host_identity, new_incarnation, new_session
+from aio_transfer.topology.peer_info import PeerInfo
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from aio_transfer.control import Hello
+    from aio_transfer.control.frames import Hello
 
 Make: TypeAlias = "Callable[..., Credentials]"
 pytestmark = pytest.mark.anyio

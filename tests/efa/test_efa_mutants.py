@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from aio_transfer import selection
+from aio_transfer.driver import backend_registry
 from aio_transfer.testing import Spec, check_backend
+from aio_transfer.testing.fuzz.schedule import ScheduleError, run_schedules
 from aio_transfer.testing.plugin import unavailable
-from aio_transfer.testing.schedules import ScheduleError, run_schedules
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "conformance"))  # importmode=importlib puts no folder there
 sys.path.insert(0, str(Path(__file__).parent.parent / "mutants"))
@@ -59,7 +59,7 @@ def _silence() -> Iterator[None]:
 @pytest.mark.parametrize("name", test_kit.MUTANTS)
 async def test_wrong_driver_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _, checks = test_kit.MUTANTS[name]
-    monkeypatch.setitem(selection.BUILT_IN, "wrong", f"wrong_drivers:{name}")
+    monkeypatch.setitem(backend_registry.BUILT_IN, "wrong", f"wrong_drivers:{name}")
     spec = Spec(backend="wrong", options=OPTIONS, name=name, rails=DEVICES, seed=1)
     for _ in range(10):  # some show only where a thread is slow enough
         report = await check_backend(spec, only=checks)

@@ -33,7 +33,7 @@ async def main() -> None:
             await counter.wait(1)
         pages = source.pages(PAGES, PAGE)
         for _ in range(ROUNDS):
-            for transfer in [here.submit_pages(pages, remote.pages(PAGES, PAGE)) for remote in remotes]:
+            for transfer in [here.submit_write_pages(pages, remote.pages(PAGES, PAGE)) for remote in remotes]:
                 await transfer
             for counter in counters:
                 await counter.wait(len(PAGES))

@@ -12,20 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from aio_transfer.drivers import (
-    ANY_REGION,
-    PIECE_STRUCT,
-    RUN,
-    Access,
-    Endpoint,
-    EventKind,
-    LocalMemory,
-    Op,
-    RemoteMemory,
-    Status,
-)
+from aio_transfer.driver.backend_registry import load
+from aio_transfer.driver.protocol import Endpoint, LocalMemory, RemoteMemory
+from aio_transfer.driver.records import ANY_REGION, PIECE_STRUCT, RUN, Access, EventKind, Op, Status
 from aio_transfer.errors import AioTransferError
-from aio_transfer.selection import load
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -12,13 +12,13 @@ from unittest import mock
 
 import numpy as np
 
-from aio_transfer import cutting
-from aio_transfer.backends.core import NativeDriver
-from aio_transfer.counters import CounterTable
-from aio_transfer.drivers import PIECE, PRIVATE_COUNTER_BIT, EventKind
-from aio_transfer.groups import PeerGroup
-from aio_transfer.posting import Poster
-from aio_transfer.transfers import Transfer
+from aio_transfer.backends.native import NativeDriver
+from aio_transfer.counters.table import CounterTable
+from aio_transfer.driver.records import PIECE, PRIVATE_COUNTER_BIT, EventKind
+from aio_transfer.groups.group import PeerGroup
+from aio_transfer.transfers import striping
+from aio_transfer.transfers.submission import Submission
+from aio_transfer.transfers.transfer import Transfer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -34,44 +34,44 @@ _EXPECT: Final = NativeDriver.expect
 
 def counts_off_by_one() -> AbstractContextManager[Any]:
     """What counts several chunks at once, since they were cut, counts one too few."""
-    right = cutting.immediate
+    right = striping.immediate
 
     def short(counter: int, counts: int = 1) -> int:
         return right(counter, counts - (counts > 1))
 
-    return mock.patch.object(cutting, "immediate", short)
+    return mock.patch.object(striping, "immediate", short)
 
 
 def stripe_counted_early() -> AbstractContextManager[Any]:
     """A chunk in several pieces is counted when the last of its runs has stopped, whatever the others do."""
-    right = cutting.counts
+    right = striping.counts
 
     def early(*args: Any, after: int, **options: Any) -> Any:
         return right(*args, after=1 if after else 0, **options)
 
-    return mock.patch.object(cutting, "counts", early)
+    return mock.patch.object(striping, "counts", early)
 
 
 def stripe_counted_by_pieces() -> AbstractContextManager[Any]:
     """Every piece of a chunk counts, besides the chunk itself."""
-    right = cutting.tag
+    right = striping.tag
 
     def tag(pieces: int, counter: int | None) -> int:
         return right(1, counter)
 
-    return mock.patch.object(cutting, "tag", tag)
+    return mock.patch.object(striping, "tag", tag)
 
 
 def stripe_tail_dropped() -> AbstractContextManager[Any]:
     """The last byte of a chunk in several pieces stays behind."""
-    right = cutting.bounds
+    right = striping.bounds
 
     def short(nbytes: int, count: int, grain: int) -> Any:
         places = right(nbytes, count, grain)
         places[-1] -= np.uint64(1)
         return places
 
-    return mock.patch.object(cutting, "bounds", short)
+    return mock.patch.object(striping, "bounds", short)
 
 
 def empty_page_not_counted() -> AbstractContextManager[Any]:
@@ -140,7 +140,7 @@ def counter_id_reused() -> AbstractContextManager[Any]:
 
 def poison_not_delivered() -> AbstractContextManager[Any]:
     """Nobody tells the receiver that a promised count cannot come."""
-    return mock.patch.object(Poster, "_abort", lambda *_: None)
+    return mock.patch.object(Submission, "_abort", lambda *_: None)
 
 
 def ring_overflow_loses_an_event() -> AbstractContextManager[Any]:
@@ -158,7 +158,7 @@ def ring_overflow_loses_an_event() -> AbstractContextManager[Any]:
 
 def stale_import_kept() -> AbstractContextManager[Any]:
     """A region that its owner has taken back is still thought to be there."""
-    return mock.patch.object(Poster, "forget", lambda *_: None)
+    return mock.patch.object(Submission, "forget", lambda *_: None)
 
 
 def nothing() -> AbstractContextManager[Any]:

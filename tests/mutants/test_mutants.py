@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from aio_transfer.testing import Spec
-from aio_transfer.testing.schedules import ScheduleError, batches, run_schedule, run_schedules
+from aio_transfer.testing.fuzz.schedule import ScheduleError, batches, run_schedule, run_schedules
 
 sys.path.insert(0, str(Path(__file__).parent))  # importmode=importlib puts no folder there
 

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from aio_transfer.apps.child import ChildFailedError
-from aio_transfer.bench import FAMILIES, Options, run
-from aio_transfer.bench.moving import Check, Move, check, move
-from aio_transfer.bench.team import team
-from aio_transfer.selection import available
+from aio_transfer.bench.options import Options
+from aio_transfer.bench.run import FAMILIES, run
+from aio_transfer.bench.workers.bandwidth_steps import Check, Move, check, move
+from aio_transfer.bench.workers.coordinator import team
+from aio_transfer.driver.backend_registry import available
+from aio_transfer.subprocesses.child import ChildFailedError
 
 KEYS = ["test", "backend", "provider", "nbytes", "count"]
 KEYS += ["gb_per_s", "floor_gb_per_s", "ratio", "p50_us", "p99_us", "cpu_s_per_gib"]

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from aio_transfer.bench.far import parse_endpoint
+from aio_transfer.bench.workers.remote import parse_endpoint
+from aio_transfer.driver.backend_registry import available
 from aio_transfer.errors import UsageError
-from aio_transfer.selection import available
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

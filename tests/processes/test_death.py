@@ -22,8 +22,8 @@ import numpy as np
 import pytest
 
 from aio_transfer import PeerLostError, RemoteRegion, TransferEngine
+from aio_transfer.driver.backend_registry import open_one
 from aio_transfer.errors import BackendUnavailableError
-from aio_transfer.selection import open_one
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -200,7 +200,7 @@ async def test_the_target_dies(backend: str, number: int) -> None:
         with child("target", backend, GIB) as target:
             remote = await target.remote()
             await engine.write_pages(source.pages(ids, PAGE), remote.pages(ids, PAGE))
-            transfers = [engine.submit_pages(source.pages(ids, PAGE), remote.pages(ids, PAGE)) for _ in range(8)]
+            transfers = [engine.submit_write_pages(source.pages(ids, PAGE), remote.pages(ids, PAGE)) for _ in range(8)]
             await service.reset()
             began = time.perf_counter()
             target.signal(number)

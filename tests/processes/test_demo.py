@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from aio_transfer import UsageError
-from aio_transfer.apps import demo
-from aio_transfer.apps.child import Child, ChildFailedError
-from aio_transfer.apps.demo import DemoOptions, run_demo
-from aio_transfer.apps.prefill import _covered
-from aio_transfer.selection import available
+from aio_transfer.demo import disaggregated
+from aio_transfer.demo.disaggregated import DemoOptions, run_demo
+from aio_transfer.demo.prefill import _covered
+from aio_transfer.driver.backend_registry import available
+from aio_transfer.subprocesses.child import Child, ChildFailedError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -57,7 +57,7 @@ async def test_equals_a_single_process(text: Path, backend: str, prefills: int) 
 
 
 async def test_a_long_input_is_cut(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "MAX_PROMPT_NBYTES", 33)
+    monkeypatch.setattr(disaggregated, "MAX_PROMPT_NBYTES", 33)
     report = await run_demo(DemoOptions(input=text, layers=1, tokens=1))
     assert report.match
     assert (report.prompt_nbytes, report.input_nbytes) == (33, 492)
@@ -65,7 +65,7 @@ async def test_a_long_input_is_cut(text: Path, monkeypatch: pytest.MonkeyPatch) 
 
 async def test_damaged_pages_are_noticed(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One bit of one page is enough, whether or not it changes a token."""
-    original = demo._answer_alone
+    original = disaggregated._answer_alone
 
     def damaged(*arguments: object) -> object:
         answer = original(*arguments)  # type: ignore[arg-type]
@@ -73,7 +73,7 @@ async def test_damaged_pages_are_noticed(text: Path, monkeypatch: pytest.MonkeyP
         pages[0, 0, 0] ^= 1
         return answer
 
-    monkeypatch.setattr(demo, "_answer_alone", damaged)
+    monkeypatch.setattr(disaggregated, "_answer_alone", damaged)
     report = await run_demo(DemoOptions(input=text, layers=1, tokens=2))
     assert not report.match
     assert report.tokens_match
@@ -122,7 +122,7 @@ def _children(pid: int = 0) -> str:
 
 @pytest.mark.parametrize("wrong", [{"prefills": 3}, {"tokens": 0}, {"layers": 0}, {"backend": "pigeon"}])
 async def test_wrong_options_start_nothing(text: Path, wrong: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "Child", None)
+    monkeypatch.setattr(disaggregated, "Child", None)
     with pytest.raises(UsageError):
         await run_demo(DemoOptions(input=text, **wrong))  # type: ignore[arg-type]
 

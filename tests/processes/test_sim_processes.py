@@ -205,7 +205,7 @@ async def test_the_target_is_killed() -> None:
             await served.meet(third)
             await one.write(7, 1)
             source, target = one.here.pages(one.ids, PAGE), one.there.pages(one.ids, PAGE)
-            transfers = [engine.submit_pages(source, target) for _ in range(8)]
+            transfers = [engine.submit_write_pages(source, target) for _ in range(8)]
             began = time.perf_counter()
             other.kill()
             for transfer in transfers:
@@ -237,7 +237,7 @@ async def test_a_frozen_process_holds_nobody_up() -> None:
             os.kill(other.process.pid, signal.SIGSTOP)
             await anyio.to_thread.run_sync(os.waitid, os.P_PID, other.process.pid, os.WSTOPPED, abandon_on_cancel=True)
             source, target = one.here.pages(one.ids, PAGE), one.there.pages(one.ids, PAGE)
-            transfers = [engine.submit_pages(source, target) for _ in range(4)]
+            transfers = [engine.submit_write_pages(source, target) for _ in range(4)]
             writes = 0
             while not transfers[-1].done:
                 await engine.write(served.here[:8], served.there[:8])

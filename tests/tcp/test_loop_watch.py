@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from aio_transfer.backends.core import NativeDriver
-from aio_transfer.drivers import PIECE_STRUCT, RUN_STRUCT, Access, EventKind, LocalMemory, Op, PieceFlag, RemoteMemory
+from aio_transfer.backends.native import NativeDriver
+from aio_transfer.driver.protocol import LocalMemory, RemoteMemory
+from aio_transfer.driver.records import PIECE_STRUCT, RUN_STRUCT, Access, EventKind, Op, PieceFlag
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

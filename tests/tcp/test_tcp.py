@@ -21,16 +21,16 @@ import anyio.to_thread
 import pytest
 
 from aio_transfer import PeerLostError, ProviderError, RemoteRegion, TransferEngine
-from aio_transfer.control.frames import PeerInfo
-from aio_transfer.control.identity import HOST_IDENTITY_NBYTES
-from aio_transfer.drivers import Capabilities
+from aio_transfer.driver.backend_registry import AUTO, OpenDriver, choose, load, names
+from aio_transfer.driver.protocol import Capabilities
 from aio_transfer.errors import BackendUnavailableError, UsageError
-from aio_transfer.selection import AUTO, OpenDriver, choose, load, names
+from aio_transfer.topology.identity import HOST_IDENTITY_NBYTES
+from aio_transfer.topology.peer_info import PeerInfo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from aio_transfer.drivers import Driver
+    from aio_transfer.driver.protocol import Driver
 
 CHILD = pathlib.Path(__file__).parents[1] / "processes" / "child.py"
 MOST_VISITORS = 256

@@ -47,7 +47,7 @@ async def use() -> None:
 
         peer = await engine.connect(remote)
         assert_type(peer, Peer)
-        transfer = engine.submit_pages(region.pages([0], 4096), remote.pages([1], 4096))
+        transfer = engine.submit_write_pages(region.pages([0], 4096), remote.pages([1], 4096))
         assert_type(transfer, Transfer)
         assert_type(transfer.path, Path | None)
         assert_type(await transfer, None)

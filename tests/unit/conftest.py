@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from aio_transfer.descriptors import PeerAddress, RegionDescriptor
-from aio_transfer.drivers import Access, RegionNumber
-from aio_transfer.memory import allocate, memory_of
-from aio_transfer.regions import Region, RemoteRegion
+from aio_transfer.driver.records import Access, RegionNumber
+from aio_transfer.memory.buffers import allocate, memory_of
+from aio_transfer.regions.descriptor import RegionDescriptor
+from aio_transfer.regions.region import Region, RemoteRegion
+from aio_transfer.topology.peer_info import PeerInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +22,7 @@ BOTH = Access.REMOTE_READ | Access.REMOTE_WRITE
 class FakeOwner:
     """What the engine does for a region."""
 
-    address = PeerAddress(bytes(range(16)), bytes(32), "host:1", 1, "127.0.0.1", 4711, backends={"shm": "memfd"})
+    address = PeerInfo(bytes(range(16)), bytes(32), "host:1", 1, "127.0.0.1", 4711, backends={"shm": "memfd"})
 
     def __init__(self) -> None:
         self.closed: list[Region] = []

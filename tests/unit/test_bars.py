@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from typer.testing import CliRunner
 
-from aio_transfer.bench import Options
+from aio_transfer.bench.options import Options
 from aio_transfer.cli.main import app
 
 if TYPE_CHECKING:

@@ -12,16 +12,27 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from aio_transfer.bench import FAMILIES, Options, Result, perftest
-from aio_transfer.bench import run as run_module
-from aio_transfer.bench.figures import MAX_ROUNDS, Pair, Sample, microseconds, percentile, ratios, rounds_for, spread
-from aio_transfer.bench.moving import chunks
-from aio_transfer.bench.perftest import is_possible, row_of
-from aio_transfer.bench.place import cpu_ns, fill
-from aio_transfer.bench.plotting import plot, require_plotting
-from aio_transfer.bench.reporting import BAR_CELLS, bar, cells, report_to
-from aio_transfer.bench.result import bandwidth, times
+from aio_transfer.bench.baselines import perftest
+from aio_transfer.bench.baselines.perftest import is_possible, row_of
+from aio_transfer.bench.options import Options
+from aio_transfer.bench.report.console import BAR_CELLS, bar, cells, report_to
+from aio_transfer.bench.report.plotting import plot, require_plotting
+from aio_transfer.bench.report.result import Result, bandwidth, times
+from aio_transfer.bench.report.statistics import (
+    MAX_ROUNDS,
+    Pair,
+    Sample,
+    microseconds,
+    percentile,
+    ratios,
+    rounds_for,
+    spread,
+)
+from aio_transfer.bench.run import FAMILIES
+from aio_transfer.bench.run import run as run_module
 from aio_transfer.bench.sizes import parse_size, sweep
+from aio_transfer.bench.workers.bandwidth_steps import chunks
+from aio_transfer.bench.workers.worker_state import cpu_ns, fill
 from aio_transfer.cli import app
 from aio_transfer.errors import AioTransferError, UnsupportedError, UsageError
 
@@ -201,7 +212,7 @@ def test_plain_lines_without_a_terminal(measured: list[tuple[str, Options]]) -> 
 
 def test_table_on_a_terminal(results: list[Result], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
                              ) -> None:  # fmt: skip
-    monkeypatch.setattr("aio_transfer.bench.reporting.on_terminal", lambda: True)
+    monkeypatch.setattr("aio_transfer.bench.report.console.on_terminal", lambda: True)
     monkeypatch.setenv("COLUMNS", "200")
     with report_to(as_json=False) as report:
         for result in results:
@@ -230,7 +241,7 @@ async def test_no_such_family() -> None:
 def test_plot_needs_matplotlib_before_anything_is_measured(
     measured: list[tuple[str, Options]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aio_transfer.bench.plotting.find_spec", lambda _: None)
+    monkeypatch.setattr("aio_transfer.bench.report.plotting.find_spec", lambda _: None)
     result = RUNNER.invoke(app, ["bench", "write", "--plot", str(tmp_path / "x.svg")])
     assert result.exit_code == 1
     assert "pip install 'aio-transfer[plot]'" in result.stderr
@@ -304,7 +315,7 @@ def test_perftest_runs_only_where_it_says_something(
 
 
 def test_words_go_there_and_back_without_an_engine() -> None:
-    from aio_transfer.backends.core._floor import Rail
+    from aio_transfer.bench.baselines._baseline import Rail
 
     options = {"search": str(Path(sys.prefix, "lib/mpich/libfabric.so.1"))}
     memories = [np.full(4, number, np.uint64) for number in (1, 2)]

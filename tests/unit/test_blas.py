@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from aio_transfer.apps import blas
-from aio_transfer.apps.blas import blas_threads
+from aio_transfer.demo import blas
+from aio_transfer.demo.blas import blas_threads
 
 
 def test_sets_and_restores() -> None:

@@ -14,15 +14,16 @@ from aio_transfer import (
     TransferAbortedError,
     TransferEngine,
     UnsupportedError,
-    selection,
 )
-from aio_transfer.backends.core import NativeDriver
+from aio_transfer.backends.native import NativeDriver
+from aio_transfer.driver import backend_registry
 from aio_transfer.errors import PeerLostError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from aio_transfer.drivers import Endpoint, PeerNumber
+    from aio_transfer.driver.protocol import Endpoint
+    from aio_transfer.driver.records import PeerNumber
 
 pytestmark = pytest.mark.anyio
 CARELESS: set[str] = set()
@@ -40,8 +41,8 @@ class Careless(NativeDriver):
 
 @pytest.fixture(autouse=True)
 def _careless(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setitem(selection.BUILT_IN, "careless", f"{__name__}:Careless")
-    monkeypatch.setattr(selection, "load", lambda _: Careless)
+    monkeypatch.setitem(backend_registry.BUILT_IN, "careless", f"{__name__}:Careless")
+    monkeypatch.setattr(backend_registry, "load", lambda _: Careless)
     yield
     CARELESS.clear()
 
@@ -114,7 +115,7 @@ class Halfway(Careless):
 
 @pytest.mark.parametrize("call", [1, 2, 3, 4], ids=["offer", "answer", "join the caller", "join"])
 async def test_half_made_connections_are_given_back(call: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selection, "load", lambda _: Halfway)
+    monkeypatch.setattr(backend_registry, "load", lambda _: Halfway)
     with anyio.fail_after(10):
         async with TransferEngine(backend="careless") as a, TransferEngine(backend="careless") as b:
             Halfway.left = call

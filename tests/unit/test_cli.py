@@ -12,10 +12,11 @@ import pytest
 from typer.testing import CliRunner
 
 import aio_transfer
-from aio_transfer.apps import demo as demo_module
-from aio_transfer.apps.demo import DemoOptions, DemoReport
+from aio_transfer import formatting
 from aio_transfer.cli import app, output, reports
-from aio_transfer.doctor import Check
+from aio_transfer.demo import disaggregated as demo_module
+from aio_transfer.demo.disaggregated import DemoOptions, DemoReport
+from aio_transfer.doctor.check import Check
 from aio_transfer.errors import BackendUnavailableError, UsageError
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ RUNNER = CliRunner()
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """A backend's, made up; holds to :class:`aio_transfer.cli.reports.BackendReport`."""
+    """A backend's, made up; holds to :class:`aio_transfer.driver.backend_registry.BackendReport`."""
 
     backend: str
     provider: str = ""
@@ -272,7 +273,7 @@ def test_demo_failure_is_told(outcome: list[DemoReport | Exception], error: Exce
     ],
 )
 def test_sizes(nbytes: float, text: str) -> None:
-    assert output.size(nbytes) == text
+    assert formatting.size(nbytes) == text
 
 
 def test_run_as_a_module(tmp_path: Path) -> None:

@@ -12,15 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aio_transfer.descriptors import DESCRIPTOR_VERSION, MAX_DESCRIPTOR_NBYTES, PeerAddress, RegionDescriptor
-from aio_transfer.drivers import MAX_COUNTER_ID
+from aio_transfer.driver.records import MAX_COUNTER_ID
 from aio_transfer.errors import UsageError
-from aio_transfer.regions import RemoteRegion
+from aio_transfer.regions.descriptor import DESCRIPTOR_VERSION, MAX_DESCRIPTOR_NBYTES, RegionDescriptor
+from aio_transfer.regions.region import RemoteRegion
+from aio_transfer.topology.peer_info import PeerInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-PEER = PeerAddress(bytes(range(16)), b"h" * 32, "node-7:4242", 4242, "10.0.0.7", 40123, "aio-4242", {"efa": "efa"})
+PEER = PeerInfo(bytes(range(16)), b"h" * 32, "node-7:4242", 4242, "10.0.0.7", 40123, "aio-4242", {"efa": "efa"})
 
 
 def descriptor(**changes: Any) -> RegionDescriptor:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from msgspec.structs import replace
 
-from aio_transfer import Access, DmaBuf, RemoteRegion, TransferEngine, cuda, selection
-from aio_transfer.device_memory import DeviceBuffer
+from aio_transfer import Access, DmaBuf, RemoteRegion, TransferEngine
+from aio_transfer.driver import backend_registry
 from aio_transfer.errors import (
     BackendUnavailableError,
     ClosedError,
@@ -23,7 +23,9 @@ from aio_transfer.errors import (
     UnsupportedError,
     UsageError,
 )
-from aio_transfer.memory import allocate, memory_of
+from aio_transfer.gpu import driver_api
+from aio_transfer.gpu.dmabuf import DeviceBuffer
+from aio_transfer.memory.buffers import allocate, memory_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -95,7 +97,7 @@ class FakeCuda:
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
     fake = FakeCuda()
-    monkeypatch.setattr(cuda, "_driver", lambda: fake)
+    monkeypatch.setattr(driver_api, "_driver", lambda: fake)
     yield fake
     assert not fake.contexts
     fake.memory.close()
@@ -217,10 +219,10 @@ def test_without_a_cuda_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> ctypes.CDLL:
         raise OSError(f"{name}: cannot open shared object file")
 
-    cuda._driver.cache_clear()
+    driver_api._driver.cache_clear()
     monkeypatch.setattr(ctypes, "CDLL", missing)
     with pytest.raises(BackendUnavailableError, match=r"libcuda\.so\.1") as caught:
-        cuda.export(PAGE, 8)
+        driver_api.export(PAGE, 8)
     assert "NVIDIA" in caught.value.hint
 
 
@@ -267,15 +269,15 @@ async def test_no_open_backend_reaches_it(driver: FakeCuda) -> None:
 @pytest.fixture
 def reaching_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the simulated fabric pass for one that reaches devices, beside shm, which does not."""
-    opened = selection.open_one
+    opened = backend_registry.open_one
 
-    def open_one(name: str, options: Mapping[str, object]) -> selection.OpenDriver:
+    def open_one(name: str, options: Mapping[str, object]) -> backend_registry.OpenDriver:
         one = opened(name, options)
         if name != "sim":
             return one
         return replace(one, capabilities=replace(one.capabilities, device_memory=True))
 
-    monkeypatch.setattr(selection, "open_one", open_one)
+    monkeypatch.setattr(backend_registry, "open_one", open_one)
 
 
 @contextlib.asynccontextmanager

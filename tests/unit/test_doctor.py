@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from aio_transfer.doctor import Check, Host, examine, fabric, limits, local, software
+from aio_transfer.doctor import fabric, limits, local, software
+from aio_transfer.doctor.check import Check
+from aio_transfer.doctor.everything import examine
+from aio_transfer.topology.host import Host
 
 if TYPE_CHECKING:
     from pathlib import Path

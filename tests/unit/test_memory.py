@@ -22,9 +22,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aio_transfer.drivers import Access
+from aio_transfer.driver.records import Access
 from aio_transfer.errors import ClosedError, ProviderError, UnsupportedError, UsageError
-from aio_transfer.memory import MAX_NBYTES, allocate, find_allocation, memory_of
+from aio_transfer.memory.buffers import MAX_NBYTES, allocate, find_allocation, memory_of
 
 
 def open_fds() -> set[str]:
@@ -161,7 +161,7 @@ def test_huge_pages_are_there_or_refused_but_never_replaced() -> None:
 def test_nothing_is_left_after_kill() -> None:
     before = left_behind()
     code = (
-        "import os, signal\nfrom aio_transfer.memory import allocate\n"
+        "import os, signal\nfrom aio_transfer.memory.buffers import allocate\n"
         "view = allocate(1 << 20).array(); view[:] = 1\nprint(os.listdir('/dev/shm'), flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
@@ -306,7 +306,7 @@ def test_buffer_keeps_its_object_alive() -> None:
 
 
 def test_import_needs_no_tensor_library() -> None:
-    names = ("memory", "dlpack", "leases", "regions", "pages", "cutting", "planner", "scatter", "descriptors")
+    names = ("memory.buffers", "memory.dlpack", "regions.region", "transfers.planner", "groups.prepared_scatter")
     code = f"import sys\n{''.join(f'import aio_transfer.{name}{chr(10)}' for name in names)}"
     code += "print({'torch', 'cupy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=True)

@@ -10,7 +10,7 @@ import anyio.lowlevel
 import pytest
 
 from aio_transfer.errors import ProviderError, TransferAbortedError
-from aio_transfer.messages import WINDOW, Messenger
+from aio_transfer.peers.messages import WINDOW, Messenger
 
 if TYPE_CHECKING:
     from collections.abc import Callable

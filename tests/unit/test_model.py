@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from aio_transfer.apps.model import VOCABULARY, Model, ModelConfig, encode
+from aio_transfer.demo.model import VOCABULARY, Model, ModelConfig, encode
 from aio_transfer.errors import UsageError
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def test_says_more_than_one_thing_and_only_what_prints(model: Model) -> None:
 def test_another_process_computes_the_same_bits(model: Model) -> None:
     code = (
         "import sys, numpy as np\n"
-        "from aio_transfer.apps.model import Model, ModelConfig, encode\n"
+        "from aio_transfer.demo.model import Model, ModelConfig, encode\n"
         f"config, text = {SMALL!r}, {TEXT!r}\n"
         "pages = config.pages_for(len(text))\n"
         "cache = np.zeros((config.layers, pages, config.page_nbytes), np.uint8)\n"

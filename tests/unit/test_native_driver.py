@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from aio_transfer.backends.core import NativeDriver
+from aio_transfer.backends.native import NativeDriver
 from aio_transfer.errors import UsageError
 
 

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aio_transfer.errors import UsageError
-from aio_transfer.pages import unsigned
+from aio_transfer.regions.pages import unsigned
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from aio_transfer.regions import Region, RemoteRegion
+    from aio_transfer.regions.region import Region, RemoteRegion
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from aio_transfer.bench.figures import Pair, Sample
+from aio_transfer.bench.report.statistics import Pair, Sample
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "peers"))
 

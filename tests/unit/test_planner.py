@@ -12,7 +12,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from aio_transfer.drivers import (
+from aio_transfer.driver.records import (
     ANY_REGION,
     MAX_COUNTER_ID,
     PIECE,
@@ -24,7 +24,7 @@ from aio_transfer.drivers import (
     RegionNumber,
 )
 from aio_transfer.errors import UsageError
-from aio_transfer.planner import (
+from aio_transfer.transfers.planner import (
     Plan,
     Route,
     plan_notify,
@@ -34,10 +34,10 @@ from aio_transfer.planner import (
     plan_scatter,
     plan_write,
 )
-from aio_transfer.scatter import ScatterPlanner
+from aio_transfer.transfers.scatter_planner import ScatterPlanner
 
 if TYPE_CHECKING:
-    from aio_transfer.regions import Region, RemoteRegion
+    from aio_transfer.regions.region import Region, RemoteRegion
 
 MIB = 1 << 20
 COUNTER = 0xABCDEF

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from aio_transfer import BackendUnavailableError
-from aio_transfer.selection import AUTO, load, names, open_one
+from aio_transfer.driver.backend_registry import AUTO, load, names, open_one
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from aio_transfer.backends.verbs.discovery import Gid, rdma_ports
-from aio_transfer.doctor import Host, rdma
+from aio_transfer.doctor import rdma
+from aio_transfer.topology.host import Host
 
 if TYPE_CHECKING:
     from pathlib import Path

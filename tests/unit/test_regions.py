@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aio_transfer.drivers import Access
+from aio_transfer.driver.records import Access
 from aio_transfer.errors import ClosedError, UsageError
-from aio_transfer.leases import Leased, LeaseState
-from aio_transfer.regions import Region, RemoteRegion, RemoteSlice, Slice
+from aio_transfer.regions.lease import Leased, LeaseState
+from aio_transfer.regions.region import Region, RemoteRegion, RemoteSlice, Slice
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from aio_transfer import AioTransferError, ProviderError, RemoteRegion, TransferEngine, UnsupportedError
-from aio_transfer.selection import AUTO
+from aio_transfer.driver.backend_registry import AUTO
 from aio_transfer.testing import Faults, Packet, PacketKind, SimFabric, Verdict
 
 sys.path.insert(0, str(Path(__file__).parent))  # importmode=importlib puts no folder there
@@ -40,7 +40,7 @@ async def some_traffic(end: Ends) -> None:
     """Writes, pages, reads and messages, both ways, of more packets than fit a queue."""
     ids = np.arange(8)
     transfers = [end.write(i * KIB, i * KIB + 5000) for i in range(20)]
-    transfers.append(end.a.submit_pages(end.here.pages(ids, KIB), end.remote.pages(ids[::-1], KIB)))
+    transfers.append(end.a.submit_write_pages(end.here.pages(ids, KIB), end.remote.pages(ids[::-1], KIB)))
     transfers.append(end.a.submit_read(end.here[32 * KIB : 40 * KIB], end.remote[32 * KIB : 40 * KIB]))
     for i in range(4):
         await end.a.send(end.b.address, bytes([i]))

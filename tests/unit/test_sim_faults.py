@@ -19,8 +19,8 @@ from aio_transfer import (
     StaleRegionError,
     TransferAbortedError,
 )
-from aio_transfer.posting import Poster
 from aio_transfer.testing import Faults, Packet, PacketKind, SimFabric, Verdict
+from aio_transfer.transfers.submission import Submission
 
 sys.path.insert(0, str(Path(__file__).parent))  # importmode=importlib puts no folder there
 
@@ -340,7 +340,7 @@ async def test_a_write_that_waits_for_its_region_is_promised_already(monkeypatch
         async def never(*_: object) -> None:
             await anyio.sleep_forever()
 
-        monkeypatch.setattr(Poster, "_ask", never)
+        monkeypatch.setattr(Submission, "_ask", never)
         again = await end.b.register(end.b.allocate(64))
         counter = end.b.counter()
         remote = RemoteRegion.from_bytes(bytes(again.descriptor(counter)))

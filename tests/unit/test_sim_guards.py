@@ -20,18 +20,16 @@ import pytest
 
 from aio_transfer import AioTransferError, PeerLostError, ProviderError, UsageError
 from aio_transfer.backends.sim import SimDriver, create
-from aio_transfer.drivers import (
+from aio_transfer.driver.protocol import Endpoint, LocalMemory, RemoteMemory
+from aio_transfer.driver.records import (
     PIECE_STRUCT,
     RUN_STRUCT,
     Access,
     CounterId,
-    Endpoint,
     Event,
-    LocalMemory,
     Op,
     PeerNumber,
     RegionNumber,
-    RemoteMemory,
     Status,
     TransferId,
 )

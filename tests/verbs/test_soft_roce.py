@@ -15,7 +15,7 @@ import pytest
 
 from aio_transfer import AioTransferError, PeerLostError, RemoteRegion, StaleRegionError, TransferEngine
 from aio_transfer.errors import BackendUnavailableError, UnsupportedError
-from aio_transfer.testing.patience import patient
+from aio_transfer.testing.timeouts import patient
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -150,7 +150,7 @@ async def test_a_cut_cable_ends_10_000_pages_with_an_error(cables: Cables) -> No
         remote = await target.remote()
         pages = np.arange(10_000)
         await a.connect(b.address)
-        transfer = a.submit_pages(region.pages(pages, PAGE), remote.pages(pages, PAGE))
+        transfer = a.submit_write_pages(region.pages(pages, PAGE), remote.pages(pages, PAGE))
         with anyio.fail_after(patient(6)):
             await target.counter.wait(500)  # in the middle of it
             cables.cut("left0")
@@ -225,8 +225,8 @@ async def test_a_region_taken_back_under_fire_ends_no_other_transfer() -> None:
         await works(a, b)
         with anyio.fail_after(patient(6)):
             for _ in range(3):
-                failing = a.submit_pages(region.pages(pages, PAGE), first.pages(pages, PAGE))
-                fine = a.submit_pages(region.pages(pages, PAGE), second.pages(pages, PAGE))
+                failing = a.submit_write_pages(region.pages(pages, PAGE), first.pages(pages, PAGE))
+                fine = a.submit_write_pages(region.pages(pages, PAGE), second.pages(pages, PAGE))
                 await other.counter.wait(100)
                 if doomed.region.state.value == "open":
                     await doomed.region.aclose()
@@ -272,7 +272,7 @@ async def test_a_port_removed_under_load_ends_what_it_cannot_carry(removal: Remo
         remote = await target.remote()
         pages = np.arange(10_000)
         await a.connect(b.address)
-        transfer = a.submit_pages(region.pages(pages, PAGE), remote.pages(pages, PAGE))
+        transfer = a.submit_write_pages(region.pages(pages, PAGE), remote.pages(pages, PAGE))
         with anyio.fail_after(patient(10)):
             await target.counter.wait(500)
             removed = removal.begin(what, port)

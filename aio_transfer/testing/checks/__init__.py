@@ -1,27 +1,17 @@
-"""The checks, by topic. Importing this package fills :data:`aio_transfer.testing.CHECKS`."""
+"""Conformance checks, by topic. Importing this package fills :data:`aio_transfer.testing.CHECKS`."""
 
-from . import (
-    bad_input,
-    barrier,
+from aio_transfer.testing.checks.counters import counters, sources, stall_reports, waits
+from aio_transfer.testing.checks.groups import barrier, leaving, recreation
+from aio_transfer.testing.checks.lifetime import (
     cancellation,
     closing,
-    counters,
     descriptors,
     failures,
-    leaving,
-    messages,
-    pages,
     peers,
-    places,
-    reads,
     regions,
-    reports,
-    scatter,
-    sources,
-    succession,
-    waiting,
-    writes,
+    thread_affinity,
 )
+from aio_transfer.testing.checks.transfers import bad_input, messages, pages, reads, scatter, writes
 
 __all__ = (
     "bad_input",
@@ -35,13 +25,13 @@ __all__ = (
     "messages",
     "pages",
     "peers",
-    "places",
     "reads",
+    "recreation",
     "regions",
-    "reports",
     "scatter",
     "sources",
-    "succession",
-    "waiting",
+    "stall_reports",
+    "thread_affinity",
+    "waits",
     "writes",
 )

@@ -41,7 +41,7 @@ class Ours(Adapter):
         if self.work.count == 1:
             return self.engine.submit_write(self.region[:nbytes], self.remote[:nbytes])
         ours, theirs = self.region.pages(self.sources, nbytes), self.remote.pages(self.targets, nbytes)
-        return self.engine.submit_pages(ours, theirs)
+        return self.engine.submit_write_pages(ours, theirs)
 
     async def finish(self, batch: Any) -> None:
         await batch

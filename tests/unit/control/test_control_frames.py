@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
-import aio_transfer.control as control_package
-from aio_transfer.control import (
+from aio_transfer.control.codec import VersionError, announced_fds, clip, decode, encode
+from aio_transfer.control.frames import (
     FRAME_TYPES,
     MAX_FRAME_NBYTES,
     MAX_HANDSHAKE_NBYTES,
@@ -19,6 +19,7 @@ from aio_transfer.control import (
     Abort,
     Answer,
     Challenge,
+    CountAnnouncement,
     DeclaredLost,
     Frame,
     Goodbye,
@@ -33,18 +34,12 @@ from aio_transfer.control import (
     Message,
     MessageAck,
     Offer,
-    PeerInfo,
-    Promise,
     Refusal,
     Revoked,
-    VersionError,
     Welcome,
-    clip,
-    decode,
-    encode,
 )
-from aio_transfer.control.codec import announced_fds
 from aio_transfer.errors import ProtocolError, UsageError
+from aio_transfer.topology.peer_info import PeerInfo
 
 SEED = int(os.environ.get("AIO_TRANSFER_SEED", "20251121"))
 INFO = PeerInfo(
@@ -59,7 +54,7 @@ INFO = PeerInfo(
 )
 FRAMES: tuple[Frame, ...] = (
     Hello(PROTOCOL_VERSION, "control", INFO, b"n" * 32, b"s" * 16, b"e" * 16),
-    Hello(PROTOCOL_VERSION, "pulse", INFO, b"n" * 32, b"s" * 16),
+    Hello(PROTOCOL_VERSION, "heartbeat", INFO, b"n" * 32, b"s" * 16),
     Challenge(PROTOCOL_VERSION, b"n" * 32),
     HelloProof(b"p" * 32),
     HelloProof(b""),
@@ -72,8 +67,8 @@ FRAMES: tuple[Frame, ...] = (
     GrantRequest(1, 0xFFFF_FFFF, (1 << 63) - 1, "shm"),
     GrantReply(1, ok=True, keys=b"k", nbytes=1 << 40, access=3, fds=1),
     GrantReply(1, ok=False, reason="deregistered"),
-    Promise([]),
-    Promise([0, (1 << 24) - 1] * 2048),
+    CountAnnouncement([]),
+    CountAnnouncement([0, (1 << 24) - 1] * 2048),
     Abort(1, "write of 4 KiB", "cancelled", 3),
     Message(b"\0" * MAX_MESSAGE_NBYTES),
     GroupJoin(b"g" * 32, (1, 2)),
@@ -139,10 +134,10 @@ OUT_OF_BOUNDS: tuple[Frame, ...] = (
     GrantRequest(1, 1, 1 << 63, "shm"),
     GrantRequest(1, 1, 1 << 64, "shm"),
     GrantReply(1, ok=1),  # type: ignore[arg-type]
-    Promise([1 << 24]),
-    Promise([-1]),
-    Promise([0] * 4097),
-    Promise([1.5]),  # type: ignore[list-item]
+    CountAnnouncement([1 << 24]),
+    CountAnnouncement([-1]),
+    CountAnnouncement([0] * 4097),
+    CountAnnouncement([1.5]),  # type: ignore[list-item]
     Abort(1 << 24, "", "", 0),
     Message(bytes(MAX_MESSAGE_NBYTES + 1)),
     GroupJoin(b"g" * 31, (1, 2)),
@@ -173,7 +168,7 @@ def test_bounds_hold_on_both_sides(frame: Frame) -> None:
         b"\x92\x1b\xc0",  # GoodbyeAck with a field too many
         b"\x91\x1b\x00",  # something behind the frame
         b"\x81\xa4type\x1b",  # a map
-        b"\x92\x15\xdd\xff\xff\xff\xff",  # Promise of 4 Gi counters
+        b"\x92\x15\xdd\xff\xff\xff\xff",  # CountAnnouncement of 4 Gi counters
         b"\x92\x17\xc6\xff\xff\xff\xff",  # Message of 4 GiB
         b"\xdd\xff\xff\xff\xff\x15",
         b"\x92\x15" + b"\x91" * 100_000,  # deep
@@ -260,9 +255,3 @@ def test_any_text_can_be_clipped_to_a_reason() -> None:
         assert decode(encode(frame)) == frame
         assert frame.reason.isprintable()
     assert clip("fine") == "fine"
-
-
-def test_the_package_exports_what_it_names() -> None:
-    assert isinstance(control_package.__all__, tuple)
-    assert len(set(control_package.__all__)) == len(control_package.__all__)
-    assert all(hasattr(control_package, name) for name in control_package.__all__)

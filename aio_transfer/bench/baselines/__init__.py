@@ -1,0 +1,1 @@
+"""Baselines: what the machine gives without the engine, measured in the same run."""

@@ -1,0 +1,1 @@
+"""Benchmark families: one module per ``aio-transfer bench`` command."""

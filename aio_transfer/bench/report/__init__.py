@@ -1,0 +1,1 @@
+"""Results of a benchmark run: statistics, tables and plots."""

@@ -1,0 +1,1 @@
+"""The demo: disaggregated prefill and decode over a small transformer."""

@@ -1,0 +1,1 @@
+"""Peer groups: membership, barriers and prepared scatters."""

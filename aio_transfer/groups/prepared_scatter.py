@@ -1,0 +1,121 @@
+"""A scatter whose peers, regions and counters are known beforehand: only offsets and lengths are filled in.
+
+An expert-parallel dispatch scatters from one buffer to the same peers hundreds of times a second. Everything that
+stays the same is written into the records once, and one native call posts to all peers.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING
+
+from aio_transfer.backends.native import NativeDriver
+from aio_transfer.runtime.concurrency import for_each_concurrently
+from aio_transfer.transfers.scatter_planner import ScatterPlanner, Spans, require_writable, slices_of, spans_of
+from aio_transfer.transfers.submission import MAX_PREPARED
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import ArrayLike
+
+    from aio_transfer.engine.engine import TransferEngine
+    from aio_transfer.regions.region import Region, RemoteRegion
+    from aio_transfer.transfers.submission import AnnouncedCounts, ResolvedRoute
+    from aio_transfer.transfers.transfer import Transfer
+
+__all__ = ("PreparedScatter",)
+
+
+class PreparedScatter:
+    """One chunk of one region of ours to each of the same targets, again and again: ``group.prepare_scatter`` makes it.
+
+    :ivar source: our region
+    :ivar targets: the peers' regions
+    """
+
+    def __init__(
+        self, engine: TransferEngine, source: Region, targets: Sequence[RemoteRegion], counters: Sequence[int | None]
+    ) -> None:
+        """Remember what stays the same; nobody is connected yet.
+
+        :raises UsageError: a peer grants no write
+        """
+        require_writable(targets)
+        self._engine = engine
+        self.source = source
+        self.targets = tuple(targets)
+        self._counters = tuple(counters)
+        self._promises: list[AnnouncedCounts] = [() if counter is None else ((counter, 1),) for counter in counters]
+        self._label = f"{len(self.targets)} peers"
+        self._cursor = itertools.count()
+        self._known = -1
+        self._bounds: list[ResolvedRoute] = []
+        self._driver: NativeDriver | None = None
+        self._planner: ScatterPlanner | None = None
+
+    async def connect(self) -> None:
+        """Connect to every peer, and make its region known, at the same time.
+
+        :raises AioTransferError: why one of them cannot be reached
+        """
+        poster = self._engine.poster
+        pairs = zip(self.targets, self._promises, strict=True)
+        await for_each_concurrently(pairs, lambda pair: poster.bind(pair[0].peer, pair[0], pair[1]))
+        self._resolve()
+
+    def _resolve(self) -> None:
+        """Take the routes as they are now. They hold until one of the engine's is dropped."""
+        poster = self._engine.poster
+        self._known = poster.routes_dropped
+        self._planner = None
+        bounds = [poster.bound(target) for target in self.targets]
+        there = [bound for bound in bounds if bound is not None]
+        driver = there[0].one.driver if there else None
+        if not isinstance(driver, NativeDriver) or len(there) < len(bounds) or len(bounds) > MAX_PREPARED:
+            return
+        if any(bound.one.driver is not driver for bound in there):
+            return
+        for bound, promises in zip(there, self._promises, strict=True):
+            poster.promise(bound.peer, promises)
+        self._driver, self._bounds = driver, there
+        routes = [bound.route for bound in there]
+        self._planner = ScatterPlanner(self.source, self.targets, routes, counters=self._counters)
+
+    async def scatter(self, local_offsets: ArrayLike, remote_offsets: ArrayLike, nbytes: ArrayLike) -> None:
+        """Write ``nbytes[i]`` bytes at ``local_offsets[i]`` to ``remote_offsets[i]`` of target ``i``; each counts once.
+
+        :param local_offsets: per target, in bytes from the beginning of our region
+        :param remote_offsets: per target, in bytes from the beginning of the peer's
+        :param nbytes: per target; 0 still counts
+        :raises UsageError: not one of each per target, or a target lies outside a region; the first such is named
+        :raises PeerLostError: a peer died; what went to the others is unharmed
+        :cancellation: the await ends at once; the writes go on and the source stays leased
+        """
+        await self.submit(local_offsets, remote_offsets, nbytes)
+
+    def submit(self, local_offsets: ArrayLike, remote_offsets: ArrayLike, nbytes: ArrayLike) -> Transfer:
+        """Start what :meth:`scatter` does, and return at once."""
+        self._engine.check()
+        if self._planner is None or self._engine.poster.routes_dropped != self._known:
+            self._resolve()
+        if self._planner is None or self._driver is None:
+            return self._submit_slices(spans_of(local_offsets, remote_offsets, nbytes, len(self.targets)))
+        plan = self._planner.plan_whole(local_offsets, remote_offsets, nbytes, cursor := next(self._cursor))
+        if plan is None:
+            spans = self._planner.spans(local_offsets, remote_offsets, nbytes)
+            plan = self._planner.plan_whole(*spans, cursor)
+            if plan is None:
+                return self._submit_slices(spans)
+        return self._engine.poster.submit_prepared(
+            self._driver, self._label, self._bounds, plan, self._promises, self.source
+        )
+
+    def _submit_slices(self, spans: Spans) -> Transfer:
+        """Go the long way: a connection has ended, and is made again; or pieces are to be cut."""
+        refs = [
+            None if counter is None else self._engine.counter_ref(target, counter)
+            for target, counter in zip(self.targets, self._counters, strict=True)
+        ]
+        sources, targets = slices_of(self.source, self.targets, spans)
+        return self._engine.submit_scatter(sources, targets, counters=refs)

@@ -1,0 +1,1 @@
+"""Statistics snapshots and stall reports."""

@@ -1,0 +1,1 @@
+"""Registered memory: regions, slices, page lists, descriptors and leases."""

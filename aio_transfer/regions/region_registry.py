@@ -1,0 +1,215 @@
+"""The regions of one engine: in every driver, described to peers, granted, and taken back for certain."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+from typing import TYPE_CHECKING, Final
+
+import anyio
+
+from aio_transfer.control.frames import GrantReply, Revoked
+from aio_transfer.driver.records import MAX_COUNTER_ID, Access, RegionNumber
+from aio_transfer.errors import UnsupportedError, UsageError
+from aio_transfer.memory.buffers import memory_of
+from aio_transfer.regions.descriptor import RegionDescriptor
+from aio_transfer.regions.region import Region
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from aio_transfer.control.frames import GrantRequest
+    from aio_transfer.driver.backend_registry import OpenDriver
+    from aio_transfer.driver.protocol import LocalMemory
+    from aio_transfer.peers.connection import Connection
+    from aio_transfer.peers.connection_manager import ConnectionManager
+    from aio_transfer.regions.lease import Leased
+    from aio_transfer.topology.peer_info import PeerInfo
+
+__all__ = ("RegionRegistry",)
+
+_LOGGER: Final = logging.getLogger(__name__)
+
+
+class _Release:
+    """A region on its way out."""
+
+    def __init__(self, drivers: int) -> None:
+        self.drivers = drivers
+        self.done = anyio.Event()
+
+
+class RegionRegistry:
+    """Registers, describes, grants and takes back."""
+
+    def __init__(  # noqa: PLR0913 - one caller
+        self,
+        check: Callable[[], None],
+        check_place: Callable[[], None],
+        address: PeerInfo,
+        drivers: Mapping[str, OpenDriver],
+        peering: ConnectionManager,
+        *,
+        stall_s: float,
+    ) -> None:
+        """Begin empty.
+
+        :param check: refuses use after close and from elsewhere; ``check_place`` only the latter
+        :param stall_s: a region that peers hold for longer is reported
+        """
+        self._check = check
+        self._check_place = check_place
+        self._address = address
+        self._drivers = drivers
+        self._peering = peering
+        self._stall_s = stall_s
+        self._numbers = itertools.count(1)
+        self._regions: dict[int, tuple[Region, dict[str, bytes]]] = {}
+        self._releases: dict[int, _Release] = {}
+        self.partial: dict[Leased, frozenset[str]] = {}
+        """Regions that not every driver reaches, and the names of those that do."""
+
+    def __len__(self) -> int:
+        """Return how many regions are registered."""
+        return len(self._regions)
+
+    def __contains__(self, region: Region) -> bool:
+        """Whether it is registered here."""
+        return region.number in self._regions and region.owner is self
+
+    def register(self, memory: object, access: Access) -> Region:
+        """Register memory with every driver that reaches such memory, or with none.
+
+        :raises AioTransferError: it is no memory that can be, no driver reaches it, or one refused
+        """
+        buffer = memory_of(memory)
+        number = RegionNumber(next(self._numbers))
+        keys: dict[str, bytes] = {}
+        try:
+            region = Region(self, buffer, access, number=number, generation=int.from_bytes(os.urandom(4)) >> 1)
+            local = buffer.local_memory(access)
+            for name, one in self._reaching(local).items():
+                keys[name] = one.driver.register(number, local)
+        except BaseException:
+            for name in keys:
+                self._drivers[name].driver.deregister(number)
+            buffer.release()
+            raise
+        self._regions[number] = (region, keys)
+        if len(keys) < len(self._drivers):
+            self.partial[region] = frozenset(keys)
+        return region
+
+    def _reaching(self, memory: LocalMemory) -> Mapping[str, OpenDriver]:
+        if not memory.is_dmabuf:
+            return self._drivers
+        reaching = {name: one for name, one in self._drivers.items() if one.capabilities.device_memory}
+        if not reaching:
+            has = ", ".join(f"{name}/{one.capabilities.provider}" for name, one in self._drivers.items())
+            raise UnsupportedError("registering device memory", needs="verbs, or libfabric's efa", has=has)
+        return reaching
+
+    def describe_region(self, region: Region, counter: object) -> RegionDescriptor:
+        """Build a descriptor; use ``region.descriptor()``."""
+        self._check()
+        if counter is not None and (not isinstance(counter, int) or not 0 <= counter <= MAX_COUNTER_ID):
+            raise UsageError(f"a counter id is 0 … {MAX_COUNTER_ID}, not {counter!r}")
+        return RegionDescriptor(
+            peer=self._address,
+            region=region.number,
+            generation=region.generation,
+            nbytes=region.nbytes,
+            access=region.access.value,
+            keys={name: (blob,) for name, blob in self._regions[region.number][1].items()},
+            counter=counter,
+        )
+
+    def grant(self, peer: Connection, request: GrantRequest) -> None:
+        """Give a peer what it takes to reach a region, or say why not."""
+        entry = self._regions.get(request.region)
+        one = self._drivers.get(request.backend)
+        reason = ""
+        if entry is None or entry[0].generation != request.generation or request.region in self._releases:
+            reason = "its owner has deregistered it"
+        elif request.backend in self._drivers and request.backend not in entry[1]:
+            reason = f"it is device memory, which {request.backend} does not reach"
+        elif entry[0].access is Access.LOCAL:
+            reason = "its owner grants no access to it"
+        if reason or entry is None or one is None:
+            refusal = reason or f"its owner has no {request.backend} driver"
+            self._peering.tell(peer, GrantReply(request=request.request, ok=False, reason=refusal))
+            return
+        region, keys = entry
+        memory = region.buffer.local_memory(region.access)
+        fds = (memory.fd,) if memory.fd is not None and one.capabilities.grants else ()
+        peer.granted.add(region.number)
+        reply = GrantReply(
+            request=request.request,
+            ok=True,
+            keys=keys[one.name],
+            nbytes=region.nbytes,
+            access=region.access.value,
+            fds=len(fds),
+        )
+        self._peering.tell(peer, reply, fds)
+
+    async def close_region(self, region: Region) -> None:
+        """Take a region back; use ``region.aclose()``.
+
+        It waits for our own transfers that use it, then until no peer can reach it: a peer that is frozen in the
+        middle of a write holds it until it goes on or dies.
+
+        :cancellation: the await ends at once; the region is taken back all the same
+        """
+        self._check_place()
+        if region in self and region.begin_close():  # before the checkpoint, which a cancelled scope does not pass
+            self._releases[region.number] = _Release(len(self._regions[region.number][1]))
+            region.when_free(lambda: self._revoke(region))
+        release = self._releases.get(region.number)
+        await anyio.lowlevel.checkpoint()
+        if release is None:
+            return
+        with anyio.move_on_after(self._stall_s):
+            await release.done.wait()
+            return
+        why = "its own transfers have not stopped" if region.leases else "a peer that does not move holds it"
+        _LOGGER.warning("%s cannot be taken back yet: %s", region.name, why, extra={"region": region.number})
+        await release.done.wait()
+
+    def _revoke(self, region: Region) -> None:
+        """Nobody here uses it any more: take it from the peers."""
+        if region not in self:  # the engine was closed meanwhile
+            return
+        for peer in self._peering.peers.values():
+            if region.number in peer.granted:
+                self._peering.tell(peer, Revoked(region.number))
+        for name in self._regions[region.number][1]:
+            self._drivers[name].driver.deregister(region.number)
+
+    def on_released(self, number: int) -> None:
+        """Handle a driver's RELEASED event; with the last one the memory is free."""
+        release = self._releases.get(number)
+        if release is None:
+            return
+        release.drivers -= 1
+        if release.drivers:
+            return
+        del self._releases[number]
+        region, _ = self._regions.pop(number)
+        self.partial.pop(region, None)
+        region.finish_close()
+        region.buffer.release()
+        release.done.set()
+
+    def close(self) -> None:
+        """Let go of everything, once every driver is closed."""
+        for region, _ in self._regions.values():
+            region.begin_close()
+            if not region.leases:
+                region.finish_close()
+            region.buffer.release()
+        self._regions.clear()
+        for release in self._releases.values():
+            release.done.set()
+        self._releases.clear()

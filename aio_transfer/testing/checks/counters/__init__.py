@@ -1,0 +1,1 @@
+"""Conformance checks of counters: values, waits, sources, stall reports."""

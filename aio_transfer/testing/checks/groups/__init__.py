@@ -1,0 +1,1 @@
+"""Conformance checks of groups: barriers, leaving, re-creation."""

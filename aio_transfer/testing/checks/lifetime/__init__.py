@@ -1,0 +1,1 @@
+"""Conformance checks of lifetimes: cancellation, closing, failures, peers, regions, descriptors, threads."""

@@ -1,0 +1,1 @@
+"""Conformance checks of transfers: writes, pages, scatters, reads, messages, bad input."""

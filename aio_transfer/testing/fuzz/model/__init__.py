@@ -1,0 +1,1 @@
+"""The model a random schedule is checked against: engines, memory, counters and tasks."""

@@ -1,0 +1,1 @@
+"""The operations a random schedule is made of."""

@@ -1,0 +1,1 @@
+"""Transfers: validation, planning, striping, routes, submission, and the awaitable ``Transfer``."""
