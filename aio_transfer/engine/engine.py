@@ -164,7 +164,7 @@ class TransferEngine:
         await self._start_host()
         credentials = Credentials(info=self.address, secret=self._secret)
         dispatcher = EventRouter(self._loop)
-        self.peering = ConnectionManager(
+        self.connections = ConnectionManager(
             self._loop,
             dispatcher,
             self._drivers,
@@ -173,23 +173,23 @@ class TransferEngine:
             deadline_s=self._connect_deadline_s,
         )
         self.counters = CounterTable(self._loop, self.check, [one.driver for one in self._drivers.values()])
-        self.poster = Submission(self._loop, self.peering, self._tasks)
+        self.poster = Submission(self._loop, self.connections, self._tasks)
         self._registry = RegionRegistry(
-            self.check, self.check_place, self.address, self._drivers, self.peering, stall_s=self._stall_s
+            self.check, self.check_place, self.address, self._drivers, self.connections, stall_s=self._stall_s
         )
         self.poster.partial = self._registry.partial
-        self._messenger = Messenger(self.peering, self.poster.ids.__next__)
+        self._messenger = Messenger(self.connections, self.poster.ids.__next__)
         self._groups = MembershipTable(self)
         self._watch = StallWatch(
             self._stall_s,
             lambda: tuple(self.poster.parts.items()),
             lambda: self.counters,
-            self.peering.name_of,
+            self.connections.label_of,
             lambda: sum(one.driver.statistics().get("writes", 0) for one in self._drivers.values()),
         )
         self.poster.wake_stall_watch = self.counters.on_wait = self._watch.wake
         dispatcher.attach(
-            peering=self.peering,
+            connections=self.connections,
             poster=self.poster,
             counters=self.counters,
             registry=self._registry,
@@ -200,7 +200,7 @@ class TransferEngine:
         self._dispatcher = dispatcher
         for one in self._drivers.values():
             dispatcher.watch(one)
-        self.peering.start(self._tasks)
+        self.connections.start(self._tasks)
         self._tasks.start_soon(self._serve, listener, credentials)
         self._tasks.start_soon(self._watch.run)
 
@@ -224,7 +224,7 @@ class TransferEngine:
         await ready.wait()
 
     async def _serve(self, listener: Listener, credentials: Credentials) -> None:
-        await listener.serve(self.peering.on_session, credentials, decide=self.peering.decide)
+        await listener.serve(self.connections.on_session, credentials, decide=self.connections.decide)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -280,7 +280,7 @@ class TransferEngine:
             await self.poster.settle(self._grace_s)
         self._groups.close()
         with contextlib.suppress(cancelled):
-            await self.peering.aclose(self._grace_s)
+            await self.connections.aclose(self._grace_s)
         self.counters.close()
         for one in self._drivers.values():
             self._dispatcher.unwatch(one)
@@ -383,8 +383,8 @@ class TransferEngine:
             self._check_other(peer)
         counter = self.counters.create(number, [peer.incarnation for peer in peers])
         for peer in peers:
-            if peer.incarnation not in self.peering.peers:
-                self.peering.ensure(peer)  # a death can be noticed only over a connection
+            if peer.incarnation not in self.connections.peers:
+                self.connections.ensure(peer)  # a death can be noticed only over a connection
         return counter
 
     def counter_ref(self, peer: PeerInfo | Peer | RemoteRegion, number: int) -> CounterRef:
@@ -571,16 +571,16 @@ class TransferEngine:
         self.check()
         address = address_of(peer)
         self._check_other(address)
-        connection = self.peering.ensure(address)
+        connection = self.connections.ensure(address)
         await connection.wait_ready()
         return Peer(connection)
 
     async def disconnect(self, peer: PeerInfo | Peer | RemoteRegion) -> None:
         """Say goodbye to one peer. Its waiters that depend on us, and ours on it, get :class:`PeerLostError`."""
         self.check()
-        connection = self.peering.peers.get(address_of(peer).incarnation)
+        connection = self.connections.peers.get(address_of(peer).incarnation)
         if connection is not None:
-            await self.peering.leave(connection, self._grace_s)
+            await self.connections.say_goodbye(connection, self._grace_s)
 
     async def group(self, peers: Sequence[PeerInfo | Peer | RemoteRegion], *, name: str = "") -> PeerGroup:
         """Connect to some peers and make a group of them and this engine.
@@ -595,7 +595,7 @@ class TransferEngine:
         addresses = [address_of(peer) for peer in peers]
         group = PeerGroup(self, self._groups, addresses, name)
         try:
-            connections = [self.peering.ensure(address) for address in addresses]
+            connections = [self.connections.ensure(address) for address in addresses]
             for connection in connections:
                 await connection.wait_ready()
         except BaseException:
@@ -616,7 +616,7 @@ class TransferEngine:
         self._check_other(address)
         if not isinstance(payload, bytes | bytearray | memoryview):
             raise UsageError(f"a message is bytes, not {kind_of(payload)}")
-        await self._messenger.send(self.peering.ensure(address), bytes(payload))
+        await self._messenger.send(self.connections.ensure(address), bytes(payload))
 
     def messages(self) -> Messages:
         """Iterate over the messages of all peers, until the engine closes. Each is given to one iterator.
@@ -630,7 +630,7 @@ class TransferEngine:
         """Return a snapshot of what there is and what has moved."""
         self.check()
         return Statistics(
-            peers=paths_of(self.peering.peers.values()),
+            peers=paths_of(self.connections.peers.values()),
             regions=len(self._registry),
             counters=sum(1 for _ in self.counters),
             transfers_under_way=sum(1 for _ in self.poster.under_way),

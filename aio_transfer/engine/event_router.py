@@ -57,7 +57,7 @@ class EventRouter:
     def attach(  # noqa: PLR0913 - everybody who listens
         self,
         *,
-        peering: ConnectionManager,
+        connections: ConnectionManager,
         poster: Submission,
         counters: CounterTable,
         registry: RegionRegistry,
@@ -70,7 +70,7 @@ class EventRouter:
         :param close: begins to close the engine
         """
         self._close = close
-        self._peering = peering
+        self._connections = connections
         self._poster = poster
         self._counters = counters
         self._registry = registry
@@ -113,15 +113,15 @@ class EventRouter:
     def _on_event(self, kind: int, number: int, payload: bytes) -> None:
         match kind:
             case EventKind.MESSAGE:
-                peer = self._peering.find(number)
+                peer = self._connections.find(number)
                 if peer is not None:
                     self._messenger.on_message(peer, payload)
             case EventKind.RELEASED:
                 self._registry.on_released(number)
             case EventKind.FENCED:
-                self._peering.on_fenced_event(number)
+                self._connections.on_fenced_event(number)
             case EventKind.PEER_FAILED:
-                self._peering.on_failed_event(number, payload.decode(errors="replace"))
+                self._connections.on_failed_event(number, payload.decode(errors="replace"))
             case EventKind.SENT:
                 self._messenger.on_sent(number)
 
@@ -151,7 +151,7 @@ class EventRouter:
             case Revoked():
                 self._poster.forget(peer, frame.region)
             case _:
-                self._peering.end(peer, PeerState.LOST, f"it sent a {type(frame).__name__} out of place")
+                self._connections.disconnect(peer, PeerState.LOST, f"it sent a {type(frame).__name__} out of place")
 
     def _on_abort(self, peer: Connection, abort: Abort) -> None:
         label = peer.label
@@ -167,7 +167,7 @@ class EventRouter:
         """Poison what depended on a peer that is gone."""
         label, reason = peer.label, peer.reason
         # Where it has connected again, only what it owed by this connection is lost.
-        owed = peer.owed if peer.incarnation in self._peering.peers else None
+        owed = peer.owed if peer.incarnation in self._connections.peers else None
         self._counters.fail_source(
             peer.incarnation, lambda: PeerLostError(label, reason, operation="a counter wait"), owed
         )

@@ -73,7 +73,7 @@ class MembershipTable:
                 return
             for peer in missing:
                 gone = peer.incarnation in self._left.get(group.key, set()) | self._parted.get(group.key, set())
-                if gone or self._engine.peering.peers.get(peer.incarnation) is None:
+                if gone or self._engine.connections.peers.get(peer.incarnation) is None:
                     error = self._gone(group, peer.incarnation, peer.label)
                     raise error()
             await self._changed.wait()
@@ -81,7 +81,7 @@ class MembershipTable:
     async def _tell(self, group: PeerGroup, peer: PeerInfo) -> None:
         bound = await self._engine.poster.bind(peer, None)
         group.told.add(peer.incarnation)
-        self._engine.peering.tell(bound.peer, GroupJoin(group=group.key, counters=group.counter_ids))
+        self._engine.connections.send_frame(bound.peer, GroupJoin(group=group.key, counters=group.counter_ids))
 
     def counters_of(self, group: PeerGroup, peer: PeerInfo) -> tuple[int, int]:
         """Return a joined member's counters."""
@@ -110,7 +110,7 @@ class MembershipTable:
     def _gone(self, group: PeerGroup, incarnation: bytes, label: str) -> Callable[[], AioTransferError]:
         if self._has_left(group, incarnation):
             return lambda: TransferAbortedError("barrier", "it left the group", peer=label)
-        reason = self._engine.peering.lost.get(incarnation, "it is gone")
+        reason = self._engine.connections.lost.get(incarnation, "it is gone")
         return lambda: PeerLostError(label, reason, operation="barrier")
 
     def on_join(self, peer: Connection, frame: GroupJoin) -> None:
@@ -179,10 +179,10 @@ class MembershipTable:
         self._passed.pop(group.key, None)
         self._parted.pop(group.key, None)
         for peer in group.peers:
-            connection = self._engine.peering.peers.get(peer.incarnation)
+            connection = self._engine.connections.peers.get(peer.incarnation)
             if connection is not None and connection.is_up:
                 leave = GroupLeave(group=group.key, epoch=group.kept(closing=closing), closing=closing)
-                self._engine.peering.tell(connection, leave)
+                self._engine.connections.send_frame(connection, leave)
 
     def close(self) -> None:
         """Close every group."""

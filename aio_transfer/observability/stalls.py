@@ -32,7 +32,7 @@ class StallWatch:
         stall_s: float,
         parts: Callable[[], Iterable[tuple[int, Part]]],
         counters: Callable[[], Iterable[ImmCounter]],
-        name_of: Callable[[bytes], str],
+        label_of: Callable[[bytes], str],
         moved: Callable[[], int],
     ) -> None:
         """Begin asleep.
@@ -42,7 +42,7 @@ class StallWatch:
         self._stall_s = stall_s
         self._parts = parts
         self._counters = counters
-        self._name_of = name_of
+        self._label_of = label_of
         self._moved = moved
         self._event = anyio.Event()
         self._asleep = False
@@ -119,7 +119,7 @@ class StallWatch:
             return
         self._told.add(("counter", counter.id))
         self.count += 1
-        sources = ", ".join(self._name_of(source) for source in sorted(counter.sources)) or "nobody that promised any"
+        sources = ", ".join(self._label_of(source) for source in sorted(counter.sources)) or "nobody that promised any"
         _LOGGER.warning(
             "counter %#x still lacks %d counts after %g s without one; they come from %s",
             counter.id,

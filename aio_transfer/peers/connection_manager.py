@@ -152,7 +152,7 @@ class ConnectionManager:
                 return
         except TimeoutError:
             if peer.state is PeerState.CONNECTING and peer.control is None:
-                self.end(peer, PeerState.LOST, f"no connection within {self._deadline_s:g} s")
+                self.disconnect(peer, PeerState.LOST, f"no connection within {self._deadline_s:g} s")
             return
         except AioTransferError as error:
             if peer.control is None:
@@ -237,15 +237,15 @@ class ConnectionManager:
                 with anyio.fail_after(self._deadline_s):
                     await join(peer)
             except TimeoutError:
-                self.end(peer, PeerState.LOST, f"no path was joined within {self._deadline_s:g} s")
+                self.disconnect(peer, PeerState.LOST, f"no path was joined within {self._deadline_s:g} s")
             except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
-                self.end(peer, PeerState.LOST, "it hung up while a path was being joined")
+                self.disconnect(peer, PeerState.LOST, "it hung up while a path was being joined")
             except Exception as error:  # noqa: BLE001 - a driver may raise anything
                 self._fail(peer, as_typed_error(error, "connect", peer.label))
             else:
                 await self._listen(peer)
         if peer.state not in _ENDED:  # cancelled from outside: the engine's task group
-            self.end(peer, PeerState.LOST, "the engine was cancelled")
+            self.disconnect(peer, PeerState.LOST, "the engine was cancelled")
         with anyio.CancelScope(shield=True):
             await self._teardown(peer)
 
@@ -327,7 +327,7 @@ class ConnectionManager:
                     self._on_frame(peer, frame, fds)
             except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
                 leaving = peer.state is PeerState.LEAVING
-                self.end(peer, PeerState.LEFT if leaving else PeerState.LOST, _LOSS[1])
+                self.disconnect(peer, PeerState.LEFT if leaving else PeerState.LOST, _LOSS[1])
             except AioTransferError as error:
                 self._fail(peer, error)
             tasks.cancel_scope.cancel()
@@ -336,7 +336,7 @@ class ConnectionManager:
         with anyio.move_on_after(self._deadline_s):
             await peer.ready.wait()
             return
-        self.end(peer, PeerState.LOST, f"it showed no pulse within {self._deadline_s:g} s")
+        self.disconnect(peer, PeerState.LOST, f"it showed no pulse within {self._deadline_s:g} s")
 
     def _on_frame(self, peer: Connection, frame: Frame, fds: tuple[int, ...]) -> None:
         if peer.state in _ENDED:  # read in the tick in which it ended
@@ -347,20 +347,20 @@ class ConnectionManager:
             case Goodbye(reason=reason):
                 with _owned(fds):
                     if peer.state is PeerState.LEAVING:
-                        self.tell(peer, GoodbyeAck())
+                        self.send_frame(peer, GoodbyeAck())
                     else:
-                        self.end(peer, PeerState.LEFT, f"it said goodbye{': ' * bool(reason)}{clip(reason)}")
+                        self.disconnect(peer, PeerState.LEFT, f"it said goodbye{': ' * bool(reason)}{clip(reason)}")
             case GoodbyeAck():
                 with _owned(fds):
                     peer.acked.set()
             case DeclaredLost(reason=reason):
                 with _owned(fds):
-                    self.end(peer, PeerState.LOST, f"it declared us lost{': ' * bool(reason)}{clip(reason)}")
+                    self.disconnect(peer, PeerState.LOST, f"it declared us lost{': ' * bool(reason)}{clip(reason)}")
             case _:
                 with _owned(fds):
                     self._owner.on_frame(peer, frame, fds)
 
-    def tell(self, peer: Connection, frame: Frame, fds: tuple[int, ...] = ()) -> None:
+    def send_frame(self, peer: Connection, frame: Frame, fds: tuple[int, ...] = ()) -> None:
         """Send a frame as far as that is possible; a connection that cannot take it is about to end anyway."""
         if peer.control is not None:
             try:
@@ -378,15 +378,15 @@ class ConnectionManager:
             if peer is None:
                 continue
             if loss == 2:  # noqa: PLR2004 - Loss::silent in pulse.h
-                self.tell(peer, DeclaredLost(f"silent for {self._timeout_s:g} s"))
-            self.end(peer, PeerState.LOST, _LOSS[loss].format(timeout=self._timeout_s))
+                self.send_frame(peer, DeclaredLost(f"silent for {self._timeout_s:g} s"))
+            self.disconnect(peer, PeerState.LOST, _LOSS[loss].format(timeout=self._timeout_s))
 
     def _fail(self, peer: Connection, error: AioTransferError) -> None:
         if peer.failure is None and not isinstance(error, PeerLostError):
             peer.failure = error_factory(error)
-        self.end(peer, PeerState.LOST, error.reason if isinstance(error, PeerLostError) else str(error))
+        self.disconnect(peer, PeerState.LOST, error.reason if isinstance(error, PeerLostError) else str(error))
 
-    def end(self, peer: Connection, state: PeerState, reason: str) -> None:
+    def disconnect(self, peer: Connection, state: PeerState, reason: str) -> None:
         """Stop using a connection at once; the rest of its end follows in the background. Idempotent."""
         if peer.state in _ENDED:
             return
@@ -447,46 +447,46 @@ class ConnectionManager:
         """Handle a driver's PEER_FAILED event: the data path broke, whatever liveness says."""
         peer = self._by_number.get(number)
         if peer is not None:
-            self.end(peer, PeerState.LOST, f"its data path broke: {reason}")
+            self.disconnect(peer, PeerState.LOST, f"its data path broke: {reason}")
 
     def find(self, number: int) -> Connection | None:
         """Return the connection of that number, also one that is ending."""
         return self._by_number.get(number)
 
-    def name_of(self, incarnation: bytes) -> str:
+    def label_of(self, incarnation: bytes) -> str:
         """Return what people call a peer."""
         peer = self.peers.get(incarnation)
         return incarnation.hex()[:8] if peer is None else peer.label
 
-    async def leave(self, peer: Connection, grace_s: float) -> None:
+    async def say_goodbye(self, peer: Connection, grace_s: float) -> None:
         """Say goodbye, and wait up to ``grace_s`` until the peer has taken note of all that was sent before."""
         if peer.state is PeerState.LEAVING:  # another task says goodbye: a second one would cut the first one short
             with anyio.move_on_after(grace_s):
                 await peer.ended.wait()
-            self.end(peer, PeerState.LEFT, "we said goodbye")
+            self.disconnect(peer, PeerState.LEFT, "we said goodbye")
         elif not peer.is_up:
-            self.end(peer, PeerState.LOST, "the engine was closed")
+            self.disconnect(peer, PeerState.LOST, "the engine was closed")
         else:
             peer.state = PeerState.LEAVING
-            self.tell(peer, Goodbye("the engine was closed"))
+            self.send_frame(peer, Goodbye("the engine was closed"))
             with anyio.move_on_after(grace_s):
                 await peer.acked.wait()
-            self.end(peer, PeerState.LEFT, "we said goodbye")
+            self.disconnect(peer, PeerState.LEFT, "we said goodbye")
         with anyio.move_on_after(grace_s):
             await peer.ended.wait()
 
-    def abandon(self) -> None:
+    def abort_all(self) -> None:
         """Hang up on every peer without a word, and answer nobody any more: what the end of a process looks like."""
         self._tasks = None
         for peer in tuple(self._by_number.values()):
-            self.end(peer, PeerState.LOST, "this engine was killed")
+            self.disconnect(peer, PeerState.LOST, "this engine was killed")
 
     async def aclose(self, grace_s: float) -> None:
         """Leave every peer, and stop."""
         self._tasks = None
         async with anyio.create_task_group() as group:
             for peer in tuple(self._by_number.values()):
-                group.start_soon(self.leave, peer, grace_s)
+                group.start_soon(self.say_goodbye, peer, grace_s)
         self._loop.unwatch(self._heartbeat.fileno())
         for peer in tuple(self._by_number.values()):
             self._heartbeat.remove(peer.number, lost=True)

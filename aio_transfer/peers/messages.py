@@ -78,12 +78,12 @@ class Messenger:
     waits: so the inbox is bounded by the number of peers.
     """
 
-    def __init__(self, peering: ConnectionManager, next_id: Callable[[], int]) -> None:
+    def __init__(self, connections: ConnectionManager, next_id: Callable[[], int]) -> None:
         """Begin empty.
 
         :param next_id: numbers that no transfer of this engine has
         """
-        self._peering = peering
+        self._connections = connections
         self._next_id = next_id
         self._arrived: deque[tuple[Connection, bytes]] = deque()
         self._arrival = anyio.Event()
@@ -160,7 +160,7 @@ class Messenger:
                 self._arrival = anyio.Event()
             await self._arrival.wait()
         peer, payload = self._arrived.popleft()
-        self._peering.tell(peer, MessageAck(1))
+        self._connections.send_frame(peer, MessageAck(1))
         return ReceivedMessage(peer.info, payload)
 
     def close(self) -> None:

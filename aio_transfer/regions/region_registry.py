@@ -49,7 +49,7 @@ class RegionRegistry:
         check_place: Callable[[], None],
         address: PeerInfo,
         drivers: Mapping[str, OpenDriver],
-        peering: ConnectionManager,
+        connections: ConnectionManager,
         *,
         stall_s: float,
     ) -> None:
@@ -62,7 +62,7 @@ class RegionRegistry:
         self._check_place = check_place
         self._address = address
         self._drivers = drivers
-        self._peering = peering
+        self._connections = connections
         self._stall_s = stall_s
         self._numbers = itertools.count(1)
         self._regions: dict[int, tuple[Region, dict[str, bytes]]] = {}
@@ -138,7 +138,7 @@ class RegionRegistry:
             reason = "its owner grants no access to it"
         if reason or entry is None or one is None:
             refusal = reason or f"its owner has no {request.backend} driver"
-            self._peering.tell(peer, GrantReply(request=request.request, ok=False, reason=refusal))
+            self._connections.send_frame(peer, GrantReply(request=request.request, ok=False, reason=refusal))
             return
         region, keys = entry
         memory = region.buffer.local_memory(region.access)
@@ -152,7 +152,7 @@ class RegionRegistry:
             access=region.access.value,
             fds=len(fds),
         )
-        self._peering.tell(peer, reply, fds)
+        self._connections.send_frame(peer, reply, fds)
 
     async def close_region(self, region: Region) -> None:
         """Take a region back; use ``region.aclose()``.
@@ -181,9 +181,9 @@ class RegionRegistry:
         """Nobody here uses it any more: take it from the peers."""
         if region not in self:  # the engine was closed meanwhile
             return
-        for peer in self._peering.peers.values():
+        for peer in self._connections.peers.values():
             if region.number in peer.granted:
-                self._peering.tell(peer, Revoked(region.number))
+                self._connections.send_frame(peer, Revoked(region.number))
         for name in self._regions[region.number][1]:
             self._drivers[name].driver.deregister(region.number)
 

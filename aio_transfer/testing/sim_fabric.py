@@ -256,9 +256,9 @@ class SimFabric:
         for node in self._nodes_of(engine):
             self._wire.kill(node)
         if self._asking:  # from the hook, inside of what may be this very engine
-            engine.counters.loop.call_soon(engine.peering.abandon)
+            engine.counters.loop.call_soon(engine.connections.abandon)
         else:
-            engine.peering.abandon()
+            engine.connections.abort_all()
 
     def _set(self, engine: TransferEngine, what: str, value: int, nic: int | None = None) -> None:
         nodes = self._nodes_of(engine)

@@ -112,10 +112,10 @@ def _again(
 class Submission:
     """Everything of one engine that is under way to its peers."""
 
-    def __init__(self, loop: EventLoop, peering: ConnectionManager, tasks: TaskGroup) -> None:
+    def __init__(self, loop: EventLoop, connections: ConnectionManager, tasks: TaskGroup) -> None:
         """Begin with nothing under way."""
         self._loop = loop
-        self._peering = peering
+        self._connections = connections
         self._tasks = tasks
         self.ids = cast("Iterator[TransferId]", itertools.count(1))
         self._blocks = itertools.count(1 << 62, MAX_PREPARED)  # ids, so many at once
@@ -266,7 +266,7 @@ class Submission:
             except ClosedError:
                 self._give_up(transfer, peer.label)
             except AioTransferError as error:
-                connection = self._peering.peers.get(peer.incarnation)
+                connection = self._connections.peers.get(peer.incarnation)
                 if connection is not None:
                     self._abort(connection, promises, transfer.operation, str(error))
                 transfer.finish_part(error_factory(error))
@@ -340,14 +340,14 @@ class Submission:
         for counter, _ in promises:
             if counter not in peer.promised:
                 peer.promised.add(counter)
-                self._peering.tell(peer, CountAnnouncement([counter]))
+                self._connections.send_frame(peer, CountAnnouncement([counter]))
 
     def _abort(self, peer: Connection, promises: AnnouncedCounts, operation: str, reason: str) -> None:
         """Poison the counts that were promised: the receiver must not wait for what cannot come."""
         for counter, count in promises:
             if peer.is_up:
                 abort = Abort(counter=counter, operation=operation, reason=clip(reason), counts=count)
-                self._peering.tell(peer, abort)
+                self._connections.send_frame(peer, abort)
 
     # ------------------------------------------------------------------------------------------------------- routes
 
@@ -361,7 +361,7 @@ class Submission:
         """
         key = remote.key if remote is not None else (address.incarnation, 0, 0)
         while True:
-            peer = self._peering.ensure(address)
+            peer = self._connections.ensure(address)
             await peer.wait_ready()
             self.promise(peer, promises)
             bound = self._bound.get(key)  # after the wait: another task may have been first
@@ -426,7 +426,7 @@ class Submission:
         request = next(self._requests) & 0xFFFF_FFFF
         peer.grants[request] = take
         descriptor = remote.descriptor
-        self._peering.tell(
+        self._connections.send_frame(
             peer,
             GrantRequest(request=request, region=descriptor.region, generation=descriptor.generation, backend=one.name),
         )
