@@ -256,7 +256,7 @@ class SimFabric:
         for node in self._nodes_of(engine):
             self._wire.kill(node)
         if self._asking:  # from the hook, inside of what may be this very engine
-            engine.counters.loop.call_soon(engine.connections.abandon)
+            engine.counters.loop.call_soon(engine.connections.abort_all)
         else:
             engine.connections.abort_all()
 
