@@ -23,8 +23,8 @@ from aio_transfer.gpu.dmabuf import DmaBuf
 from aio_transfer.groups.group import PeerGroup
 from aio_transfer.groups.prepared_scatter import PreparedScatter
 from aio_transfer.observability.statistics import Statistics
-from aio_transfer.peers.connection import Peer, PeerState
 from aio_transfer.peers.messages import ReceivedMessage
+from aio_transfer.peers.peer import Peer, PeerState
 from aio_transfer.regions.descriptor import CounterRef, RegionDescriptor
 from aio_transfer.regions.region import Pages, Region, RemotePages, RemoteRegion, RemoteSlice, Slice
 from aio_transfer.topology.peer_info import PeerInfo

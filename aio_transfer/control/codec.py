@@ -1,4 +1,4 @@
-"""Frames to msgpack and back. Never pickle: what a peer sends can become data and nothing else."""
+"""Frame codec: msgpack with bounds. Never pickle: what a peer sends can become data and nothing else."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from aio_transfer.control.frames import MAX_REASON_CHARS, PROTOCOL_VERSION, Answer, Frame, GrantReply, Offer
+from aio_transfer.control.frames import MAX_REASON_CHARS, PROTOCOL_VERSION, Answer, Frame, GrantReply, Joined, Offer
 from aio_transfer.errors import ProtocolError, UsageError
 
 __all__ = ("VersionError", "announced_fds", "clip", "decode", "encode")
 
 
 class VersionError(ProtocolError):
-    """The peer greeted us in a version of the protocol that we do not speak."""
+    """The peer speaks a version of the protocol that this side does not speak."""
 
     def __init__(self, peer: str, version: int) -> None:
         """Name both versions."""
@@ -30,19 +30,24 @@ class _AnyChallenge(Struct, frozen=True, array_like=True, tag=2):
     version: int
 
 
+class _AnyAttachHeartbeat(Struct, frozen=True, array_like=True, tag=6):
+    version: int
+
+
 _ENCODER: Final = msgspec.msgpack.Encoder()
 _DECODER: Final[msgspec.msgpack.Decoder[Frame]] = msgspec.msgpack.Decoder(Frame)
-_VERSION_DECODER: Final[msgspec.msgpack.Decoder[_AnyHello | _AnyChallenge]] = msgspec.msgpack.Decoder(
-    _AnyHello | _AnyChallenge,
+_VERSION_DECODER: Final[msgspec.msgpack.Decoder[_AnyHello | _AnyChallenge | _AnyAttachHeartbeat]] = (
+    msgspec.msgpack.Decoder(_AnyHello | _AnyChallenge | _AnyAttachHeartbeat)
 )
+_WITH_FDS: Final = (Offer, Answer, Joined, GrantReply)
 # RecursionError: msgspec skips unknown items recursively. UnicodeDecodeError is a ValueError of its own.
 _MALFORMED: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def encode(frame: Frame) -> bytes:
-    """Put a frame in its wire form, without the length in front.
+    """Encode a frame, without the length in front.
 
-    Bounds are checked here as well: a peer closes the connection over them, which would tell the wrong person.
+    Bounds are checked here as well: a peer closes the connection over them, and its error would reach the wrong side.
 
     :raises UsageError: a field is outside its bound; the message names it
     """
@@ -56,11 +61,11 @@ def encode(frame: Frame) -> bytes:
 
 
 def decode(body: bytes | bytearray | memoryview, *, peer: str = "a peer") -> Frame:
-    """Read one frame, whoever wrote it.
+    """Decode one frame from an untrusted sender.
 
     :param body: without the length in front
     :param peer: named in the error
-    :raises VersionError: it is a greeting that only another version can read
+    :raises VersionError: it is the first frame of another version of the protocol
     :raises ProtocolError: it is not a frame, or a field is outside its bound
     """
     try:
@@ -73,7 +78,7 @@ def decode(body: bytes | bytearray | memoryview, *, peer: str = "a peer") -> Fra
 
 
 def _version_of(body: bytes | bytearray | memoryview) -> int | None:
-    """Look at the version of a greeting that we could not read."""
+    """Return the version in a first frame that could not be decoded as a whole."""
     try:
         return _VERSION_DECODER.decode(body).version
     except _MALFORMED:
@@ -82,11 +87,11 @@ def _version_of(body: bytes | bytearray | memoryview) -> int | None:
 
 def announced_fds(frame: Frame) -> int:
     """Return how many file descriptors travel with a frame."""
-    return frame.fds if isinstance(frame, Offer | Answer | GrantReply) else 0
+    return frame.fds if isinstance(frame, _WITH_FDS) else 0
 
 
 def clip(text: str) -> str:
-    """Make any text fit for a ``reason`` field, and any peer's reason fit for a log line.
+    """Fit any text to the bound of a ``reason`` field, and any reason of a peer to a log line.
 
     :returns: at most 1024 printable characters
     """

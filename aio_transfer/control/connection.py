@@ -1,10 +1,10 @@
-"""A control connection: frames, and the file descriptors they announce, over one stream socket."""
+"""Control connection: frames, and the file descriptors they announce, over one stream socket."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
 import anyio
 import anyio.lowlevel
@@ -19,29 +19,31 @@ if TYPE_CHECKING:
 
     from aio_transfer.control.frames import Frame
 
-__all__ = ("FrameConnection",)
+__all__ = ("FrameConnection", "SocketAddress")
+
+SocketAddress: TypeAlias = str | tuple[str, int] | tuple[str, int, int, int]
 
 
 class FrameConnection:
     """One connection to one peer. One task may receive; any number may send.
 
-    It takes the socket over. Two endings are told apart: the peer's (:class:`anyio.EndOfStream`,
-    :class:`anyio.BrokenResourceError`) and ours (:class:`anyio.ClosedResourceError`).
+    It owns the socket. The error shows which side ended the connection: the peer (:class:`anyio.EndOfStream`,
+    :class:`anyio.BrokenResourceError`) or this one (:class:`anyio.ClosedResourceError`).
     """
 
     def __init__(self, sock: socket.socket, *, peer: str = "") -> None:
-        """Take over a connected TCP or AF_UNIX stream socket.
+        """Wrap a connected TCP or AF_UNIX stream socket, and own it from now on.
 
         :param peer: named in errors; by default its address
         :raises OSError: the socket is not connected any more
         """
-        sock.setblocking(False)  # noqa: FBT003
+        sock.settimeout(0)
         self.is_local = sock.family == socket.AF_UNIX
         """Both ends are on one host: file descriptors can pass."""
         if not self.is_local:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = sock
-        self._peer = peer or _address(sock)
+        self._peer = peer or _describe(sock, is_local=self.is_local)
         self._reader = FrameReader(self._peer)
         self._writer = FrameWriter(self._peer, can_pass_fds=self.is_local)
         self._closed = False
@@ -49,13 +51,13 @@ class FrameConnection:
         self._receiving = False
         self._parked = 0
         # An fd admits one task in wait_writable, so senders that find the stream full take turns in it. The lock
-        # guards only that wait: bytes are moved without an await, whoever holds it.
+        # guards only that wait: bytes are moved without an await, also by tasks that do not hold it.
         self._parking = anyio.Lock(fast_acquire=True)
         self._left_behind = anyio.Event()
 
     @property
     def peer(self) -> str:
-        """The name of the peer in errors."""
+        """Name of the peer in errors."""
         return self._peer
 
     @peer.setter
@@ -64,7 +66,7 @@ class FrameConnection:
 
     @property
     def frame_limit_nbytes(self) -> int:
-        """The largest frame accepted from the peer; that of the handshake until it has proven itself."""
+        """Largest frame accepted from the peer; the limit of the handshake until the handshake is over."""
         return self._reader.limit_nbytes
 
     @frame_limit_nbytes.setter
@@ -78,16 +80,24 @@ class FrameConnection:
 
     @property
     def queued_nbytes(self) -> int:
-        """How many bytes of frames wait for room in the stream."""
+        """Number of bytes of frames that wait for room in the stream."""
         return self._writer.queued_nbytes
+
+    @property
+    def remote_address(self) -> tuple[socket.AddressFamily, SocketAddress]:
+        """Family and address of the other end.
+
+        :raises OSError: it is not connected any more
+        """
+        return self._socket.family, self._socket.getpeername()
 
     async def receive(self) -> tuple[Frame, tuple[int, ...]]:
         """Wait for the next frame.
 
         :returns: the frame, and exactly the file descriptors it announced, close-on-exec and now the caller's;
             any that came unannounced have been closed
-        :raises VersionError: a greeting of another version; the connection stays open for the refusal
-        :raises ProtocolError: what came is not a frame; the connection is closed
+        :raises VersionError: the first frame of another version; the connection stays open for the refusal
+        :raises ProtocolError: the bytes are not a frame; the connection is closed
         :raises anyio.EndOfStream: the peer closed, between two frames
         :raises anyio.BrokenResourceError: the stream broke or ended inside a frame; the connection is closed
         :raises anyio.ClosedResourceError: closed here, before or meanwhile
@@ -98,7 +108,7 @@ class FrameConnection:
             raise BusyError(f"the connection to {self.peer}", "receiving from")
         self._receiving = True
         try:
-            # The checkpoint comes first: once a frame has been taken from the stream no cancellation may come between.
+            # The checkpoint comes first: a cancellation after a frame was taken from the stream would lose that frame.
             await anyio.lowlevel.checkpoint()
             while (received := self._pull()) is None:
                 await self._park(anyio.wait_readable)
@@ -108,14 +118,14 @@ class FrameConnection:
 
     def _pull(self) -> tuple[Frame, tuple[int, ...]] | None:
         """Read until a frame is whole, or nothing more is there."""
+        self._check_open()
         received = None
         try:
             while received is None:
-                self._check_open()
-                data, fds = receive_some(self._socket, self._reader.wanted_nbytes)
+                data, fds = receive_some(self._socket, self._reader.wanted_nbytes, with_fds=self.is_local)
                 if not data:
                     close_fds(fds)
-                    self._end()
+                    self._raise_end()
                 received = self._reader.feed(data, fds)
         except BlockingIOError:
             return None
@@ -128,8 +138,8 @@ class FrameConnection:
             raise
         return received
 
-    def _end(self) -> None:
-        """Say how the stream ended."""
+    def _raise_end(self) -> NoReturn:
+        """Raise the error for the way in which the stream ended."""
         if self._reader.is_empty and self._failure is None:
             raise anyio.EndOfStream
         self.close()
@@ -148,6 +158,23 @@ class FrameConnection:
         await self.make_room()
         self._writer.push(frame, fds)
         await self.flush()
+
+    async def exchange(self, frame: Frame, fds: Sequence[int] = ()) -> tuple[Frame, tuple[int, ...]]:
+        """Send a frame and wait for the next one of the peer.
+
+        If the stream breaks while the frame is sent, reading goes on: a peer that has refused and closed is noticed by
+        the send, and its refusal can still be read.
+
+        :param fds: as for :meth:`send`
+        :raises UsageError: as for :meth:`send`
+        :raises ProtocolError: as for :meth:`receive`; also its errors for a stream that ended
+        :cancellation: the frame may have been sent; nothing that came in is lost
+        """
+        with contextlib.suppress(anyio.BrokenResourceError):
+            self.send_nowait(frame, fds)
+            if self._writer.queued_nbytes:
+                await self.flush()
+        return await self.receive()
 
     async def make_room(self) -> None:
         """Wait until the queue takes a frame at once.
@@ -197,7 +224,7 @@ class FrameConnection:
     async def pump(self) -> None:
         """Send what :meth:`send_nowait` and cancelled senders leave behind; returns once nothing can be sent any more.
 
-        Run one of these beside the receiver. How the connection ended is the receiver's to tell.
+        Run one of these beside the receiver, which reports how the connection ended.
         """
         with contextlib.suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
             while True:
@@ -218,8 +245,8 @@ class FrameConnection:
         try:
             self._writer.write(self._socket)
         except OSError as error:
-            # Reading goes on: the peer may have said why before it closed. Shutting down makes sure that reading
-            # ends, on errors that do not end it themselves (ETOOMANYREFS, ENOBUFS).
+            # Reading goes on: the peer may have sent its reason before it closed. Shutting down makes sure that
+            # reading ends, on errors that do not end it themselves (ETOOMANYREFS, ENOBUFS).
             self._failure = error
             self._writer.discard()
             self._left_behind.set()
@@ -229,8 +256,8 @@ class FrameConnection:
     async def _park(self, wait: Callable[[socket.socket], Awaitable[None]]) -> None:
         """Wait for the fd; the last task that waited on a closed connection closes the fd.
 
-        Not :meth:`close`: the number might be in use again before the woken task runs, and anyio 4.16's cleanup on
-        asyncio, which goes by the number, would take the new owner's waiter away for good.
+        :meth:`close` does not: the number might be in use again before the woken task runs, and anyio 4.16's cleanup
+        on asyncio, which goes by the number, would remove the new owner's waiter.
         """
         self._parked += 1
         try:
@@ -256,7 +283,7 @@ class FrameConnection:
             raise anyio.BrokenResourceError from self._failure
 
     def close(self) -> None:
-        """Close at once and wake whoever waits. What was queued is dropped. Idempotent, and never blocks."""
+        """Close at once and wake every waiting task. The queue is dropped. Idempotent, and never blocks."""
         if self._closed:
             return
         self._closed = True
@@ -268,16 +295,16 @@ class FrameConnection:
             try:
                 anyio.notify_closing(self._socket)
             except anyio.NoEventLoopError:
-                self._parked = 0  # the loop is gone, and with it whoever waited
+                self._parked = 0  # the loop is gone, and its waiting tasks with it
         self._release()
 
     def _shut_down(self) -> None:
-        # The peer sees the end now, though the fd may live on for a turn of the loop.
+        # The peer sees the end now, though the fd may stay open for one more turn of the loop.
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def detach(self) -> int:
-        """Give the fd away, still non-blocking; the connection is then closed without the peer noticing.
+        """Release the fd, still non-blocking; the connection is then closed, and the peer does not notice.
 
         :returns: the fd, now the caller's; the next byte in it begins a frame
         :raises BusyError: a task is receiving or sending
@@ -295,20 +322,20 @@ class FrameConnection:
         return self._socket.detach()
 
     def peer_credentials(self) -> PeerCredentials:
-        """Return the process id, user id and group id the other end had when it connected.
+        """Return process id, user id and group id of the other end when it connected.
 
         :raises UsageError: not an AF_UNIX connection
         """
         self._check_open()
         if not self.is_local:
-            msg = f"the connection to {self.peer} is not AF_UNIX: the kernel vouches for nobody"
+            msg = f"the connection to {self.peer} is not AF_UNIX: the kernel knows no credentials"
             raise UsageError(msg)
         return peer_credentials(self._socket)
 
 
-def _address(sock: socket.socket) -> str:
-    """Name the other end as people write it."""
-    if sock.family == socket.AF_UNIX:
+def _describe(sock: socket.socket, *, is_local: bool) -> str:
+    """Return the address of the other end in its usual notation."""
+    if is_local:
         return f"unix:pid={peer_credentials(sock).pid}"
     host, port = sock.getpeername()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

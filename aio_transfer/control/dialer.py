@@ -1,4 +1,4 @@
-"""How a peer is reached: over AF_UNIX where it may be on this host, else over TCP."""
+"""Control-plane dialer: AF_UNIX to a peer that may be on this host, else TCP."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import contextlib
 import errno
 import os
 import socket
-from typing import TYPE_CHECKING, Final, TypeAlias, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import anyio
 
-from aio_transfer.control.connection import FrameConnection
+from aio_transfer.control.connection import FrameConnection, SocketAddress
 from aio_transfer.control.fd_passing import peer_credentials
 from aio_transfer.errors import PeerLostError
 from aio_transfer.topology.identity import host_identity
@@ -20,18 +20,17 @@ if TYPE_CHECKING:
 
     from aio_transfer.topology.peer_info import PeerInfo
 
-__all__ = ("DIAL_DEADLINE_S", "dial")
+__all__ = ("DIAL_DEADLINE_S", "dial", "dial_again")
 
 DIAL_DEADLINE_S: Final = 10.0
 _FULL_QUEUE_BACKOFF_S: Final = 0.005
-_Address: TypeAlias = str | tuple[str, int] | tuple[str, int, int, int]
 
 
 async def dial(info: PeerInfo, *, host: bytes = b"", deadline_s: float = DIAL_DEADLINE_S) -> FrameConnection:
     """Connect to a peer; a handshake is to follow.
 
-    AF_UNIX comes first when the peer claims our host. When nobody has its name there, or another user does, the claim
-    was wrong (a restored snapshot, a squatter) and TCP decides.
+    AF_UNIX comes first when the peer claims to be on this host. When no process has its name there, or another user's
+    has, the claim was wrong (a restored snapshot, a squatter) and TCP decides.
 
     :param host: our host identity, by default :func:`~aio_transfer.topology.identity.host_identity`
     :param deadline_s: for all attempts together
@@ -52,6 +51,29 @@ async def dial(info: PeerInfo, *, host: bytes = b"", deadline_s: float = DIAL_DE
         raise PeerLostError(label, "; ".join((*faults, f"{where} did not answer within {deadline_s:g} s"))) from error
     if sock is None:
         raise PeerLostError(label, "; ".join(faults) or "it has no address that can be dialed")
+    return _wrap(sock, label)
+
+
+async def dial_again(connection: FrameConnection, *, deadline_s: float = DIAL_DEADLINE_S) -> FrameConnection:
+    """Connect once more to the address that a dialed connection leads to.
+
+    :raises PeerLostError: it cannot be reached any more
+    :cancellation: nothing is left open
+    """
+    faults: list[str] = []
+    sock = None
+    try:
+        with anyio.fail_after(deadline_s):
+            family, address = connection.remote_address
+            sock = await _try(family, address, faults)
+    except OSError as error:  # TimeoutError included
+        faults.append(str(error) or f"it did not answer within {deadline_s:g} s")
+    if sock is None:
+        raise PeerLostError(connection.peer, "; ".join(faults))
+    return _wrap(sock, connection.peer)
+
+
+def _wrap(sock: socket.socket, label: str) -> FrameConnection:
     try:
         return FrameConnection(sock)
     except OSError as error:
@@ -67,8 +89,8 @@ async def _dial_tcp(info: PeerInfo, faults: list[str]) -> socket.socket | None:
     return None
 
 
-async def _resolve(host: str, port: int, faults: list[str]) -> list[tuple[socket.AddressFamily, _Address]]:
-    """Find the addresses of a host; a numeric one takes no thread."""
+async def _resolve(host: str, port: int, faults: list[str]) -> list[tuple[socket.AddressFamily, SocketAddress]]:
+    """Return the addresses of a host; a numeric one takes no thread."""
     with contextlib.suppress(OSError, ValueError):
         return _addresses(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST))
     try:
@@ -78,16 +100,16 @@ async def _resolve(host: str, port: int, faults: list[str]) -> list[tuple[socket
         return []
 
 
-def _addresses(found: Iterable[tuple[object, ...]]) -> list[tuple[socket.AddressFamily, _Address]]:
-    return [(cast("socket.AddressFamily", entry[0]), cast("_Address", entry[-1])) for entry in found]
+def _addresses(found: Iterable[tuple[object, ...]]) -> list[tuple[socket.AddressFamily, SocketAddress]]:
+    return [(cast("socket.AddressFamily", entry[0]), cast("SocketAddress", entry[-1])) for entry in found]
 
 
-async def _try(family: socket.AddressFamily, address: _Address, faults: list[str]) -> socket.socket | None:
-    """Connect to one address, or note why not."""
+async def _try(family: socket.AddressFamily, address: SocketAddress, faults: list[str]) -> socket.socket | None:
+    """Connect to one address, or append the reason why not."""
     with contextlib.ExitStack() as undo:
         try:
             sock = undo.enter_context(socket.socket(family, socket.SOCK_STREAM))
-            sock.setblocking(False)  # noqa: FBT003
+            sock.settimeout(0)
             await _connect(sock, address)
             fault = _check(sock)
         except OSError as error:
@@ -95,11 +117,11 @@ async def _try(family: socket.AddressFamily, address: _Address, faults: list[str
         if not fault:
             undo.pop_all()
             return sock
-    faults.append(f"{_written(address)}: {fault}")
+    faults.append(f"{_describe(address)}: {fault}")
     return None
 
 
-async def _connect(sock: socket.socket, address: _Address) -> None:
+async def _connect(sock: socket.socket, address: SocketAddress) -> None:
     while (code := sock.connect_ex(address)) == errno.EAGAIN:  # noqa: ASYNC110 - see below
         # connect(2): the queue of an AF_UNIX listener is full, and there is no event to wait for.
         await anyio.sleep(_FULL_QUEUE_BACKOFF_S)
@@ -111,15 +133,15 @@ async def _connect(sock: socket.socket, address: _Address) -> None:
 
 
 def _check(sock: socket.socket) -> str:
-    """Make sure that a connection leads to somebody else, and to whom we may talk; return what is wrong with it."""
+    """Check that a connection leads to another socket, of the same user; return the fault."""
     if sock.family == socket.AF_UNIX:
         return "" if peer_credentials(sock).uid == os.geteuid() else "another user's process has this name"
-    # A local port that nobody listens on can be given to the very socket that dials it: TCP's simultaneous open
-    # then connects the socket to itself.
+    # A local port without a listener can be given to the very socket that dials it: TCP's simultaneous open then
+    # connects the socket to itself.
     return "connection refused" if sock.getsockname() == sock.getpeername() else ""
 
 
-def _written(address: _Address) -> str:
+def _describe(address: SocketAddress) -> str:
     if isinstance(address, str):
         return f"unix:@{address[1:]}"
     host, port = address[:2]

@@ -1,4 +1,4 @@
-"""Bytes and file descriptors through a non-blocking stream socket (SCM_RIGHTS)."""
+"""File descriptor passing: bytes and descriptors through a non-blocking stream socket (SCM_RIGHTS)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _UCRED: Final = struct.Struct("3i")
 
 
 class PeerCredentials(NamedTuple):
-    """Who was at the other end when the connection was made, as the kernel tells it."""
+    """Process at the other end when the connection was made, as reported by the kernel."""
 
     pid: int
     uid: int
@@ -40,17 +40,19 @@ def send_some(sock: socket.socket, view: memoryview, fds: tuple[int, ...]) -> in
     return sock.sendmsg([view], [rights], socket.MSG_NOSIGNAL)
 
 
-def receive_some(sock: socket.socket, nbytes: int) -> tuple[bytes, tuple[int, ...]]:
-    """Receive up to ``nbytes`` and whatever file descriptors came with them; they are the caller's.
+def receive_some(sock: socket.socket, nbytes: int, *, with_fds: bool) -> tuple[bytes, tuple[int, ...]]:
+    """Receive up to ``nbytes`` and the file descriptors that came with them; they are the caller's.
 
-    Room is always made for the kernel's maximum, so that no descriptor is cut off unseen.
-
+    :param with_fds: ``sock`` is AF_UNIX. The caller knows: asking the socket each time costs more than receiving
     :returns: no bytes at the end of the stream
     :raises BlockingIOError: nothing is there
     """
-    if sock.family != socket.AF_UNIX:
+    if not with_fds:
         return sock.recv(nbytes), ()
+    # Room for the kernel's maximum, always: descriptors that did not fit would be cut off unnoticed.
     data, ancillary, _flags, _address = sock.recvmsg(nbytes, _ANCILLARY_NBYTES, socket.MSG_CMSG_CLOEXEC)
+    if not ancillary:
+        return data, ()
     fds = array.array("i")
     for level, kind, payload in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
@@ -63,25 +65,25 @@ def duplicate_fds(fds: Iterable[int]) -> tuple[int, ...]:
 
     :raises OSError: one is not open, or there is no room for more
     """
-    duplicates: list[int] = []
+    duplicates: tuple[int, ...] = ()
     try:
         for fd in fds:
-            duplicates.append(os.dup(fd))  # noqa: PERF401 - those made so far must be known when one fails
+            duplicates += (os.dup(fd),)
     except OSError:
         close_fds(duplicates)
         raise
-    return tuple(duplicates)
+    return duplicates
 
 
 def close_fds(fds: Iterable[int]) -> None:
-    """Close every one of them, whatever the others say."""
+    """Close every one of them, also when closing another fails."""
     for fd in fds:
         with contextlib.suppress(OSError):
             os.close(fd)
 
 
 def peer_credentials(sock: socket.socket) -> PeerCredentials:
-    """Return who made the other end of an AF_UNIX connection.
+    """Return the credentials of the process that made the other end of an AF_UNIX connection.
 
     :source: unix(7), SO_PEERCRED
     """

@@ -1,10 +1,11 @@
-"""What two engines can say to each other: one bounded struct per frame, in msgpack.
+"""Control frames: one bounded struct per frame, encoded in msgpack.
 
 Every field has a bound, which :mod:`~aio_transfer.control.codec` checks on both sides, so that nothing a peer sends can
 make us allocate more than one frame. A frame travels as an array whose first item is its tag. The tags and versions
-of Hello and Challenge, and all of Refusal, never change: they are how two versions tell each other that they differ.
+of Hello, Challenge and AttachHeartbeat, and all of Refusal, never change: two versions find out by them that they
+differ.
 
-:source: design.md section 4, "Control plane"
+:source: docs/explanation/architecture.md
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ __all__ = (
     "PROTOCOL_VERSION",
     "Abort",
     "Answer",
+    "AttachHeartbeat",
     "Challenge",
     "CountAnnouncement",
     "DeclaredLost",
@@ -40,6 +42,7 @@ __all__ = (
     "GrantRequest",
     "GroupJoin",
     "GroupLeave",
+    "HeartbeatAttached",
     "Hello",
     "HelloProof",
     "Joined",
@@ -49,15 +52,14 @@ __all__ = (
     "Refusal",
     "RefusalKind",
     "Revoked",
-    "Role",
     "Welcome",
 )
 
-PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 2
 MAX_MESSAGE_NBYTES: Final = 1 << 20
 MAX_FRAME_NBYTES: Final = MAX_MESSAGE_NBYTES + (4 << 10)
 MAX_HANDSHAKE_NBYTES: Final = 64 << 10
-"""Before a peer has proven itself its frames are bounded by this."""
+"""Limit of every frame until the handshake is over."""
 MAX_ANNOUNCED_COUNTERS: Final = 4096
 MAX_FDS_PER_FRAME: Final = 64
 """Well below the kernel's 253 in one message (SCM_MAX_FD)."""
@@ -65,13 +67,13 @@ NONCE_NBYTES: Final = 32
 PROOF_NBYTES: Final = 32
 MAX_REASON_CHARS: Final = 1024
 
-Role: TypeAlias = Literal["control", "heartbeat"]
 RefusalKind: TypeAlias = Literal["version", "auth", "incarnation", "self", "duplicate", "session", "busy", "closing"]
 
 _Reason: TypeAlias = Annotated[str, Meta(max_length=MAX_REASON_CHARS)]
 _Blob: TypeAlias = Annotated[bytes, Meta(max_length=256 << 10)]
 _Nonce: TypeAlias = Annotated[bytes, Meta(min_length=NONCE_NBYTES, max_length=NONCE_NBYTES)]
 _Proof: TypeAlias = Annotated[bytes, Meta(max_length=PROOF_NBYTES)]
+_AttachProof: TypeAlias = Annotated[bytes, Meta(min_length=PROOF_NBYTES, max_length=PROOF_NBYTES)]
 _Version: TypeAlias = Annotated[int, Meta(ge=0, le=0xFFFF)]
 _Number63: TypeAlias = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 _CounterNumber: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_COUNTER_ID)]
@@ -83,14 +85,13 @@ class _Strict(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
 
 
 class Hello(_Strict, frozen=True, tag=1):
-    """The dialer's first frame.
+    """First frame of the dialer.
 
-    :param expected: the incarnation the dialer means to reach, or empty for whoever is there
-    :param session: the dialer's token; a pulse connection gives that of the session it belongs to
+    :param session: token of the session, chosen by the dialer
+    :param expected: the incarnation that the dialer means to reach; empty for any
     """
 
     version: _Version
-    role: Role
     info: PeerInfo
     nonce: _Nonce
     session: Incarnation
@@ -98,35 +99,55 @@ class Hello(_Strict, frozen=True, tag=1):
 
 
 class Challenge(_Strict, frozen=True, tag=2):
-    """All that a listener says of itself to a dialer that has proven nothing."""
+    """Reply to a Hello: all that a listener reveals to a dialer that has proven nothing."""
 
     version: _Version
     nonce: _Nonce
 
 
 class HelloProof(_Strict, frozen=True, tag=3):
-    """The dialer's proof that it holds the secret; empty where it has none."""
+    """Proof that the dialer holds the secret; empty where it has none."""
 
     proof: _Proof
 
 
 class Welcome(_Strict, frozen=True, tag=4):
-    """The listener accepts, introduces itself and proves that it holds the secret too."""
+    """Acceptance by the listener, with its identity and its proof that it holds the secret."""
 
     info: PeerInfo
     proof: _Proof
 
 
 class Refusal(_Strict, frozen=True, tag=5):
-    """The handshake ends here. Understood by every version, so never add a field to it."""
+    """End of a handshake, with its cause. Every version decodes it, so it never gets another field."""
 
     kind: RefusalKind
     reason: _Reason = ""
     version: _Version = PROTOCOL_VERSION
 
 
+class AttachHeartbeat(_Strict, frozen=True, tag=6):
+    """Only frame of the dialer on a heartbeat connection over TCP; it has one length, whatever it holds.
+
+    :param incarnation: of the dialer
+    :param session: token of the session that the heartbeat belongs to
+    :param proof: HMAC over the handshake of that session
+    """
+
+    version: _Version
+    incarnation: Incarnation
+    session: Incarnation
+    proof: _AttachProof
+
+
+class HeartbeatAttached(_Strict, frozen=True, tag=7):
+    """Reply to an AttachHeartbeat; the next byte in the stream is a heartbeat."""
+
+    proof: _AttachProof
+
+
 class Offer(_Strict, frozen=True, tag=16):
-    """Our end of a data path, with ``fds`` file descriptors. ``connection`` is the offerer's number for it."""
+    """The dialer's end of a data path, with ``fds`` file descriptors; ``connection`` is the dialer's number for it."""
 
     backend: Word
     blob: _Blob
@@ -135,7 +156,7 @@ class Offer(_Strict, frozen=True, tag=16):
 
 
 class Answer(_Strict, frozen=True, tag=17):
-    """The other end of the offered path, or why there is none."""
+    """The listener's end of the offered path, or the reason why there is none."""
 
     backend: Word
     blob: _Blob = b""
@@ -145,13 +166,17 @@ class Answer(_Strict, frozen=True, tag=17):
 
 
 class Joined(_Strict, frozen=True, tag=18):
-    """The offerer has joined the answer's end: both may post."""
+    """Last frame of path setup: both sides have joined the data path and may post.
+
+    :param fds: 1 over AF_UNIX: the listener's end of the heartbeat's socket pair; 0 over TCP
+    """
 
     connection: Number32 = 0
+    fds: Annotated[int, Meta(ge=0, le=1)] = 0
 
 
 class GrantRequest(_Strict, frozen=True, tag=19):
-    """Ask for what it takes to reach a region, where a descriptor alone does not suffice."""
+    """Request for the keys of a region, on transports where its descriptor does not suffice."""
 
     request: Number32
     region: Number32
@@ -160,7 +185,7 @@ class GrantRequest(_Strict, frozen=True, tag=19):
 
 
 class GrantReply(_Strict, frozen=True, tag=20):
-    """The keys, and ``fds`` file descriptors, of a region; or ``ok=False`` and why not."""
+    """Keys and ``fds`` file descriptors of a region; or ``ok=False`` and the reason."""
 
     request: Number32
     ok: bool
@@ -172,13 +197,13 @@ class GrantReply(_Strict, frozen=True, tag=20):
 
 
 class CountAnnouncement(_Strict, frozen=True, tag=21):
-    """The sender will raise these counters of the receiver's; when it is lost they are poisoned."""
+    """Counters of the receiver that the sender will raise; they fail when the sender is lost."""
 
     counters: Annotated[list[_CounterNumber], Meta(max_length=MAX_ANNOUNCED_COUNTERS)]
 
 
 class Abort(_Strict, frozen=True, tag=22):
-    """``counts`` promised counts of ``counter`` will never come: poison it."""
+    """Failure of a counter: ``counts`` of its announced counts will never come."""
 
     counter: _CounterNumber
     operation: _Reason
@@ -187,7 +212,7 @@ class Abort(_Strict, frozen=True, tag=22):
 
 
 class Message(_Strict, frozen=True, tag=23):
-    """A message of the application's."""
+    """Application message."""
 
     payload: Annotated[bytes, Meta(max_length=MAX_MESSAGE_NBYTES)]
 
@@ -211,29 +236,29 @@ class GroupLeave(_Strict, frozen=True, tag=25):
 
 
 class Goodbye(_Strict, frozen=True, tag=26):
-    """The sender will post nothing more; what it has posted still counts."""
+    """End of posting by the sender; what it has posted still counts."""
 
     reason: _Reason = ""
 
 
 class GoodbyeAck(_Strict, frozen=True, tag=27):
-    """Nothing of the goodbye's sender is in use any more."""
+    """Reply to a Goodbye: nothing of its sender is in use any more."""
 
 
 class DeclaredLost(_Strict, frozen=True, tag=28):
-    """The receiver was silent for too long: its access has been revoked."""
+    """Notice that the receiver was silent for too long: its access has been revoked."""
 
     reason: _Reason = ""
 
 
 class MessageAck(_Strict, frozen=True, tag=29):
-    """The application has taken ``count`` more of the receiver's messages: as many more may come."""
+    """Credit for ``count`` more messages: the application has taken as many of the receiver's."""
 
     count: Number32
 
 
 class Revoked(_Strict, frozen=True, tag=30):
-    """A region that was granted is being taken back: drop what refers to it."""
+    """Notice that a granted region is being withdrawn: drop what refers to it."""
 
     region: Number32
 
@@ -244,6 +269,8 @@ Frame: TypeAlias = (
     | HelloProof
     | Welcome
     | Refusal
+    | AttachHeartbeat
+    | HeartbeatAttached
     | Offer
     | Answer
     | Joined

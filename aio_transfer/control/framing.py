@@ -1,4 +1,4 @@
-"""Frames in and out of a byte stream, without an event loop: a length in front of each, bounds before memory."""
+"""Framing of a byte stream, without an event loop: a length in front of each frame, bounds before memory."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _CHUNK_NBYTES: Final = 64 << 10
 
 
 class FrameReader:
-    """Puts one incoming frame together from whatever pieces the stream gives.
+    """Assembles one incoming frame from the pieces that the stream gives.
 
-    It asks for no byte beyond the frame it is in. So file descriptors that came while a frame was read belong to that
+    It asks for no byte beyond the current frame. So file descriptors that came while a frame was read belong to that
     frame, and after a frame the socket can be given away without losing what follows.
     """
 
@@ -44,7 +44,7 @@ class FrameReader:
 
     @property
     def wanted_nbytes(self) -> int:
-        """How many bytes may be read now; memory grows with what has come, never with what a length claims."""
+        """Number of bytes that may be read now; memory grows with what has come, never with what a length claims."""
         missing = (self._body_nbytes or _LENGTH.size) - len(self._buffer)
         return min(missing, _CHUNK_NBYTES)
 
@@ -54,13 +54,14 @@ class FrameReader:
         return not (self._buffer or self._body_nbytes or self._fds)
 
     def feed(self, data: bytes, fds: tuple[int, ...] = ()) -> tuple[Frame, tuple[int, ...]] | None:
-        """Take what was read, and its file descriptors.
+        """Add bytes that were read, and the file descriptors that came with them.
 
         :param data: 1 … ``wanted_nbytes`` bytes
         :returns: a frame and as many descriptors as it announced (now the caller's), once it is whole
-        :raises ProtocolError: not a frame; what it held is closed
+        :raises ProtocolError: not a frame; its descriptors are closed
         """
-        self._keep(fds)
+        if fds:
+            self._keep(fds)
         self._buffer += data
         try:
             if self._body_nbytes:
@@ -97,22 +98,23 @@ class FrameReader:
         return frame, fds
 
     def discard(self) -> None:
-        """Forget the frame under way and close the descriptors that came with it."""
-        close_fds(self._fds)
-        self._fds = ()
+        """Drop the incomplete frame and close the descriptors that came with it."""
+        if self._fds:
+            close_fds(self._fds)
+            self._fds = ()
         self._buffer = bytearray()
         self._body_nbytes = 0
 
 
 class _Outgoing(Struct, eq=False):
-    """What is left of one frame. ``fds`` are our duplicates, and leave with its first byte."""
+    """Unsent rest of one frame. ``fds`` are our duplicates, and leave with its first byte."""
 
     rest: memoryview
     fds: tuple[int, ...]
 
 
 class FrameWriter:
-    """Holds frames until the stream has taken every byte of them, in order."""
+    """Queues frames until the stream has taken every byte of them, in order."""
 
     def __init__(self, peer: str, *, can_pass_fds: bool) -> None:
         """Start with nothing to send."""
@@ -124,7 +126,7 @@ class FrameWriter:
 
     @property
     def queued_nbytes(self) -> int:
-        """How many bytes wait for room in the stream."""
+        """Number of bytes that wait for room in the stream."""
         return self.pushed_nbytes - self.sent_nbytes
 
     @property
@@ -173,15 +175,16 @@ class FrameWriter:
             self._advance(head, sent)
 
     def _advance(self, head: _Outgoing, sent: int) -> None:
-        close_fds(head.fds)
-        head.fds = ()
+        if head.fds:
+            close_fds(head.fds)
+            head.fds = ()
         head.rest = head.rest[sent:]
         self.sent_nbytes += sent
         if not head.rest:
             self._queue.popleft()
 
     def discard(self) -> None:
-        """Drop everything, and close the duplicates that were to travel."""
+        """Drop the queue, and close the duplicates in it."""
         for outgoing in self._queue:
             close_fds(outgoing.fds)
         self._queue.clear()

@@ -1,9 +1,8 @@
-"""Where peers knock: one TCP and one AF_UNIX socket, and a handshake for everyone who connects.
+"""Control-plane listener: TCP and AF_UNIX sockets, one handshake per connection.
 
-Nothing a stranger does ends more than their own connection, and strangers who connect and say nothing cannot keep
-others out: at most ``half_open_limit`` handshakes run at a time. When that many do, accepting pauses until one ends
-(the kernel's queue holds the rest, as when a thousand ranks start at once), or until the oldest has had ``patience_s``
-and is dropped for the next.
+A dialer can end nothing but its own connection, and dialers that send nothing cannot keep others out: at most
+``half_open`` handshakes run at a time. When as many do, accepting pauses until one ends (the kernel's queue holds the
+rest, as when a thousand ranks start at once), or until the oldest has had ``patience_s`` and is dropped for the next.
 """
 
 from __future__ import annotations
@@ -19,16 +18,42 @@ import anyio.lowlevel
 from msgspec import Struct, field
 
 from aio_transfer.control.connection import FrameConnection
-from aio_transfer.control.handshake import HANDSHAKE_DEADLINE_S, answer
+from aio_transfer.control.handshake import HANDSHAKE_DEADLINE_S, Session, server_handshake
 from aio_transfer.errors import AioTransferError, BusyError, ProviderError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Protocol
 
-    from aio_transfer.control.frames import Hello, Refusal
-    from aio_transfer.control.handshake import Credentials, Session
+    from aio_transfer.control.authentication import AttachProofs
+    from aio_transfer.control.frames import AttachHeartbeat, Hello, Refusal
+    from aio_transfer.control.handshake import Credentials, HeartbeatConnection
 
-__all__ = ("ABSTRACT_NAME_PREFIX", "Listener")
+    class Acceptor(Protocol):
+        """Engine's part in accepting connections.
+
+        Nothing runs between ``decide`` and ``on_session``, or between ``heartbeat_proofs`` and ``on_heartbeat``. What
+        these raise ends the listener, since it is a bug of the engine; what the others raise ends one connection.
+        """
+
+        def decide(self, hello: Hello) -> Refusal | None:
+            """Return the reason to refuse a dialer that has proven itself, or ``None``."""
+            ...
+
+        def heartbeat_proofs(self, attach: AttachHeartbeat) -> AttachProofs | None:
+            """Return the proofs of the session that waits for this heartbeat, or ``None``; change nothing."""
+            ...
+
+        def on_session(self, session: Session) -> None:
+            """Take over an accepted session and its connection."""
+            ...
+
+        def on_heartbeat(self, heartbeat: HeartbeatConnection) -> None:
+            """Take over a heartbeat connection that has proven its session."""
+            ...
+
+
+__all__ = ("ABSTRACT_NAME_PREFIX", "Acceptor", "Listener", "ListenerLimits")
 
 ABSTRACT_NAME_PREFIX: Final = "aio-transfer-"
 _BACKLOG: Final = 4096
@@ -37,8 +62,22 @@ _BACKOFF_S: Final = 0.1
 _LOGGER: Final = logging.getLogger(__name__)
 
 
+class ListenerLimits(Struct, frozen=True, kw_only=True):
+    """Limits on handshakes that do not end.
+
+    :param half_open: number of handshakes that may be under way
+    :param patience_s: how long a handshake may take while further connections wait
+    """
+
+    half_open: int = 128
+    patience_s: float = 1.0
+
+
+_DEFAULT_LIMITS: Final = ListenerLimits()
+
+
 class _HalfOpen(Struct, eq=False):
-    """A connection whose handshake is under way."""
+    """Connection whose handshake is under way."""
 
     connection: FrameConnection
     since: float
@@ -46,19 +85,16 @@ class _HalfOpen(Struct, eq=False):
 
 
 class Listener:
-    """The bound sockets of one engine. Made by :meth:`bind`; it accepts while :meth:`serve` runs."""
+    """Bound sockets of one engine. Made by :meth:`bind`; it accepts while :meth:`serve` runs."""
 
-    def __init__(
-        self, sockets: tuple[socket.socket, ...], unix: str, *, half_open_limit: int, patience_s: float
-    ) -> None:
-        """Take bound sockets over, TCP first; use :meth:`bind`."""
+    def __init__(self, sockets: tuple[socket.socket, ...], unix: str, limits: ListenerLimits) -> None:
+        """Own bound sockets, TCP first; use :meth:`bind`."""
         self.host, self.port = sockets[0].getsockname()[:2]
-        """The bound TCP address. Not one to dial when it is a wildcard (``0.0.0.0``)."""
+        """The bound TCP address. It cannot be dialed when it is a wildcard (``0.0.0.0``)."""
         self.unix = unix
         """The name in the abstract AF_UNIX namespace, without the leading NUL, or empty."""
         self._sockets = sockets
-        self._limit = half_open_limit
-        self._patience_s = patience_s
+        self._limits = limits
         self._half_open: dict[_HalfOpen, None] = {}
         self._freed = anyio.Event()
         self._scope: anyio.CancelScope | None = None
@@ -66,23 +102,20 @@ class Listener:
         self._closed = False
 
     @classmethod
-    async def bind(  # noqa: PLR0913 - everything after the incarnation is a keyword
+    async def bind(
         cls,
         incarnation: bytes,
         *,
         host: str = "127.0.0.1",
         port: int = 0,
         unix: bool = True,
-        half_open_limit: int = 128,
-        patience_s: float = 1.0,
+        limits: ListenerLimits = _DEFAULT_LIMITS,
     ) -> Listener:
         """Bind and listen; peers can connect, and wait until :meth:`serve` runs.
 
         :param host: a numeric address or a name of this machine
         :param port: 0 for any free one
         :param unix: also listen on an abstract AF_UNIX name that ends in ``incarnation``
-        :param half_open_limit: how many handshakes may be under way
-        :param patience_s: how long a handshake may take while others wait for its place
         :raises ProviderError: an address cannot be bound
         """
         name = f"{ABSTRACT_NAME_PREFIX}{incarnation.hex()}" if unix else ""
@@ -90,23 +123,16 @@ class Listener:
             sockets = [undo.enter_context(await _bind_tcp(host, port))]
             if unix:
                 sockets.append(undo.enter_context(_listen(socket.AF_UNIX, f"\0{name}")))
-            listener = cls(tuple(sockets), name, half_open_limit=half_open_limit, patience_s=patience_s)
+            listener = cls(tuple(sockets), name, limits)
             undo.pop_all()
         return listener
 
     async def serve(
-        self,
-        on_session: Callable[[Session], None],
-        credentials: Credentials,
-        *,
-        decide: Callable[[Hello], Refusal | None] = lambda _hello: None,
-        deadline_s: float = HANDSHAKE_DEADLINE_S,
+        self, acceptor: Acceptor, credentials: Credentials, *, deadline_s: float = HANDSHAKE_DEADLINE_S
     ) -> None:
         """Accept connections until cancelled or closed; on a closed listener it returns at once.
 
-        :param on_session: called with each accepted session, right after ``decide`` with no checkpoint in between; it
-            owns the connection from then on. What it raises ends the listener: it is the engine's bug
-        :param decide: asked about each dialer that has proven itself
+        :param acceptor: accepts or refuses, and owns what it has accepted
         :param deadline_s: for one whole handshake
         :raises BusyError: it is served already
         :cancellation: handshakes under way are ended; the sockets stay bound until :meth:`aclose`
@@ -117,30 +143,32 @@ class Listener:
             return
         self._ended = anyio.Event()
 
-        async def greet(half_open: _HalfOpen) -> None:
-            session = await self._shake(half_open, credentials, decide, deadline_s)
-            if session is not None:
-                on_session(session)
+        async def handle(half_open: _HalfOpen) -> None:
+            accepted = await self._run_handshake(half_open, acceptor, credentials, deadline_s)
+            if isinstance(accepted, Session):
+                acceptor.on_session(accepted)
+            elif accepted is not None:
+                acceptor.on_heartbeat(accepted)
 
         try:
             with anyio.CancelScope() as self._scope:
                 async with anyio.create_task_group() as tasks:
 
                     def start(half_open: _HalfOpen) -> None:
-                        tasks.start_soon(greet, half_open)
+                        tasks.start_soon(handle, half_open)
 
                     for sock in self._sockets:
                         tasks.start_soon(self._accept_all, sock, start)
         finally:
             # A task that was cancelled before its first step has closed nothing.
             for half_open in tuple(self._half_open):
-                self._forget(half_open)
+                self._remove(half_open)
                 half_open.connection.close()
             self._scope = None
             self._ended.set()
 
     async def aclose(self) -> None:
-        """Stop accepting and unbind; accepted sessions live on. Idempotent.
+        """Stop accepting and unbind; accepted sessions stay open. Idempotent.
 
         :cancellation: it closes all the same
         """
@@ -148,7 +176,7 @@ class Listener:
         if self._scope is not None:
             self._scope.cancel()
             # Shielded: the sockets may be closed only after the accepting tasks have left them, which takes a turn of
-            # the loop and waits for nobody else.
+            # the loop and waits for nothing else.
             with anyio.CancelScope(shield=True):
                 await self._ended.wait()
         for sock in self._sockets:
@@ -163,21 +191,21 @@ class Listener:
                 start(half_open)
 
     async def _wait_for_room(self) -> None:
-        # Also where a flood of connections lets other tasks run.
+        # The only checkpoint while connections keep coming: it lets other tasks run.
         await anyio.lowlevel.checkpoint()
-        while len(self._half_open) >= self._limit:
+        while len(self._half_open) >= self._limits.half_open:
             oldest = next(iter(self._half_open))
-            left_s = oldest.since + self._patience_s - anyio.current_time()
+            left_s = oldest.since + self._limits.patience_s - anyio.current_time()
             if left_s <= 0:
-                _LOGGER.info("dropping %s: it holds a place others wait for", oldest.connection.peer)
+                _LOGGER.info("dropping %s: its handshake is slow and other connections wait", oldest.connection.peer)
                 oldest.scope.cancel()
-                self._forget(oldest)
+                self._remove(oldest)
                 continue
             with anyio.move_on_after(left_s):
                 await self._freed.wait()
 
     async def _accept(self, sock: socket.socket) -> _HalfOpen | None:
-        """Wait for one connection; ``None`` when there was one and it is gone, or cannot be had now."""
+        """Wait for one connection; ``None`` when it is gone again, or cannot be accepted now."""
         try:
             accepted, _address = sock.accept()
         except BlockingIOError:
@@ -195,30 +223,32 @@ class Listener:
             accepted.close()
             return None
 
-    async def _shake(
-        self,
-        half_open: _HalfOpen,
-        credentials: Credentials,
-        decide: Callable[[Hello], Refusal | None],
-        deadline_s: float,
-    ) -> Session | None:
-        """Shake hands with one stranger, whatever that takes; the connection is closed unless it gives a session."""
-        session = None
+    async def _run_handshake(
+        self, half_open: _HalfOpen, acceptor: Acceptor, credentials: Credentials, deadline_s: float
+    ) -> Session | HeartbeatConnection | None:
+        """Run one handshake to its end; the connection is closed unless it is accepted."""
+        accepted = None
         try:
             with half_open.scope:
-                session = await answer(half_open.connection, credentials, decide=decide, deadline_s=deadline_s)
+                accepted = await server_handshake(
+                    half_open.connection,
+                    credentials,
+                    decide=acceptor.decide,
+                    heartbeat_proofs=acceptor.heartbeat_proofs,
+                    deadline_s=deadline_s,
+                )
         except AioTransferError as error:
             _LOGGER.info("refused a connection: %s", error)
         except Exception:
-            # Ours to mend, but a bug that a stranger can reach must not take the listener down.
+            # A bug of ours, but one that a dialer can trigger must not take the listener down.
             _LOGGER.exception("handshake with %s failed", half_open.connection.peer)
         finally:
-            self._forget(half_open)
-            if session is None:
+            self._remove(half_open)
+            if accepted is None:
                 half_open.connection.close()
-        return session
+        return accepted
 
-    def _forget(self, half_open: _HalfOpen) -> None:
+    def _remove(self, half_open: _HalfOpen) -> None:
         if half_open in self._half_open:
             del self._half_open[half_open]
             self._freed.set()
@@ -238,11 +268,11 @@ def _listen(family: socket.AddressFamily, address: str | tuple[str, int] | tuple
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         if family != socket.AF_UNIX:
-            # A restarted engine gets its port back though connections of its former life linger (TIME_WAIT).
+            # A restarted engine gets its port back although connections of the former one are in TIME_WAIT.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
         sock.listen(_BACKLOG)
-        sock.setblocking(False)  # noqa: FBT003
+        sock.settimeout(0)
     except OSError as error:
         sock.close()
         code = error.errno or 0

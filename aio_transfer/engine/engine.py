@@ -27,9 +27,9 @@ from aio_transfer.groups.prepared_scatter import PreparedScatter
 from aio_transfer.memory.buffers import allocate
 from aio_transfer.observability.stalls import StallWatch
 from aio_transfer.observability.statistics import Statistics, paths_of
-from aio_transfer.peers.connection import Peer
-from aio_transfer.peers.connection_manager import ConnectionManager
+from aio_transfer.peers.connection_manager import ConnectionManager, ConnectionTimeouts
 from aio_transfer.peers.messages import Messages, Messenger
+from aio_transfer.peers.peer import Peer
 from aio_transfer.regions.descriptor import CounterRef
 from aio_transfer.regions.region import Pages, Region, RemotePages, RemoteRegion, RemoteSlice, Slice
 from aio_transfer.regions.region_registry import RegionRegistry
@@ -169,8 +169,7 @@ class TransferEngine:
             dispatcher,
             self._drivers,
             credentials,
-            liveness_timeout_s=self._liveness_timeout_s,
-            deadline_s=self._connect_deadline_s,
+            ConnectionTimeouts(liveness_s=self._liveness_timeout_s, connect_s=self._connect_deadline_s),
         )
         self.counters = CounterTable(self._loop, self.check, [one.driver for one in self._drivers.values()])
         self.poster = Submission(self._loop, self.connections, self._tasks)
@@ -224,7 +223,7 @@ class TransferEngine:
         await ready.wait()
 
     async def _serve(self, listener: Listener, credentials: Credentials) -> None:
-        await listener.serve(self.connections.on_session, credentials, decide=self.connections.decide)
+        await listener.serve(self.connections, credentials)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

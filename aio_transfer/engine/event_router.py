@@ -19,7 +19,6 @@ from aio_transfer.control.frames import (
 )
 from aio_transfer.driver.records import EventKind
 from aio_transfer.errors import PeerLostError, TransferAbortedError
-from aio_transfer.peers.connection import PeerState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -129,13 +128,13 @@ class EventRouter:
         """Handle a frame of a connected peer."""
         match frame:
             case GrantReply():
-                answer = peer.grants.pop(frame.request, None)
+                answer = peer.grants.requests.pop(frame.request, None)
                 if answer is not None:
                     answer(frame, fds)
             case GrantRequest():
                 self._registry.grant(peer, frame)
             case CountAnnouncement():
-                peer.owed.update(frame.counters)
+                peer.announced.by_peer.update(frame.counters)
                 for number in frame.counters:
                     self._counters.promise(number, peer.incarnation)
             case Abort():
@@ -151,7 +150,7 @@ class EventRouter:
             case Revoked():
                 self._poster.forget(peer, frame.region)
             case _:
-                self._connections.disconnect(peer, PeerState.LOST, f"it sent a {type(frame).__name__} out of place")
+                self._connections.disconnect(peer, f"it sent a {type(frame).__name__} out of place")
 
     def _on_abort(self, peer: Connection, abort: Abort) -> None:
         label = peer.label
@@ -161,13 +160,13 @@ class EventRouter:
     def on_down(self, peer: Connection) -> None:
         """Stop using a connection that is over; its transfers end through its driver."""
         self._poster.drop(peer)
-        peer.acked_message.set()
+        peer.credits.wake()
 
     def on_fenced(self, peer: Connection) -> None:
         """Poison what depended on a peer that is gone."""
         label, reason = peer.label, peer.reason
         # Where it has connected again, only what it owed by this connection is lost.
-        owed = peer.owed if peer.incarnation in self._connections.peers else None
+        owed = peer.announced.by_peer if peer.incarnation in self._connections.peers else None
         self._counters.fail_source(
             peer.incarnation, lambda: PeerLostError(label, reason, operation="a counter wait"), owed
         )

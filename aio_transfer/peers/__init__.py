@@ -1,4 +1,4 @@
-"""Peers: connections, the connection manager, and messages.
+"""Peers: connections, their state machine and lifecycle, the connection manager, and messages.
 
-The bytes of the handshake are in :mod:`aio_transfer.control`.
+The bytes of handshake and frames are in :mod:`aio_transfer.control`; the data paths are in the backends.
 """

@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 __all__ = ("Messages", "Messenger", "ReceivedMessage")
 
 WINDOW: Final = 64
-"""Messages a sender may have on their way to one receiver before that one has consumed any."""
+"""Messages that a sender may have on their way to one receiver before any of them is taken."""
 
 
 class ReceivedMessage(NamedTuple):
-    """What a peer sent.
+    """Message of a peer.
 
-    :param peer: who; give it to ``engine.send`` to answer
+    :param peer: its sender; give it to ``engine.send`` to answer
     """
 
     peer: PeerInfo
@@ -39,12 +39,15 @@ class ReceivedMessage(NamedTuple):
 
 
 class Messages:
-    """Iterates over the messages of all peers. No generator: one that is left half-way needs closing, this does not."""
+    """Iterator over the messages of all peers.
+
+    It is not a generator: a generator that is left half-way needs closing, and this does not.
+    """
 
     __slots__ = ("_messenger",)
 
     def __init__(self, messenger: Messenger) -> None:
-        """Begin with the oldest message that nobody has taken."""
+        """Begin with the oldest message that was not taken."""
         self._messenger = messenger
 
     def __aiter__(self) -> Self:
@@ -64,15 +67,15 @@ class Messages:
 
 
 class _Sending(Struct, eq=False):
-    """A message that the transport has not disposed of yet."""
+    """Message that was given to the transport and whose completion is pending."""
 
     peer: Connection
-    over: anyio.Event
+    completed: anyio.Event
     failure: AioTransferError | None = None
 
 
 class Messenger:
-    """Sends and receives. Small messages go by the transport where it carries any, others by the control connection.
+    """Sender and inbox of all messages. Small ones go by the transport where it can, others by the control connection.
 
     A message is acknowledged when the application takes it, and a sender with :data:`WINDOW` unacknowledged ones
     waits: so the inbox is bounded by the number of peers.
@@ -81,7 +84,7 @@ class Messenger:
     def __init__(self, connections: ConnectionManager, next_id: Callable[[], int]) -> None:
         """Begin empty.
 
-        :param next_id: numbers that no transfer of this engine has
+        :param next_id: returns numbers that no transfer of this engine has
         """
         self._connections = connections
         self._next_id = next_id
@@ -95,14 +98,14 @@ class Messenger:
         if len(payload) > MAX_MESSAGE_NBYTES:
             raise UsageError(f"a message of {len(payload)} B: {MAX_MESSAGE_NBYTES} B are possible; write larger data")
         await peer.wait_ready()
-        while peer.unacked >= WINDOW:
-            await peer.acked_message.wait()
+        while peer.credits.unacked >= WINDOW:
+            await peer.credits.wait()
             if not peer.is_up:
                 raise peer.lost_error("send", len(payload))
         one, control = peer.driver, peer.control
         if one is None or control is None:
             raise peer.lost_error("send", len(payload))
-        peer.unacked += 1
+        peer.credits.unacked += 1
         if 0 < len(payload) <= one.capabilities.max_message_nbytes:
             await self._send_natively(peer, one, payload)
             return
@@ -110,7 +113,7 @@ class Messenger:
             try:
                 await control.make_room()
             except BaseException:
-                self.on_ack(peer, 1)  # it was not queued, so nobody else will
+                peer.credits.give_back(1)  # it was not queued, so no acknowledgement will come
                 raise
             control.send_nowait(Message(payload))
             await control.flush()
@@ -125,30 +128,31 @@ class Messenger:
         except BaseException as error:
             self.on_sent(number, str(error))
             raise
-        await sending.over.wait()  # if this is cancelled it goes on, and its verdict is still dealt with
+        await sending.completed.wait()  # a cancellation ends the wait alone: the completion is still handled
         if sending.failure is not None:
             raise peer.lost_error("send", len(payload)) if peer.is_over else sending.failure
 
     def on_sent(self, number: int, fault: str = "") -> None:
-        """Handle a driver's verdict on one message."""
+        """Handle the completion of one message by a driver.
+
+        :param fault: why it failed, or empty
+        """
         sending = self._sending.pop(number, None)
         if sending is None:
             return
         if fault:
             sending.failure = TransferAbortedError("send", fault)
-            self.on_ack(sending.peer, 1)  # it never arrives, so nobody else will
-        sending.over.set()
+            sending.peer.credits.give_back(1)  # it never arrives, so no acknowledgement will come
+        sending.completed.set()
 
     def on_message(self, peer: Connection, payload: bytes) -> None:
-        """Keep a message until somebody takes it."""
+        """Keep a message until the application takes it."""
         self._arrived.append((peer, payload))
         self._arrival.set()
 
     def on_ack(self, peer: Connection, count: int) -> None:
-        """Let those go on who wait for the window."""
-        peer.unacked = max(0, peer.unacked - count)
-        peer.acked_message.set()
-        peer.acked_message = anyio.Event()
+        """Make room in the window of a peer whose application has taken messages."""
+        peer.credits.give_back(count)
 
     async def receive(self) -> ReceivedMessage | None:
         """Wait for a message; ``None`` once the engine is closed. A cancelled wait takes nothing."""
@@ -156,7 +160,7 @@ class Messenger:
         while not self._arrived:
             if self._closed:
                 return None
-            if self._arrival.is_set():  # by a message another iterator has taken
+            if self._arrival.is_set():  # by a message that another iterator has taken
                 self._arrival = anyio.Event()
             await self._arrival.wait()
         peer, payload = self._arrived.popleft()
@@ -164,7 +168,7 @@ class Messenger:
         return ReceivedMessage(peer.info, payload)
 
     def close(self) -> None:
-        """End every iteration, and every send that waits for the transport."""
+        """End every iteration, and every send whose completion is pending."""
         self._closed = True
         self._arrival.set()
         for number in tuple(self._sending):

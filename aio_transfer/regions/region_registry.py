@@ -143,7 +143,7 @@ class RegionRegistry:
         region, keys = entry
         memory = region.buffer.local_memory(region.access)
         fds = (memory.fd,) if memory.fd is not None and one.capabilities.grants else ()
-        peer.granted.add(region.number)
+        peer.grants.regions.add(region.number)
         reply = GrantReply(
             request=request.request,
             ok=True,
@@ -182,7 +182,7 @@ class RegionRegistry:
         if region not in self:  # the engine was closed meanwhile
             return
         for peer in self._connections.peers.values():
-            if region.number in peer.granted:
+            if region.number in peer.grants.regions:
                 self._connections.send_frame(peer, Revoked(region.number))
         for name in self._regions[region.number][1]:
             self._drivers[name].driver.deregister(region.number)

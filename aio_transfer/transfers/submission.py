@@ -291,7 +291,7 @@ class Submission:
     def _post(self, transfer: Transfer, bound: ResolvedRoute, batch: Plan, promises: AnnouncedCounts) -> None:
         peer = bound.peer
         for counter, _ in promises:  # mostly known: a call less per write
-            if counter not in peer.promised:
+            if counter not in peer.announced.by_us:
                 self.promise(peer, promises)  # all of them
                 break
         number = next(self.ids)
@@ -338,8 +338,8 @@ class Submission:
     def promise(self, peer: Connection, promises: AnnouncedCounts) -> None:
         """Let the receiver know whom it depends on, before anything is written."""
         for counter, _ in promises:
-            if counter not in peer.promised:
-                peer.promised.add(counter)
+            if counter not in peer.announced.by_us:
+                peer.announced.by_us.add(counter)
                 self._connections.send_frame(peer, CountAnnouncement([counter]))
 
     def _abort(self, peer: Connection, promises: AnnouncedCounts, operation: str, reason: str) -> None:
@@ -367,17 +367,17 @@ class Submission:
             bound = self._bound.get(key)  # after the wait: another task may have been first
             if bound is not None:
                 return bound
-            under_way = peer.importing.get(key)
+            under_way = peer.imports.pending.get(key)
             if under_way is not None:
                 await under_way.wait()
                 if not peer.is_up:
                     raise peer.lost_error()
                 continue
-            under_way = peer.importing[key] = anyio.Event()
+            under_way = peer.imports.pending[key] = anyio.Event()
             try:
                 return await self._import(peer, remote, key)
             finally:
-                del peer.importing[key]
+                del peer.imports.pending[key]
                 under_way.set()
 
     async def _import(self, peer: Connection, remote: RemoteRegion | None, key: _RegionKey) -> ResolvedRoute:
@@ -388,7 +388,7 @@ class Submission:
         if remote is not None:
             number = RegionNumber(next(self._regions))
             await self._ask(peer, one, remote, number)
-            if key not in peer.imports:  # taken back while we were told that we may have it
+            if key not in peer.imports.regions:  # taken back while we were told that we may have it
                 raise StaleRegionError(f"{remote.descriptor.region:#x}", peer.label)
         has = one.capabilities
         route = Route(
@@ -421,10 +421,10 @@ class Submission:
             except Exception as error:  # noqa: BLE001 - as above
                 failure.append(as_typed_error(error, "register", peer.label))
             else:
-                peer.imports[remote.key] = number  # at once: the next frame may take it back
+                peer.imports.regions[remote.key] = number  # at once: the next frame may take it back
 
         request = next(self._requests) & 0xFFFF_FFFF
-        peer.grants[request] = take
+        peer.grants.requests[request] = take
         descriptor = remote.descriptor
         self._connections.send_frame(
             peer,
@@ -433,7 +433,7 @@ class Submission:
         try:
             await answered.wait()
         finally:
-            peer.grants.pop(request, None)
+            peer.grants.requests.pop(request, None)
         if not peer.is_up:
             raise peer.lost_error()
         if failure:
@@ -442,9 +442,9 @@ class Submission:
     def forget(self, peer: Connection, region: int) -> None:
         """Drop a region that its owner has taken back."""
         self.routes_dropped += 1
-        for key in [key for key in peer.imports if key[1] == region]:
+        for key in [key for key in peer.imports.regions if key[1] == region]:
             self._bound.pop(key, None)
-            number = peer.imports.pop(key)
+            number = peer.imports.regions.pop(key)
             if peer.driver is not None:
                 peer.driver.driver.deregister(number)
 
@@ -453,14 +453,14 @@ class Submission:
         self.routes_dropped += 1
         for key in [key for key, bound in self._bound.items() if bound.peer is peer]:
             del self._bound[key]
-        for number in peer.imports.values():
+        for number in peer.imports.regions.values():
             if peer.driver is not None:
                 with contextlib.suppress(Exception):  # it has failed as a whole; the others still have to know
                     peer.driver.driver.deregister(number)
-        peer.imports.clear()
-        for answer in tuple(peer.grants.values()):
+        peer.imports.regions.clear()
+        for answer in tuple(peer.grants.requests.values()):
             answer(GrantReply(request=0, ok=False, reason=peer.reason), ())
-        peer.grants.clear()
+        peer.grants.requests.clear()
 
     # ------------------------------------------------------------------------------------------------------- closing
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from aio_transfer.errors import UsageError
-from aio_transfer.peers.connection import Peer
+from aio_transfer.peers.peer import Peer
 from aio_transfer.regions.region import Pages, RemotePages, RemoteRegion, RemoteSlice, Slice
 from aio_transfer.topology.peer_info import PeerInfo
 from aio_transfer.transfers.planner import plan_scatter

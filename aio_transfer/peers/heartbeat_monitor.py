@@ -1,0 +1,67 @@
+"""Heartbeat monitor: losses found by the native heartbeat thread, reported on the event loop.
+
+The native thread sends and receives the heartbeats, so a busy Python loop is not taken for a dead peer, and a frozen
+process is noticed by every peer.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, Final
+
+from aio_transfer.backends.native import Heartbeat
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from aio_transfer.runtime.event_loop import EventLoop
+
+__all__ = ("HeartbeatLoss", "HeartbeatMonitor")
+
+_BEATS_PER_TIMEOUT: Final = 6
+
+
+class HeartbeatLoss(enum.IntEnum):
+    """Kind of loss; the native thread reports these numbers (``Loss`` in its header)."""
+
+    RESET = 1
+    SILENT = 2
+    DECLARED = 3
+
+
+class HeartbeatMonitor:
+    """Heartbeats of all connections of one engine."""
+
+    def __init__(self, loop: EventLoop, timeout_s: float, on_loss: Callable[[int, HeartbeatLoss], None]) -> None:
+        """Start the native thread.
+
+        :param timeout_s: a peer that is silent for longer is lost
+        :param on_loss: called with the number of the connection, once per connection
+        """
+        timeout_ms = timeout_s * 1000
+        self._heartbeat = Heartbeat(max(1, round(timeout_ms / _BEATS_PER_TIMEOUT)), max(1, round(timeout_ms)))
+        self._loop = loop
+        self._on_loss = on_loss
+        loop.watch(self._heartbeat.fileno(), self._on_ready)
+
+    def _on_ready(self) -> None:
+        for number, loss in self._heartbeat.drain():
+            self._on_loss(number, HeartbeatLoss(loss))
+
+    def add(self, number: int, fd: int) -> None:
+        """Send and expect heartbeats on a socket, which is the monitor's from now on, also where this fails.
+
+        :raises AioTransferError: it cannot be watched
+        """
+        self._heartbeat.add(number, fd)
+
+    def remove(self, number: int, *, lost: bool) -> None:
+        """Stop the heartbeat of a connection, if it has one.
+
+        :param lost: whether to notify the peer that it is held for lost; otherwise that it is left
+        """
+        self._heartbeat.remove(number, lost)
+
+    def close(self) -> None:
+        """Report no losses any more."""
+        self._loop.unwatch(self._heartbeat.fileno())
