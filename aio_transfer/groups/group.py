@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING
 
 from aio_transfer.errors import BusyError, ClosedError, UsageError
 from aio_transfer.groups.membership import MembershipTable
+from aio_transfer.groups.prepared_scatter import PreparedScatter
+from aio_transfer.transfers.scatter import submit_scatter
 from aio_transfer.transfers.validation import counter_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from aio_transfer.context import EngineContext
     from aio_transfer.counters.counter import ImmCounter
-    from aio_transfer.engine.engine import TransferEngine
-    from aio_transfer.groups.prepared_scatter import PreparedScatter
     from aio_transfer.regions.descriptor import CounterRef
     from aio_transfer.regions.region import Region, RemoteRegion, RemoteSlice, Slice
     from aio_transfer.topology.peer_info import PeerInfo
@@ -31,7 +32,7 @@ class PeerGroup:
     :ivar peers: the other members
     """
 
-    def __init__(self, engine: TransferEngine, board: MembershipTable, peers: Sequence[PeerInfo], name: str) -> None:
+    def __init__(self, context: EngineContext, board: MembershipTable, peers: Sequence[PeerInfo], name: str) -> None:
         """Claim the membership; use ``engine.group``.
 
         :raises UsageError: a peer is named twice, or is this engine
@@ -40,18 +41,19 @@ class PeerGroup:
         self.peers = tuple(peers)
         self.name = name
         incarnations = {peer.incarnation for peer in self.peers}
-        if len(incarnations) != len(self.peers) or engine.address.incarnation in incarnations:
+        if len(incarnations) != len(self.peers) or context.address.incarnation in incarnations:
             raise UsageError("a group names each other member once, and not this engine")
-        self._engine = engine
+        self._context = context
         self._board = board
-        members = sorted((*incarnations, engine.address.incarnation))
+        members = sorted((*incarnations, context.address.incarnation))
         self.key = hashlib.sha256(b"\0".join((b"aio-transfer group", name.encode(), *members))).digest()
         # Two counters, for even and odd epochs. A member can be one epoch ahead of the slowest, and not two: it leaves
         # epoch k + 1 only when everybody has entered it. So a count of epoch k is never taken for one of k + 1.
         board.open(self)
-        self._counters: tuple[ImmCounter, ImmCounter] = (engine.counter(), engine.counter())
-        for counter in self._counters:
-            counter.guarded = True
+        self._counters: tuple[ImmCounter, ImmCounter] = (
+            context.counters.create(guarded=True),
+            context.counters.create(guarded=True),
+        )
         self._epoch = 0
         self.entered = False
         """Whether members are told that we are in the present epoch's barrier."""
@@ -93,7 +95,7 @@ class PeerGroup:
         """Start what :meth:`scatter` does, and return at once."""
         self._check()
         self._require_members([target.region.peer for target in targets])
-        return self._engine.submit_scatter(sources, targets, counters=counters)
+        return submit_scatter(self._context, sources, targets, counters)
 
     def _require_members(self, peers: Sequence[PeerInfo]) -> None:
         members = {peer.incarnation for peer in self.peers}
@@ -123,7 +125,7 @@ class PeerGroup:
         numbers = [
             counter_of(target, None if counters is None else counters[index]) for index, target in enumerate(targets)
         ]
-        prepared = self._engine.prepare_scatter(source, targets, numbers)
+        prepared = PreparedScatter(self._context, source, targets, numbers)
         await prepared.connect()
         return prepared
 
@@ -151,7 +153,7 @@ class PeerGroup:
                 self.entered = True
                 self._notes = [note for note in self._notes if not _kept(note[1])]
                 for peer in self.peers:
-                    note = self._engine.poster.notify(peer, self._board.counters_of(self, peer)[parity])
+                    note = self._context.submission.notify(peer, self._board.counters_of(self, peer)[parity])
                     self._notes.append((self._epoch, note))
             await self._counters[parity].wait(len(self.peers))
             self.entered = False
@@ -182,7 +184,7 @@ class PeerGroup:
         return self._counters[0].id, self._counters[1].id
 
     def _check(self) -> None:
-        self._engine.check()
+        self._context.check()
         if self._closed:
             raise ClosedError(f"group {self.name!r}")
 

@@ -13,7 +13,7 @@ from aio_transfer.runtime.concurrency import for_each_concurrently
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from aio_transfer.engine.engine import TransferEngine
+    from aio_transfer.context import EngineContext
     from aio_transfer.errors import AioTransferError
     from aio_transfer.groups.group import PeerGroup
     from aio_transfer.peers.connection import Connection
@@ -38,9 +38,9 @@ def _discard(members: dict[bytes, set[bytes]], key: bytes, member: bytes) -> boo
 class MembershipTable:
     """Which members of which groups have told us their barrier counters."""
 
-    def __init__(self, engine: TransferEngine) -> None:
+    def __init__(self, context: EngineContext) -> None:
         """Begin empty."""
-        self._engine = engine
+        self._context = context
         self._open: dict[bytes, PeerGroup] = {}
         self._joins: dict[bytes, dict[bytes, tuple[int, int]]] = {}
         self._left: dict[bytes, set[bytes]] = {}
@@ -73,15 +73,15 @@ class MembershipTable:
                 return
             for peer in missing:
                 gone = peer.incarnation in self._left.get(group.key, set()) | self._parted.get(group.key, set())
-                if gone or self._engine.connections.peers.get(peer.incarnation) is None:
+                if gone or self._context.connections.peers.get(peer.incarnation) is None:
                     error = self._gone(group, peer.incarnation, peer.label)
                     raise error()
             await self._changed.wait()
 
     async def _tell(self, group: PeerGroup, peer: PeerInfo) -> None:
-        bound = await self._engine.poster.bind(peer, None)
+        bound = await self._context.routes.resolve(peer, None)
         group.told.add(peer.incarnation)
-        self._engine.connections.send_frame(bound.peer, GroupJoin(group=group.key, counters=group.counter_ids))
+        self._context.connections.send_frame(bound.connection, GroupJoin(group=group.key, counters=group.counter_ids))
 
     def counters_of(self, group: PeerGroup, peer: PeerInfo) -> tuple[int, int]:
         """Return a joined member's counters."""
@@ -110,10 +110,10 @@ class MembershipTable:
     def _gone(self, group: PeerGroup, incarnation: bytes, label: str) -> Callable[[], AioTransferError]:
         if self._has_left(group, incarnation):
             return lambda: TransferAbortedError("barrier", "it left the group", peer=label)
-        reason = self._engine.connections.lost.get(incarnation, "it is gone")
+        reason = self._context.connections.lost.get(incarnation, "it is gone")
         return lambda: PeerLostError(label, reason, operation="barrier")
 
-    def on_join(self, peer: Connection, frame: GroupJoin) -> None:
+    def on_join(self, peer: Connection, frame: GroupJoin, _: tuple[int, ...] = ()) -> None:
         """Note a member's counters, also before our own member object exists."""
         _discard(self._behind, frame.group, peer.incarnation)
         if frame.group in self._joins or len(self._joins) < _MAX_GROUPS:
@@ -128,7 +128,7 @@ class MembershipTable:
         group = self._open.get(key)
         return group is not None and member in group.told
 
-    def on_leave(self, peer: Connection, frame: GroupLeave) -> None:
+    def on_leave(self, peer: Connection, frame: GroupLeave, _: tuple[int, ...] = ()) -> None:
         """Note that a member is gone after so many barriers; those it has entered can still be passed."""
         if _discard(self._behind, frame.group, peer.incarnation):
             return
@@ -163,7 +163,7 @@ class MembershipTable:
         passed = self._passed.get(key, {}).get(peer.incarnation, -1)
         if group is not None and peer.incarnation in group.told and passed <= group.epoch:
             for number in group.counter_ids:
-                self._engine.counters.fail(number, self._gone(group, peer.incarnation, peer.label))
+                self._context.counters.fail(number, self._gone(group, peer.incarnation, peer.label))
         self._notify()
 
     def leave(self, group: PeerGroup, *, closing: bool) -> None:
@@ -179,10 +179,10 @@ class MembershipTable:
         self._passed.pop(group.key, None)
         self._parted.pop(group.key, None)
         for peer in group.peers:
-            connection = self._engine.connections.peers.get(peer.incarnation)
+            connection = self._context.connections.peers.get(peer.incarnation)
             if connection is not None and connection.is_up:
                 leave = GroupLeave(group=group.key, epoch=group.kept(closing=closing), closing=closing)
-                self._engine.connections.send_frame(connection, leave)
+                self._context.connections.send_frame(connection, leave)
 
     def close(self) -> None:
         """Close every group."""

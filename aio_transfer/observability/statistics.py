@@ -1,4 +1,4 @@
-"""What an engine says of itself."""
+"""Statistics snapshot of one engine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Statistics:
     :param peers: label → the path its bytes take, for every connected peer; where two have one label, its incarnation
         follows
     :param regions: registered now
-    :param transfers_under_way: submitted and not stopped
+    :param transfers_in_flight: submitted and not stopped
     :param stalls: how many were reported so far
     :param drivers: per backend, its own running totals: ``writes``, ``reads``, ``nbytes``, ``counts``, ``handles`` …
     """
@@ -28,7 +28,7 @@ class Statistics:
     peers: Mapping[str, str]
     regions: int
     counters: int
-    transfers_under_way: int
+    transfers_in_flight: int
     stalls: int
     drivers: Mapping[str, Mapping[str, int]]
 

@@ -61,7 +61,7 @@ class PageList(Generic[RegionT]):
         """Bytes in all pages together."""
         return self.ids.size * self.page_nbytes
 
-    def place(self, out: NDArray[np.uint64], base: int) -> None:
+    def _write_addresses(self, out: NDArray[np.uint64], base: int) -> None:
         """Write where each page begins, counted from ``base``, into ``out``; no temporary is made."""
         np.multiply(self.ids, np.uint64(self.stride_nbytes), out=out)
         np.add(out, np.uint64(base + self.offset_nbytes), out=out)

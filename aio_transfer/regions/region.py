@@ -1,7 +1,7 @@
-"""Registered memory, ours and our peers', and what can be cut out of it.
+"""Regions: registered memory of this engine and of its peers, and the slices and page lists of it.
 
-A region of ours counts its leases: every transfer that may still touch it holds one. It can be closed only when the
-last is back, so that memory is never handed out again under a NIC that still works on it.
+A local region counts its leases: every transfer that may still touch it holds one. It can be closed only when the last
+one is released, so that memory is never used for something else while a NIC still works on it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from msgspec import Struct
 from aio_transfer.driver.records import Access, RegionNumber
 from aio_transfer.errors import ClosedError, UsageError
 from aio_transfer.regions.descriptor import CounterRef, RegionDescriptor
-from aio_transfer.regions.lease import OPEN, Leased
+from aio_transfer.regions.lease import OPEN, LeaseCounter
 from aio_transfer.regions.pages import PageList
 from aio_transfer.topology.peer_info import PeerInfo
 
@@ -29,10 +29,10 @@ __all__ = ("Pages", "Region", "RegionOwner", "RemotePages", "RemoteRegion", "Rem
 
 
 class RegionOwner(Protocol):
-    """What a region asks of the engine that registered it."""
+    """The engine's region registry, as one region uses it."""
 
     def describe_region(self, region: Region, counter: object) -> RegionDescriptor:
-        """Add our address and the drivers' keys, and check the counter's id."""
+        """Add the engine's address and the drivers' keys, and check the counter's id."""
         ...
 
     async def close_region(self, region: Region) -> None:
@@ -45,42 +45,54 @@ class _HasCounterId(Protocol):
     def id(self) -> int: ...
 
 
-class Region(Leased):
-    """Memory of ours that a NIC can work on.
+class Region:
+    """Memory of this process that NICs can work on.
 
-    :ivar number: the engine's, unique for its life
-    :ivar owner: what registered it
-    :ivar buffer: the bytes and whose they are
+    :ivar access: what peers may do
+    :ivar address: of its first byte; a device pointer for device memory
+    :ivar name: for messages: ``region 0x1f``
+    :ivar nbytes: length in bytes
+    :ivar number: unique within its engine
     :ivar readonly: nothing can be read into it
     """
 
-    __slots__ = ("access", "address", "buffer", "generation", "nbytes", "number", "owner", "readonly")
+    __slots__ = (
+        "__weakref__",
+        "_buffer",
+        "_lease",
+        "_owner",
+        "access",
+        "address",
+        "name",
+        "nbytes",
+        "number",
+        "readonly",
+    )
 
     def __init__(
-        self,
-        owner: RegionOwner,
-        buffer: Buffer | DeviceBuffer,
-        access: Access,
-        *,
-        number: RegionNumber,
-        generation: int = 0,
+        self, owner: RegionOwner, buffer: Buffer | DeviceBuffer, access: Access, *, number: RegionNumber
     ) -> None:
         """Begin open; use ``engine.register``.
 
         :raises UsageError: peers are to write into memory that is read-only
         """
-        super().__init__(f"region {number:#x}")
         if buffer.readonly and Access.REMOTE_WRITE in access:
             message = f"{type(buffer.owner).__name__} is read-only: peers cannot be granted REMOTE_WRITE"
             raise UsageError(message)
-        self.owner = owner
-        self.buffer = buffer
+        self.name = f"region {number:#x}"
+        self._lease = LeaseCounter(self.name)
+        self._owner = owner
+        self._buffer = buffer
         self.access = access
         self.number = number
-        self.generation = generation
         self.address = buffer.address
         self.nbytes = buffer.nbytes
         self.readonly = buffer.readonly
+
+    @property
+    def leases(self) -> int:
+        """Number of transfers that may still touch the memory."""
+        return len(self._lease)
 
     @property
     def array(self) -> NDArray[np.uint8]:
@@ -89,7 +101,7 @@ class Region(Leased):
         :raises ClosedError: the region is closed
         :raises UnsupportedError: it is memory of a device
         """
-        return self.buffer.array
+        return self._buffer.array
 
     def descriptor(self, counter: _HasCounterId | int | None = None) -> RegionDescriptor:
         """Return what a peer needs to reach this memory; ``bytes()`` of it travels.
@@ -97,9 +109,9 @@ class Region(Leased):
         :param counter: the counter, or its id, that the peer's writes shall raise
         :raises ClosedError: closing has begun
         """
-        self.require_open()
+        self._lease.require_open()
         number: object = getattr(counter, "id", counter)
-        return self.owner.describe_region(self, number)
+        return self._owner.describe_region(self, number)
 
     def pages(
         self, ids: ArrayLike, page_nbytes: int, *, stride_nbytes: int | None = None, offset_nbytes: int = 0
@@ -114,12 +126,12 @@ class Region(Leased):
         :raises UsageError: a page lies outside the region; the first such id is named
         :raises ClosedError: closing has begun
         """
-        self.require_open()
+        self._lease.require_open()
         return Pages(self, ids, page_nbytes, stride_nbytes=stride_nbytes, offset_nbytes=offset_nbytes)
 
     async def aclose(self) -> None:
         """Take the memory back: wait for transfers that use it, then until no peer can reach it. Idempotent."""
-        await self.owner.close_region(self)
+        await self._owner.close_region(self)
 
     def __getitem__(self, key: slice) -> Slice:
         """Cut bytes out; ``None`` and negative bounds as in Python, but nothing is silently cut to fit.
@@ -127,7 +139,7 @@ class Region(Leased):
         :raises UsageError: it reaches outside the region, runs backwards, or has a step
         :raises ClosedError: closing has begun
         """
-        if self.state is not OPEN:
+        if self._lease.state is not OPEN:
             raise ClosedError(self.name)
         offset, nbytes = _cut(self, 0, self.nbytes, key)
         return Slice(self, offset, nbytes)
@@ -137,8 +149,9 @@ class Region(Leased):
         return self.nbytes
 
     def __repr__(self) -> str:
-        """Say which, how large and in what state."""
-        return f"<Region {self.number:#x} {self.nbytes} B {self.access!r} {self.state.value}, {self._leases} leases>"
+        """Show number, size, access, state and leases."""
+        state = self._lease.state.value
+        return f"<Region {self.number:#x} {self.nbytes} B {self.access!r} {state}, {self.leases} leases>"
 
 
 class RemoteRegion:

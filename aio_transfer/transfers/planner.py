@@ -14,7 +14,7 @@ import numpy as np
 from aio_transfer.driver.records import ANY_REGION, MAX_COUNTER_ID, PIECE, PIECE_STRUCT, RUN_STRUCT, Op, PieceFlag
 from aio_transfer.errors import UsageError
 from aio_transfer.transfers import striping
-from aio_transfer.transfers.striping import STRIPE_NBYTES, Plan, Route, immediate
+from aio_transfer.transfers.striping import STRIPE_NBYTES, Batch, Route, immediate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = (
     "STRIPE_NBYTES",
-    "Plan",
+    "Batch",
     "Route",
     "plan_notify",
     "plan_pages",
@@ -43,8 +43,8 @@ _pack_run = RUN_STRUCT.pack
 _pack_piece = PIECE_STRUCT.pack
 
 
-def plan_write(source: Slice, target: RemoteSlice, route: Route, counter: int | None = None, cursor: int = 0) -> Plan:
-    """Plan one contiguous write: one piece, or pieces spread over the rails when it is large.
+def plan_write(source: Slice, target: RemoteSlice, route: Route, counter: int | None = None, cursor: int = 0) -> Batch:
+    """Batch one contiguous write: one piece, or pieces spread over the rails when it is large.
 
     Without bytes it is one empty piece, which still counts once.
 
@@ -58,8 +58,8 @@ def plan_write(source: Slice, target: RemoteSlice, route: Route, counter: int | 
     return _contiguous(_WRITE, source, target, route, counter, cursor)
 
 
-def plan_read(target: Slice, source: RemoteSlice, route: Route, counter: int | None = None, cursor: int = 0) -> Plan:
-    """Plan one contiguous read.
+def plan_read(target: Slice, source: RemoteSlice, route: Route, counter: int | None = None, cursor: int = 0) -> Batch:
+    """Batch one contiguous read.
 
     :param target: ours, which the bytes come to
     :raises UsageError: lengths differ, the peer grants no read, our memory is read-only, or it is to be counted
@@ -73,7 +73,7 @@ def plan_read(target: Slice, source: RemoteSlice, route: Route, counter: int | N
 
 def _contiguous(  # noqa: PLR0913, PLR0917 - positional, for speed
     op: int, local: Slice, remote: RemoteSlice, route: Route, counter: int | None, cursor: int, chunks: int = 1
-) -> Plan:
+) -> Batch:
     nbytes = local.nbytes
     region = local.region
     if nbytes > route.whole_nbytes:
@@ -85,12 +85,12 @@ def _contiguous(  # noqa: PLR0913, PLR0917 - positional, for speed
         if not 0 <= counter <= MAX_COUNTER_ID:
             number = immediate(counter)
     run = _pack_run(route.peer, cursor % route.rails, op, region.number, route.remote_region, 0, 1, 0)
-    return Plan(run, _pack_piece(region.address + local.offset, remote.offset, nbytes, number, flags), 1, nbytes)
+    return Batch(run, _pack_piece(region.address + local.offset, remote.offset, nbytes, number, flags), 1, nbytes)
 
 
 def _cut_contiguous(  # noqa: PLR0913, PLR0917 - as above
     op: int, local: Slice, remote: RemoteSlice, route: Route, counter: int | None, cursor: int, chunks: int
-) -> Plan:
+) -> Batch:
     count = striping.pieces_per_chunk(local.nbytes, chunks, route)
     words = np.empty((count, 4), striping.WORD)
     places = striping.bounds(local.nbytes, count, route.grain_nbytes)
@@ -110,17 +110,17 @@ def _counted(  # noqa: PLR0913, PLR0917 - as above
     cursor: int,
     chunks: int,
     nbytes: int,
-) -> Plan:
+) -> Batch:
     """Make the plan; with a counter, its chunks are cut, and counted when all of their pieces have been delivered."""
     if counter is not None:
         run, rows = striping.counts(route, counter, chunks, first=len(words), after=len(runs), cursor=cursor)
         runs.append(run)
         words = np.concatenate((words, rows))
-    return Plan(b"".join(runs), striping.records(words), chunks, nbytes)
+    return Batch(b"".join(runs), striping.records(words), chunks, nbytes)
 
 
-def plan_pages(source: Pages, target: RemotePages, route: Route, counter: int | None = None, cursor: int = 0) -> Plan:
-    """Plan page ``i`` of ours to page ``i`` of the peer's; one count per page.
+def plan_pages(source: Pages, target: RemotePages, route: Route, counter: int | None = None, cursor: int = 0) -> Batch:
+    """Batch page ``i`` of ours to page ``i`` of the peer's; one count per page.
 
     The pages are cut into contiguous ranges of nearly equal size, one per rail. A page above the largest piece is cut,
     and so are a few large pages where there are more rails than pages. Neighbours are not merged: each page counts.
@@ -136,8 +136,8 @@ def plan_pages(source: Pages, target: RemotePages, route: Route, counter: int | 
 
 def plan_read_pages(
     target: Pages, source: RemotePages, route: Route, counter: int | None = None, cursor: int = 0
-) -> Plan:
-    """Plan page ``i`` of the peer's to page ``i`` of ours, as :func:`plan_pages` does.
+) -> Batch:
+    """Batch page ``i`` of the peer's to page ``i`` of ours, as :func:`plan_pages` does.
 
     :raises UsageError: numbers or sizes differ, the peer grants no read, our memory is read-only, or it is
         to be counted
@@ -163,15 +163,15 @@ def _require_uncounted(counter: int | None) -> None:
 
 def _paged(  # noqa: PLR0913, PLR0917 - as above
     op: int, local: Pages, remote: RemotePages, route: Route, counter: int | None, cursor: int
-) -> Plan:
+) -> Batch:
     chunks, page_nbytes = len(local), local.page_nbytes
     if not chunks:
-        return Plan(b"", b"", 0, 0)
+        return Batch(b"", b"", 0, 0)
     per_page = striping.pieces_per_chunk(page_nbytes, chunks, route)
     runs = striping.runs(op, route, local.region.number, chunks * per_page, cursor)
     words = np.empty((chunks, per_page, 4), striping.WORD)
-    local.place(words[:, 0, 0], local.region.address)
-    remote.place(words[:, 0, 1], 0)
+    local._write_addresses(words[:, 0, 0], local.region.address)
+    remote._write_addresses(words[:, 0, 1], 0)
     if per_page > 1:
         places = striping.bounds(page_nbytes, per_page, route.grain_nbytes)
         np.add(words[:, :1, :2], places[1:-1, None], out=words[:, 1:, :2])
@@ -190,8 +190,8 @@ def plan_scatter(
     *,
     counters: Sequence[int | None] | None = None,
     cursor: int = 0,
-) -> Plan:
-    """Plan slice ``i`` of ours to slice ``i`` of a peer's, each with its own peer, region and counter.
+) -> Batch:
+    """Batch slice ``i`` of ours to slice ``i`` of a peer's, each with its own peer, region and counter.
 
     One count per target, also without bytes. Consecutive targets begin with consecutive rails.
 
@@ -216,16 +216,16 @@ def plan_scatter(
             runs += _pack_run(peer, rail, op, local, remote, first + begin, count, after)
         pieces += bytes(one.pieces)
         nbytes += one.nbytes
-    return Plan(bytes(runs), bytes(pieces), len(targets), nbytes)
+    return Batch(bytes(runs), bytes(pieces), len(targets), nbytes)
 
 
-def plan_notify(route: Route, counter: int, cursor: int = 0) -> Plan:
-    """Plan one count without a payload.
+def plan_notify(route: Route, counter: int, cursor: int = 0) -> Batch:
+    """Batch one count without a payload.
 
     :param route: to any region of the peer's; with ``ANY_REGION`` as ``remote_region`` it names no memory
     """
     run = _pack_run(route.peer, cursor % route.rails, _WRITE, ANY_REGION, route.remote_region, 0, 1, 0)
-    return Plan(run, _pack_piece(0, 0, 0, immediate(counter), _IMMEDIATE), 1, 0)
+    return Batch(run, _pack_piece(0, 0, 0, immediate(counter), _IMMEDIATE), 1, 0)
 
 
 def _refusal(  # noqa: PLR0913, PLR0917

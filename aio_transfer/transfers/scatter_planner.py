@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from aio_transfer.regions.region import Region, RemoteRegion, RemoteSlice, Slice
-    from aio_transfer.transfers.striping import Plan, Route
+    from aio_transfer.transfers.striping import Batch, Route
 
 __all__ = ("ScatterPlanner", "Spans", "require_writable", "slices_of", "spans_of")
 
@@ -71,8 +71,8 @@ class ScatterPlanner:
         """Return the number of targets."""
         return len(self._remotes)
 
-    def plan(self, local_offsets: ArrayLike, remote_offsets: ArrayLike, nbytes: ArrayLike, *, cursor: int = 0) -> Plan:
-        """Plan one scatter. Its arrays belong to this object, and hold until the next call of this method.
+    def plan(self, local_offsets: ArrayLike, remote_offsets: ArrayLike, nbytes: ArrayLike, *, cursor: int = 0) -> Batch:
+        """Batch one scatter. Its arrays belong to this object, and hold until the next call of this method.
 
         :param local_offsets: per target, in bytes from the beginning of our region
         :param remote_offsets: per target, in bytes from the beginning of the peer's region
@@ -91,8 +91,8 @@ class ScatterPlanner:
 
     def plan_whole(
         self, local_offsets: ArrayLike, remote_offsets: ArrayLike, nbytes: ArrayLike, cursor: int
-    ) -> Plan | None:
-        """Plan one scatter with one piece per target.
+    ) -> Batch | None:
+        """Batch one scatter with one piece per target.
 
         ``None`` if that is not to be: one is too large for it or not inside of its regions, or what names them are not
         arrays of 64-bit integers, one for each target. :meth:`spans` tells.
@@ -111,7 +111,7 @@ class ScatterPlanner:
             return None
         if self._many_rails:
             self._runs["rail"] = (self._first_rails + np.uint64(cursor)) % self._rails
-        return striping.Plan(self._runs, self._pieces, len(self), total)
+        return striping.Batch(self._runs, self._pieces, len(self), total)
 
     def spans(self, local_offsets: ArrayLike, remote_offsets: ArrayLike, nbytes: ArrayLike) -> Spans:
         """Take what a caller names, of any kind.

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = (
     "STRIPE_NBYTES",
     "WORD",
-    "Plan",
+    "Batch",
     "Route",
     "bounds",
     "counts",
@@ -62,7 +62,7 @@ _IMMEDIATE: Final = int(PieceFlag.IMMEDIATE)
 _DELIVERED: Final = int(PieceFlag.DELIVERED)
 
 
-class Plan(Struct, gc=False):
+class Batch(Struct, gc=False):
     """One batch for :meth:`~aio_transfer.driver.protocol.Driver.post`.
 
     :param runs: RUN records

@@ -25,7 +25,8 @@ from aio_transfer.errors import (
 )
 from aio_transfer.gpu import driver_api
 from aio_transfer.gpu.dmabuf import DeviceBuffer
-from aio_transfer.memory.buffers import allocate, memory_of
+from aio_transfer.memory.allocation import allocate
+from aio_transfer.memory.buffers import memory_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -325,8 +326,8 @@ async def test_a_prepared_scatter_of_it_over_shm(driver: FakeCuda) -> None:
         device = await here.register(CudaTensor(driver, 0, PAGE))
         plain = await there.register(bytearray(PAGE))
         remote = RemoteRegion.from_bytes(bytes(plain.descriptor()))
-        prepared = here.prepare_scatter(device, [remote], [None])
-        await prepared.connect()
+        group = await here.group([there.address])
+        prepared = await group.prepare_scatter(device, [remote])
         for _ in range(2):
             with pytest.raises(UnsupportedError, match="needs sim, has shm"):
                 await prepared.scatter([0], [0], [8])

@@ -25,7 +25,7 @@ from aio_transfer.driver.records import (
 )
 from aio_transfer.errors import UsageError
 from aio_transfer.transfers.planner import (
-    Plan,
+    Batch,
     Route,
     plan_notify,
     plan_pages,
@@ -53,7 +53,7 @@ def route(rails: int = 1, largest: int = 1 << 30, stripe: int = 128 * 1024, peer
     )
 
 
-def unpack(plan: Plan) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def unpack(plan: Batch) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Return runs and pieces, with what holds for every plan checked."""
     runs, pieces = np.frombuffer(plan.runs, RUN), np.frombuffer(plan.pieces, PIECE)
     assert (runs["count"] > 0).all()
@@ -331,7 +331,7 @@ def test_paged_plans(  # noqa: PLR0913, PLR0917
 
 def test_no_pages_no_runs(make_region: Callable[..., Region], make_remote: Callable[..., RemoteRegion]) -> None:
     plan = plan_pages(make_region().pages([], 8), make_remote().pages([], 8), route(4), counter=1)
-    assert plan == Plan(b"", b"", 0, 0)
+    assert plan == Batch(b"", b"", 0, 0)
 
 
 def test_empty_pages_count_each(make_region: Callable[..., Region], make_remote: Callable[..., RemoteRegion]) -> None:
