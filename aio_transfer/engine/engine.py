@@ -168,19 +168,19 @@ class TransferEngine:
         return allocate_array(shape, dtype, huge_pages=huge_pages)
 
     async def register(self, memory: object, *, access: Access = _REMOTE) -> Region:
-        """Make memory reachable by NICs, and by peers as far as ``access`` says.
+        """Register memory: NICs reach it, and peers as far as ``access`` allows.
 
         The object is kept alive and in place until :meth:`Region.aclose`.
 
-        Memory of a CUDA device is reached by NICs alone, through a dma-buf: over ``verbs`` and libfabric's ``efa``. Its
-        streams are not waited for: what a kernel is to have written must have been written before it is sent.
+        Memory of a CUDA device is reached only by NICs, through a dma-buf, on backends that support device memory. No
+        stream is waited for: a kernel must have finished writing before its result is sent.
 
         :param memory: a NumPy array, ``bytearray``, ``memoryview``, ``mmap``, anything with DLPack in host or CUDA
             memory, or a :class:`DmaBuf`
         :param access: what peers may do; ``Access.LOCAL`` for memory that is only a source
         :raises UsageError: not contiguous, empty, or read-only where peers are to write
-        :raises UnsupportedError: memory of another device, or which no open backend reaches
-        :raises BackendUnavailableError: CUDA memory, and no CUDA driver, or a libfabric that was built without
+        :raises UnsupportedError: memory of another device, or memory that no open backend reaches
+        :raises BackendUnavailableError: CUDA memory without a CUDA driver, or a library that was built without CUDA
         :raises ProviderError: a backend refused it
         """
         self._check()
@@ -192,12 +192,12 @@ class TransferEngine:
     def counter(
         self, number: int | None = None, *, sources: Iterable[PeerInfo | RemoteRegion | Peer] = ()
     ) -> ImmCounter:
-        """Make a completion counter; hand it to peers with ``region.descriptor(counter=counter)``.
+        """Make a completion counter; give it to peers with ``region.descriptor(counter=counter)``.
 
         :param number: a well-known id below 2**23, agreed on beforehand: counts for it are kept from first sight,
             also from before this call. By default the engine picks one.
-        :param sources: peers it depends on: their death wakes waiters even if they never wrote. Peers that do write
-            are added by themselves.
+        :param sources: peers it depends on: their death wakes waiters even if they never wrote. Peers that announce
+            counts are added automatically.
         :raises UsageError: the id is out of range
         :raises BusyError: a counter of this id is open
         """
@@ -208,7 +208,7 @@ class TransferEngine:
         counter = self._life.counters.create(number, [peer.incarnation for peer in peers])
         for peer in peers:
             if peer.incarnation not in self._life.connections.peers:
-                self._life.connections.ensure(peer)  # a death can be noticed only over a connection
+                self._life.connections.ensure(peer)  # a death is noticed only over a connection
         return counter
 
     def counter_ref(self, peer: PeerInfo | Peer | RemoteRegion, number: int) -> CounterRef:
@@ -246,7 +246,7 @@ class TransferEngine:
     def submit_write(
         self, source: Slice, target: RemoteSlice, *, counter: CounterRef | None = None, counted: bool = True
     ) -> Transfer:
-        """Start what :meth:`write` does, and return at once."""
+        """Start a :meth:`write` and return at once."""
         self._check_pair(source, target, Slice, RemoteSlice)
         number = counter_of(target.region, counter) if counted else None
         return self._submission.submit("write", plan_write, source, target, number)
@@ -266,7 +266,7 @@ class TransferEngine:
     def submit_write_pages(
         self, source: Pages, target: RemotePages, *, counter: CounterRef | None = None, counted: bool = True
     ) -> Transfer:
-        """Start what :meth:`write_pages` does, and return at once."""
+        """Start a :meth:`write_pages` and return at once."""
         self._check_pair(source, target, Pages, RemotePages)
         number = counter_of(target.region, counter) if counted else None
         return self._submission.submit("write_pages", plan_pages, source, target, number)
@@ -293,8 +293,8 @@ class TransferEngine:
         *,
         counters: Sequence[CounterRef | None] | None = None,
     ) -> Transfer:
-        """Start what :meth:`scatter` does, and return at once."""
-        return submit_scatter(self._life.context, sources, targets, counters)
+        """Start a :meth:`scatter` and return at once."""
+        return submit_scatter(self._submission, self._operands, sources, targets, counters)
 
     async def notify(self, counter: CounterRef) -> None:
         """Raise a peer's counter by one, without a payload.
@@ -306,7 +306,7 @@ class TransferEngine:
         await self.submit_notify(counter)
 
     def submit_notify(self, counter: CounterRef) -> Transfer:
-        """Start what :meth:`notify` does, and return at once."""
+        """Start a :meth:`notify` and return at once."""
         self._check()
         self._operands.check_peer(counter.peer)
         return self._submission.notify(counter.peer, counter.id)
@@ -316,7 +316,7 @@ class TransferEngine:
 
         :param target: slice of a registered, writable region of ours
         :param source: slice of equal length in a peer's region that grants REMOTE_READ
-        :raises UsageError: lengths differ, our memory is read-only, or the source grants no read
+        :raises UsageError: lengths differ, ``target`` is read-only, or the source grants no read
         :raises StaleRegionError: the peer has deregistered the source
         :raises PeerLostError: the peer died before it was done
         :cancellation: the await ends at once; the read goes on and ``target`` stays leased
@@ -324,7 +324,7 @@ class TransferEngine:
         await self.submit_read(target, source)
 
     def submit_read(self, target: Slice, source: RemoteSlice) -> Transfer:
-        """Start what :meth:`read` does, and return at once."""
+        """Start a :meth:`read` and return at once."""
         self._check_pair(target, source, Slice, RemoteSlice)
         return self._submission.submit("read", plan_read, target, source)
 
@@ -339,7 +339,7 @@ class TransferEngine:
         await self.submit_read_pages(target, source)
 
     def submit_read_pages(self, target: Pages, source: RemotePages) -> Transfer:
-        """Start what :meth:`read_pages` does, and return at once."""
+        """Start a :meth:`read_pages` and return at once."""
         self._check_pair(target, source, Pages, RemotePages)
         return self._submission.submit("read_pages", plan_read_pages, target, source)
 
@@ -361,17 +361,17 @@ class TransferEngine:
         return Peer(connection)
 
     async def disconnect(self, peer: PeerInfo | Peer | RemoteRegion) -> None:
-        """Say goodbye to one peer. Its waiters that depend on us, and ours on it, get :class:`PeerLostError`."""
+        """Say goodbye to one peer. Waiters on either side that depend on the other get :class:`PeerLostError`."""
         self._check()
         connection = self._life.connections.peers.get(address_of(peer).incarnation)
         if connection is not None:
             await self._life.connections.say_goodbye(connection, self._life.settings.grace_s)
 
     async def group(self, peers: Sequence[PeerInfo | Peer | RemoteRegion], *, name: str = "") -> PeerGroup:
-        """Connect to some peers and make a group of them and this engine.
+        """Connect to peers and form a group of them and this engine.
 
         :param peers: the other members, in any order
-        :param name: tells groups of the same members apart
+        :param name: distinguishes groups of the same members
         :raises UsageError: a peer is named twice, or is this engine
         :raises BusyError: this group is open here
         :raises PeerLostError: a member cannot be reached
@@ -389,7 +389,7 @@ class TransferEngine:
         return group
 
     async def send(self, peer: PeerInfo | Peer | RemoteRegion, payload: bytes) -> None:
-        """Send a message. It waits while the peer has 64 of ours that it has not consumed.
+        """Send a message. It waits while 64 messages to this peer are not consumed yet.
 
         :param payload: at most 1 MiB
         :raises UsageError: it is larger
@@ -403,7 +403,7 @@ class TransferEngine:
         await self._life.messenger.send(self._life.connections.ensure(address), bytes(payload))
 
     def messages(self) -> Messages:
-        """Iterate over the messages of all peers, until the engine closes. Each is given to one iterator.
+        """Iterate over the messages of all peers, until the engine closes. Each message goes to one iterator.
 
         :cancellation: a message that was not returned stays for the next iterator
         """
@@ -411,7 +411,7 @@ class TransferEngine:
         return Messages(self._life.messenger)
 
     def statistics(self) -> Statistics:
-        """Return a snapshot of what there is and what has moved."""
+        """Return a snapshot of the engine's objects and totals."""
         self._check()
         return Statistics(
             peers=paths_of(self._life.connections.peers.values()),

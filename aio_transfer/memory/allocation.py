@@ -29,7 +29,7 @@ __all__ = ("Allocation", "allocate", "allocate_array", "find_allocation")
 
 MAX_NBYTES: Final = 2**63 - 1
 SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-"""A peer that holds the fd can neither resize the file (SIGBUS here) nor add a seal that would stop writes."""
+"""A peer that holds the fd can neither resize the file (SIGBUS here) nor add a seal against writes."""
 HINTS: Final = {
     errno.EMFILE: "this process has no file descriptor left: raise `ulimit -n`",
     errno.ENFILE: "the system has no file descriptor left: raise `sysctl fs.file-max`",
@@ -39,7 +39,7 @@ HINTS: Final = {
 
 
 class _Mapping(mmap.mmap):
-    """Every view of the memory ends here: it is unmapped when the last one goes, never before."""
+    """The base of every view of the memory: it is unmapped after the last view is gone, never before."""
 
     address: int
     nbytes: int
@@ -47,7 +47,7 @@ class _Mapping(mmap.mmap):
     closer: weakref.finalize[..., _Mapping]
 
 
-# By fd, since a number of ours cannot be given out twice while it is open; addresses can, between munmap and here.
+# By fd: an open fd's number is not reused; an address can be, between munmap and here.
 _live: weakref.WeakValueDictionary[int, _Mapping] = weakref.WeakValueDictionary()
 
 
@@ -57,7 +57,7 @@ class Allocation:
     __slots__ = ("_mapping",)
 
     def __init__(self, mapping: _Mapping) -> None:
-        """Take a mapping; use :func:`allocate`."""
+        """Stand for a mapping; use :func:`allocate`."""
         self._mapping = mapping
 
     @property
@@ -94,7 +94,7 @@ class Allocation:
         """
         kind = np.dtype(dtype)
         if kind.hasobject or kind.itemsize == 0:
-            message = f"dtype {kind} cannot lie in shared memory"
+            message = f"dtype {kind} cannot be placed in shared memory"
             raise UsageError(message)
         extents = (self.nbytes // kind.itemsize,) if shape is None else _extents(shape)
         count = math.prod(extents)
@@ -119,10 +119,10 @@ class Allocation:
 def allocate(nbytes: int, *, huge_pages: bool = False) -> Allocation:
     """Make zero-filled memory that a peer on this host can map.
 
-    Pages are supplied on first touch, as for any mapping; huge pages are reserved here and now.
+    Pages are supplied on first touch, as for any mapping; huge pages are reserved immediately.
 
     :param nbytes: 1 … 2**63 − 1
-    :param huge_pages: back it with the system's default huge page size; there is no silent fall-back
+    :param huge_pages: use the system's default huge page size; there is no silent fallback
     :raises UsageError: ``nbytes`` is out of range
     :raises BackendUnavailableError: this system has no memfd
     :raises ProviderError: a limit on memory or file descriptors was hit; ``code`` is the errno, the message says which
@@ -157,10 +157,10 @@ def allocate_array(
 
 
 def find_allocation(address: int, nbytes: int) -> Allocation | None:
-    """Return the allocation of ours that holds these bytes entirely, if one does and is not closed.
+    """Return the open allocation that contains these bytes entirely, if there is one.
 
-    Found by address, since a tensor made from one of our arrays does not say where its memory came from. It looks
-    at each allocation: 0.1 µs for one, on a path that goes on to register memory, where one call costs more.
+    Found by address, because a tensor made from one of our arrays does not record where its memory came from. The
+    search takes 0.1 µs per allocation, which is small beside the registration that follows.
     """
     for reference in _live.valuerefs():
         mapping = reference()

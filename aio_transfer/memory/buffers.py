@@ -21,11 +21,11 @@ __all__ = ("Buffer", "memory_of")
 
 
 class Buffer:
-    """Bytes of some object, held where they are until :meth:`release`.
+    """Bytes of an object, held in place until :meth:`release`.
 
     :ivar owner: the object they belong to, kept alive
     :ivar readonly: peers may read them, nobody may write
-    :ivar allocation: ours, in which they lie; else ``None``
+    :ivar allocation: the shareable allocation that contains them, or ``None``
     """
 
     __slots__ = ("_array", "address", "allocation", "nbytes", "owner", "readonly")
@@ -50,7 +50,7 @@ class Buffer:
         return self._array
 
     def local_memory(self, access: Access) -> LocalMemory:
-        """Put it in the form in which a driver registers it.
+        """Return the form in which a driver registers it.
 
         :raises ClosedError: after :meth:`release`, or when the allocation was closed meanwhile
         """
@@ -63,24 +63,24 @@ class Buffer:
         return LocalMemory(addr=self.address, nbytes=self.nbytes, access=access, fd=home.fd, fd_offset=offset)
 
     def release(self) -> None:
-        """Let go of the object and of its export. Idempotent."""
+        """Release the object and its buffer export. Idempotent."""
         self._array = self.owner = self.allocation = None
 
     def __repr__(self) -> str:
-        """Say where, how large and whose."""
+        """Show address, size and type of the owner."""
         return f"<Buffer {self.address:#x} {self.nbytes} B of {type(self.owner).__name__}>"
 
 
 def memory_of(obj: object) -> Buffer | DeviceBuffer:
     """Find the bytes of an object and hold them there: no copy, and no resize or ``close`` of the object meanwhile.
 
-    Only ``torch.Tensor.resize_`` heeds no export; do not call it on memory that is registered.
+    Only ``torch.Tensor.resize_`` ignores exports; do not call it on memory that is registered.
 
     :param obj: a NumPy array, anything with ``__dlpack__`` in host or CUDA memory (torch, jax, CuPy), anything with
         ``__cuda_array_interface__``, a :class:`DmaBuf`, or anything with the buffer protocol (``bytearray``,
         ``memoryview``, ``mmap``, ``array.array``, ``bytes``); C-contiguous
-    :raises UsageError: no memory, none left of it, scattered memory, or memory that holds Python objects
-    :raises UnsupportedError: memory of another device, or which its driver does not export
+    :raises UsageError: no memory, an empty object, memory that is not contiguous, or that holds Python objects
+    :raises UnsupportedError: memory of another device, or memory that its driver does not export
     :raises BackendUnavailableError: there is no CUDA driver
     """
     if isinstance(obj, np.ndarray):

@@ -57,10 +57,10 @@ class RegionRegistry:
     :ivar partial_reach: of regions that not every driver reaches, by lease counter: the names of those that do
     """
 
-    def __init__(  # noqa: PLR0913 - one caller
+    def __init__(
         self,
         check: Callable[[], None],
-        check_place: Callable[[], None],
+        check_affinity: Callable[[], None],
         address: PeerInfo,
         drivers: Mapping[str, OpenDriver],
         connections: ConnectionManager,
@@ -69,11 +69,11 @@ class RegionRegistry:
     ) -> None:
         """Begin empty.
 
-        :param check: refuses use after close and from elsewhere; ``check_place`` only the latter
+        :param check: refuses use after close and from elsewhere; ``check_affinity`` only the latter
         :param stall_s: a region that peers hold for longer is reported
         """
         self._check = check
-        self._check_place = check_place
+        self._check_affinity = check_affinity
         self._address = address
         self._drivers = drivers
         self._connections = connections
@@ -84,7 +84,7 @@ class RegionRegistry:
         self.partial_reach: dict[LeaseCounter, frozenset[str]] = {}
 
     def __len__(self) -> int:
-        """Return how many regions are registered."""
+        """Return the number of registered regions."""
         return len(self._regions)
 
     def __contains__(self, region: Region) -> bool:
@@ -94,7 +94,7 @@ class RegionRegistry:
     def register(self, memory: object, access: Access) -> Region:
         """Register memory with every driver that reaches such memory, or with none.
 
-        :raises AioTransferError: it is no memory that can be, no driver reaches it, or one refused
+        :raises AioTransferError: it cannot be registered, no driver reaches it, or one refused
         """
         buffer = memory_of(memory)
         number = RegionNumber(next(self._numbers))
@@ -127,7 +127,7 @@ class RegionRegistry:
         """Build a descriptor; use ``region.descriptor()``."""
         self._check()
         if counter is not None and (not isinstance(counter, int) or not 0 <= counter <= MAX_COUNTER_ID):
-            raise UsageError(f"a counter id is 0 … {MAX_COUNTER_ID}, not {counter!r}")
+            raise UsageError(f"counter id {counter!r}: allowed are 0 … {MAX_COUNTER_ID}")
         registration = self._regions[region.number]
         return RegionDescriptor(
             peer=self._address,
@@ -184,17 +184,15 @@ class RegionRegistry:
             raise UsageError(f"{region.name} is not registered with this engine")
 
     async def close_region(self, region: Region) -> None:
-        """Take a region back; use ``region.aclose()``.
+        """Close a region; use ``region.aclose()``.
 
-        It waits for our own transfers that use it, then until no peer can reach it: a peer that is frozen in the
-        middle of a write holds it until it goes on or dies.
+        It waits for the transfers of this engine that use it, then until no peer can reach it: a peer that is frozen in
+        the middle of a write holds it until it continues or dies.
 
-        :cancellation: the await ends at once; the region is taken back all the same
+        :cancellation: the await ends at once; the region is closed all the same
         """
-        self._check_place()
-        if (
-            region in self and region._lease.begin_close()
-        ):  # before the checkpoint, which a cancelled scope does not pass
+        self._check_affinity()
+        if region in self and region._lease.begin_close():  # before the checkpoint: a cancelled scope stops there
             self._releases[region.number] = _Release(len(self._regions[region.number].keys))
             region._lease.when_free(lambda: self._revoke(region))
         release = self._releases.get(region.number)
@@ -211,7 +209,7 @@ class RegionRegistry:
         await release.done.wait()
 
     def _revoke(self, region: Region) -> None:
-        """Nobody here uses it any more: take it from the peers."""
+        """Revoke a region that no transfer of this engine uses any more."""
         if region not in self:  # the engine was closed meanwhile
             return
         for peer in self._connections.peers.values():
@@ -221,7 +219,7 @@ class RegionRegistry:
             self._drivers[name].driver.deregister(region.number)
 
     def on_released(self, number: int) -> None:
-        """Handle a driver's RELEASED event; with the last one the memory is free."""
+        """Handle a driver's RELEASED event; after the last one the memory is free."""
         release = self._releases.get(number)
         if release is None:
             return
@@ -236,7 +234,7 @@ class RegionRegistry:
         release.done.set()
 
     def close(self) -> None:
-        """Let go of everything, once every driver is closed."""
+        """Release every region, after every driver is closed."""
         for registration in self._regions.values():
             region = registration.region
             region._lease.begin_close()

@@ -13,15 +13,17 @@ from aio_transfer.transfers.validation import counter_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from aio_transfer.context import EngineContext
     from aio_transfer.regions.descriptor import CounterRef
+    from aio_transfer.transfers.submission import Submission
     from aio_transfer.transfers.transfer import Transfer
+    from aio_transfer.transfers.validation import OperandCheck
 
 __all__ = ("submit_scatter",)
 
 
 def submit_scatter(
-    context: EngineContext,
+    submission: Submission,
+    operands: OperandCheck,
     sources: Sequence[Slice],
     targets: Sequence[RemoteSlice],
     counters: Sequence[CounterRef | None] | None,
@@ -31,7 +33,6 @@ def submit_scatter(
     :param counters: per target; by default that of its descriptor
     :raises UsageError: numbers or lengths differ, or an operand is not one that can be moved; nothing was started
     """
-    operands = context.operands
     operands.check()
     if len(sources) != len(targets) or (counters is not None and len(counters) != len(targets)):
         raise UsageError(f"a scatter of {len(sources)} sources to {len(targets)} targets")
@@ -41,7 +42,7 @@ def submit_scatter(
         operands.check_pair(source, target, Slice, RemoteSlice)
         numbers.append(counter_of(target.region, counters[index] if counters is not None else None))
         by_peer.setdefault(target.region.peer.incarnation, []).append(index)
-    return context.submission.submit_each(
+    return submission.submit_each(
         "scatter",
         [
             _peer_batch([sources[i] for i in at], [targets[i] for i in at], [numbers[i] for i in at])

@@ -1,4 +1,5 @@
 # ruff: noqa: N802 - the names are libcuda's
+
 """Memory of devices: the dma-buf of a CUDA array, by a driver that is not there, and what an engine makes of it."""
 
 from __future__ import annotations
@@ -189,11 +190,11 @@ def test_arrays_of_the_cuda_array_interface(driver: FakeCuda) -> None:
     [
         ({"strides": (64, 4)}, "C-contiguous"),
         ({"shape": (0, 3)}, "0 bytes"),
-        ({"shape": None}, "not described"),
-        ({"typestr": "nonsense"}, "not described"),
-        ({"typestr": "V0", "strides": (1, 1)}, "not described"),
-        ({"data": 5}, "not described"),
-        ({"data": (5, False)}, "no memory of a CUDA device"),
+        ({"shape": None}, "is malformed"),
+        ({"typestr": "nonsense"}, "is malformed"),
+        ({"typestr": "V0", "strides": (1, 1)}, "is malformed"),
+        ({"data": 5}, "is malformed"),
+        ({"data": (5, False)}, "not memory of a CUDA device"),
     ],
 )
 def test_nonsense_of_the_cuda_array_interface(driver: FakeCuda, changes: dict[str, object], says: str) -> None:

@@ -79,6 +79,7 @@ def test_allocation_is_sealed_against_resizing_and_more_seals() -> None:
 
 
 def test_close_is_idempotent_and_keeps_live_views_mapped() -> None:
+    gc.collect()  # what other tests left in cycles is closed now, not meanwhile
     before = open_fds()
     allocation = allocate(1 << 20)
     view, address, fd = allocation.array((256, 1024), "f4"), allocation.address, allocation.fd

@@ -148,7 +148,7 @@ def test_ids_are_a_copy_nobody_can_change(make_region: Callable[..., Region]) ->
     offset=st.integers(0, 2**63 - 1),
     ids=st.lists(st.integers(0, 2**64 - 1), max_size=5),
 )
-def test_inside_means_inside_in_pythons_integers(  # noqa: PLR0913, PLR0917
+def test_inside_means_inside_in_pythons_integers(
     make_remote: Callable[..., RemoteRegion], nbytes: int, page: int, stride: int, offset: int, ids: list[int]
 ) -> None:
     begins = [offset + number * stride for number in ids]
