@@ -95,7 +95,7 @@ class PeerGroup:
         """Start what :meth:`scatter` does, and return at once."""
         self._check()
         self._require_members([target.region.peer for target in targets])
-        return submit_scatter(self._context, sources, targets, counters)
+        return submit_scatter(self._context.submission, self._context.operands, sources, targets, counters)
 
     def _require_members(self, peers: Sequence[PeerInfo]) -> None:
         members = {peer.incarnation for peer in self.peers}

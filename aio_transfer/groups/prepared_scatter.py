@@ -119,4 +119,4 @@ class PreparedScatter:
             for target, counter in zip(self.targets, self._counters, strict=True)
         ]
         sources, targets = slices_of(self.source, self.targets, spans)
-        return submit_scatter(self._context, sources, targets, refs)
+        return submit_scatter(self._context.submission, self._context.operands, sources, targets, refs)
