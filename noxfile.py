@@ -238,7 +238,7 @@ def native(session: nox.Session, kind: str) -> None:
     for provider in ("tcp", "tcp;ofi_rxm"):
         session.run(program, provider, library, external=True)
     session.run(compile_test(session, "verbs_test", [pathlib.Path("backends/verbs/gid.cpp")], kind), external=True)
-    session.run(compile_test(session, "trial_test", [], kind), external=True)
+    session.run(compile_test(session, "copy_tuner_test", [], kind), external=True)
     session.run(compile_test(session, "parking_test", CORE, kind), external=True)
 
 

@@ -45,10 +45,16 @@ inline Fd make_eventfd() {
   return Fd(fd);
 }
 
-// Makes an eventfd readable. It can only fail when the counter is full, and then it is readable already.
-inline void ring(int eventfd) noexcept {
+// Makes an eventfd readable. That fails only when its counter is full, and then it is readable already.
+inline void signal_eventfd(int eventfd) noexcept {
   const std::uint64_t one = 1;
   [[maybe_unused]] const auto written = ::write(eventfd, &one, sizeof one);
+}
+
+// Makes it unreadable again.
+inline void clear_eventfd(int eventfd) noexcept {
+  std::uint64_t value = 0;
+  [[maybe_unused]] const auto got = ::read(eventfd, &value, sizeof value);
 }
 
 class Mapping {

@@ -14,14 +14,14 @@ namespace aio::native {
 
 // A buffer of records of type T.
 template <class T>
-class Records {
+class RecordBuffer {
  public:
-  explicit Records(nanobind::handle object) {
+  explicit RecordBuffer(nanobind::handle object) {
     if (PyObject_GetBuffer(object.ptr(), &view_, PyBUF_C_CONTIGUOUS) != 0) throw nanobind::python_error();
   }
-  Records(const Records&) = delete;
-  Records& operator=(const Records&) = delete;
-  ~Records() { PyBuffer_Release(&view_); }
+  RecordBuffer(const RecordBuffer&) = delete;
+  RecordBuffer& operator=(const RecordBuffer&) = delete;
+  ~RecordBuffer() { PyBuffer_Release(&view_); }
 
   [[nodiscard]] const T* data() const noexcept { return static_cast<const T*>(view_.buf); }
   [[nodiscard]] std::size_t size() const {
@@ -36,14 +36,14 @@ class Records {
 };
 
 // A buffer of 64-bit integers. Any other object is an empty one: the caller then takes a slower path that explains.
-class Numbers {
+class NumberBuffer {
  public:
-  explicit Numbers(nanobind::handle object) {
+  explicit NumberBuffer(nanobind::handle object) {
     if (PyObject_GetBuffer(object.ptr(), &view_, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) != 0) PyErr_Clear();
   }
-  Numbers(const Numbers&) = delete;
-  Numbers& operator=(const Numbers&) = delete;
-  ~Numbers() { PyBuffer_Release(&view_); }
+  NumberBuffer(const NumberBuffer&) = delete;
+  NumberBuffer& operator=(const NumberBuffer&) = delete;
+  ~NumberBuffer() { PyBuffer_Release(&view_); }
 
   // The numbers, if there are exactly `count`, else null. Negative ones read as larger than any memory.
   [[nodiscard]] const std::uint64_t* data(std::size_t count) const noexcept {

@@ -7,8 +7,8 @@
 
 #include <span>
 
-#include "../core/pulse.h"
-#include "../core/scatter.h"
+#include "../core/heartbeat.h"
+#include "../core/scatter_pieces.h"
 #include "bindings.h"
 #include "buffers.h"
 #include "native_core.h"
@@ -33,7 +33,7 @@ std::optional<std::uint64_t> fill_pieces_of(const nb::bytearray& pieces, nb::han
                                             nb::handle lengths, nb::handle rooms, std::uint64_t address,
                                             std::uint64_t room, std::uint64_t largest) {
   const std::size_t count = pieces.size() / sizeof(Piece);
-  const Numbers first(begins), second(remote_begins), third(lengths), fourth(rooms);
+  const NumberBuffer first(begins), second(remote_begins), third(lengths), fourth(rooms);
   const ScatterSpans spans{first.data(count), second.data(count), third.data(count), fourth.data(count)};
   if (!spans.begins || !spans.remote_begins || !spans.lengths || !spans.rooms) return std::nullopt;
   const std::span records(reinterpret_cast<Piece*>(PyByteArray_AS_STRING(pieces.ptr())), count);
@@ -68,24 +68,24 @@ void translate(const std::exception_ptr& pointer, void*) {
   }
 }
 
-void bind_pulse(nb::module_& m) {
-  nb::class_<Pulse>(m, "Pulse")
+void bind_heartbeat(nb::module_& m) {
+  nb::class_<Heartbeat>(m, "Heartbeat")
       .def(
           "__init__",
-          [](Pulse* self, std::int64_t interval_ms, std::int64_t timeout_ms) {
-            new (self) Pulse(std::chrono::milliseconds(interval_ms), std::chrono::milliseconds(timeout_ms));
+          [](Heartbeat* self, std::int64_t interval_ms, std::int64_t timeout_ms) {
+            new (self) Heartbeat(std::chrono::milliseconds(interval_ms), std::chrono::milliseconds(timeout_ms));
           },
           "interval_ms"_a, "timeout_ms"_a)
-      .def("add", &Pulse::add, "peer"_a, "socket"_a)
-      .def("remove", &Pulse::remove, "peer"_a, "lost"_a)
-      .def("fileno", &Pulse::fileno)
+      .def("add", &Heartbeat::add, "peer"_a, "socket"_a)
+      .def("remove", &Heartbeat::remove, "peer"_a, "lost"_a)
+      .def("fileno", &Heartbeat::fileno)
       .def("drain",
-           [](Pulse& self) {
+           [](Heartbeat& self) {
              std::vector<std::pair<std::uint32_t, int>> out;
              for (const auto& [peer, loss] : self.drain()) out.emplace_back(peer, static_cast<int>(loss));
              return out;
            })
-      .def("__len__", &Pulse::size);
+      .def("__len__", &Heartbeat::size);
 }
 
 }  // namespace
@@ -98,7 +98,7 @@ NB_MODULE(_native, m) {
   using namespace aio::native;
   nb::register_exception_translator(translate);
   bind_native_core(m);
-  bind_pulse(m);
+  bind_heartbeat(m);
   m.def("fill_pieces", &fill_pieces_of, "pieces"_a, "begins"_a, "remote_begins"_a, "lengths"_a, "rooms"_a, "address"_a,
         "room"_a, "largest"_a);
   for (const Bind bind : registered()) bind(m);

@@ -77,14 +77,14 @@ void NativeCore::deregister(RegionNumber region) {
 }
 
 bool NativeCore::post(TransferId transfer, nb::handle runs, nb::handle pieces) {
-  const Records<Run> run(runs);
-  const Records<Piece> piece(pieces);
+  const RecordBuffer<Run> run(runs);
+  const RecordBuffer<Piece> piece(pieces);
   return core().post(transfer, run.data(), run.size(), piece.data(), piece.size());
 }
 
 std::vector<std::uint32_t> NativeCore::post_each(TransferId first, nb::handle runs, nb::handle pieces) {
-  const Records<Run> run(runs);
-  const Records<Piece> piece(pieces);
+  const RecordBuffer<Run> run(runs);
+  const RecordBuffer<Piece> piece(pieces);
   return core().post_each(first, run.data(), run.size(), piece.data(), piece.size());
 }
 
@@ -92,10 +92,10 @@ void NativeCore::send(PeerNumber peer, TransferId message, const nb::bytes& payl
   core().send(peer, message, to_string(payload));
 }
 
-std::uint64_t NativeCore::linger(std::uint32_t counter, std::uint64_t counts) {
+std::uint64_t NativeCore::spin_wait(std::uint32_t counter, std::uint64_t counts) {
   const Core& open = core();
   nb::gil_scoped_release unlocked;
-  return open.linger(counter, counts);
+  return open.spin_wait(counter, counts);
 }
 
 nb::list NativeCore::drain(std::size_t limit) {
@@ -168,7 +168,7 @@ void bind_native_core(nb::module_& m) {
       .def("post_each", &NativeCore::post_each, "first"_a, "runs"_a, "pieces"_a)
       .def("send", &NativeCore::send, "peer"_a, "message"_a, "payload"_a)
       .def("expect", &NativeCore::expect, "counter"_a, "counts"_a)
-      .def("linger", &NativeCore::linger, "counter"_a, "counts"_a)
+      .def("spin_wait", &NativeCore::spin_wait, "counter"_a, "counts"_a)
       .def("fileno", &NativeCore::fileno)
       .def("drain", &NativeCore::drain, "limit"_a,
            nb::sig("def drain(self, limit: int) -> list[tuple[int, int, int, int, bytes]]"))

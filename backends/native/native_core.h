@@ -35,7 +35,7 @@ class NativeCore {
   std::vector<std::uint32_t> post_each(TransferId first, nanobind::handle runs, nanobind::handle pieces);
   void send(PeerNumber peer, TransferId message, const nanobind::bytes& payload);
   std::uint64_t expect(std::uint32_t counter, std::int64_t counts) { return core().expect(counter, counts); }
-  std::uint64_t linger(std::uint32_t counter, std::uint64_t counts);
+  std::uint64_t spin_wait(std::uint32_t counter, std::uint64_t counts);
   int fileno() { return core().fileno(); }
   nanobind::list drain(std::size_t limit);
   std::map<std::string, std::uint64_t> statistics();

@@ -46,7 +46,7 @@ Fabric::Route to_route(nb::callable hook) {
 }
 
 void set_control(Fabric& fabric, NodeId node, const std::string& what, std::uint32_t value) {
-  fabric.change(node, [&](Fabric::Controls& controls) {
+  fabric.edit_controls(node, [&](Fabric::Controls& controls) {
     if (what == "stalled") controls.stalled = value != 0;
     if (what == "full") controls.full = value != 0;
     if (what == "holding") controls.holding = value != 0;

@@ -1,4 +1,5 @@
-// One piece for each of the same peers, again and again: only where, and how much, is filled in.
+// Piece records of a prepared scatter: the same peers again and again, so that only addresses and lengths are filled
+// in.
 #pragma once
 
 #include <algorithm>
@@ -11,7 +12,7 @@
 
 namespace aio {
 
-// Per target, in bytes; `rooms` is what the peer's region holds.
+// Spans of the targets, in bytes; `rooms` are the sizes of the peers' regions.
 struct ScatterSpans {
   const std::uint64_t* begins;
   const std::uint64_t* remote_begins;
@@ -19,8 +20,8 @@ struct ScatterSpans {
   const std::uint64_t* rooms;
 };
 
-// Returns how many bytes they are; nothing where one is longer than `largest` or not inside of its regions. Who asked
-// looks closer then, and says which.
+// Fills in one piece per target, from memory of `room` bytes at `address`. Returns their bytes in all; nothing where a
+// span is longer than `largest` or outside of its regions: the caller then finds out which.
 inline std::optional<std::uint64_t> fill_pieces(std::span<Piece> pieces, const ScatterSpans& spans,
                                                 std::uint64_t address, std::uint64_t room, std::uint64_t largest) {
   std::uint64_t nbytes = 0;

@@ -1,5 +1,5 @@
-// A copy that leaves the caches alone, for batches that do not fit into them: a plain store would first read the line
-// that it is about to overwrite, which is a third of the traffic.
+// Nontemporal copy: bypasses the caches, for batches that do not fit into them. A plain store would first read the line
+// that it is about to overwrite, which is a third of the memory traffic.
 #pragma once
 
 #include <cstddef>
@@ -12,11 +12,12 @@
 
 namespace aio::shm {
 
-// Who copied so calls end_streaming() before it tells anybody: streaming stores are not ordered with a count.
-inline void copy_streaming(std::byte* to, const std::byte* from, std::size_t n) noexcept {
+// The caller calls end_nontemporal() before it raises a counter or clears `busy`: these stores are not ordered with
+// others.
+inline void copy_nontemporal(std::byte* to, const std::byte* from, std::size_t n) noexcept {
 #if defined(__SSE2__)
   constexpr std::size_t kLine = 64;
-  constexpr std::size_t kAhead = 8 * kLine;
+  constexpr std::size_t kPrefetchNbytes = 8 * kLine;
   const std::size_t lead = (kLine - reinterpret_cast<std::uintptr_t>(to) % kLine) % kLine;
   if (n >= lead + kLine) {
     std::memcpy(to, from, lead);
@@ -24,8 +25,8 @@ inline void copy_streaming(std::byte* to, const std::byte* from, std::size_t n) 
     from += lead;
     n -= lead;
     for (; n >= kLine; to += kLine, from += kLine, n -= kLine) {
-      // Into all caches: with the hint for passing them by, Intel's servers copy at half the speed (benchmarks/log.md).
-      _mm_prefetch(reinterpret_cast<const char*>(from) + kAhead, _MM_HINT_T0);
+      // Into all caches: with the hint to bypass them, Intel's servers copy at half the speed (benchmarks/log.md).
+      _mm_prefetch(reinterpret_cast<const char*>(from) + kPrefetchNbytes, _MM_HINT_T0);
       const auto* source = reinterpret_cast<const __m128i*>(from);
       auto* target = reinterpret_cast<__m128i*>(to);
       const __m128i a = _mm_loadu_si128(source), b = _mm_loadu_si128(source + 1);
@@ -40,7 +41,8 @@ inline void copy_streaming(std::byte* to, const std::byte* from, std::size_t n) 
   std::memcpy(to, from, n);
 }
 
-inline void end_streaming() noexcept {
+// A store fence: every nontemporal store before it is visible before any store after it.
+inline void end_nontemporal() noexcept {
 #if defined(__SSE2__)
   _mm_sfence();
 #endif

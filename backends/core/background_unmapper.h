@@ -1,5 +1,5 @@
-// Unmaps in the background. Freeing the pages of 1 GiB takes 0.1–0.3 s, which neither the event loop nor the worker,
-// on whom other peers depend, can spare.
+// Background unmapper: a thread that unmaps memory. Freeing the pages of 1 GiB takes 0.1–0.3 s, in which the event loop
+// or the worker would serve no peer.
 #pragma once
 
 #include <pthread.h>
@@ -15,12 +15,12 @@
 
 namespace aio {
 
-class Reaper {
+class BackgroundUnmapper {
  public:
-  Reaper() = default;
-  Reaper(const Reaper&) = delete;
-  Reaper& operator=(const Reaper&) = delete;
-  ~Reaper() {
+  BackgroundUnmapper() = default;
+  BackgroundUnmapper(const BackgroundUnmapper&) = delete;
+  BackgroundUnmapper& operator=(const BackgroundUnmapper&) = delete;
+  ~BackgroundUnmapper() {
     {
       const std::lock_guard lock(mutex_);
       stop_ = true;
@@ -33,7 +33,7 @@ class Reaper {
     if (!mapping) return;
     const std::lock_guard lock(mutex_);
     mappings_.push_back(std::move(mapping));
-    // Only who has unmapped something large needs the thread.
+    // Made when it is first needed: most processes never unmap a large region.
     if (!thread_.joinable()) thread_ = std::thread([this] { run(); });
     changed_.notify_one();
   }
@@ -44,11 +44,12 @@ class Reaper {
   }
 
  private:
-  // munmap holds the address space's lock while it frees: in steps, so that page faults of others come in between.
+  // munmap holds the lock of the address space while it frees: in steps, so that other threads' page faults get
+  // through.
   static constexpr std::size_t kStepNbytes = 16 << 20;
 
   void run() {
-    ::pthread_setname_np(::pthread_self(), "aio-reaper");
+    ::pthread_setname_np(::pthread_self(), "aio-unmapper");
     std::unique_lock lock(mutex_);
     for (;;) {
       changed_.wait(lock, [this] { return stop_ || !mappings_.empty(); });
