@@ -4,7 +4,7 @@
 #include <cerrno>
 
 #include "../core/counters.h"
-#include "../core/refusal.h"
+#include "../core/validation.h"
 #include "fabric_domain.h"
 
 namespace aio::libfabric {
@@ -147,7 +147,7 @@ Posted FabricDomain::post(Flow& flow, std::uint32_t budget) {
     const Outcome* refused = nullptr;
     // The first one always fits.
     for (std::uint32_t at = flow.next; at < end && bundle.pieces < most_pieces; ++at) {
-      refused = refusal(run, flow.pieces[at], near, far, attributes_.max_piece_nbytes);
+      refused = validate(run, flow.pieces[at], near, far, attributes_.max_piece_nbytes);
       if (refused != nullptr || !join_bundle(bundle, flow.pieces[at], near, far)) break;
     }
     if (bundle.pieces == 0) {

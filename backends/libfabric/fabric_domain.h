@@ -269,7 +269,7 @@ class FabricDomain final : public Domain {
   [[nodiscard]] bool needs_progress() const noexcept override { return chores_; }
   std::optional<std::vector<int>> arm() override;
   [[nodiscard]] bool polled() const noexcept override { return wait_fd_ < 0; }
-  [[nodiscard]] bool reaches(PeerNumber peer) const noexcept override;
+  [[nodiscard]] bool is_reachable(PeerNumber peer) const noexcept override;
   [[nodiscard]] std::uint64_t handles() const noexcept override { return handles_ + remote_regions_.size(); }
 
  private:

@@ -49,7 +49,7 @@ Peer* FabricDomain::find(PeerNumber number) noexcept {
   return found == peers_.end() ? nullptr : found->second.get();
 }
 
-bool FabricDomain::reaches(PeerNumber number) const noexcept {
+bool FabricDomain::is_reachable(PeerNumber number) const noexcept {
   const auto found = peers_.find(number);
   return !policy_.greets || found == peers_.end() || found->second->greeted();
 }

@@ -84,7 +84,7 @@ TcpDomain::TcpDomain(Sink& sink, const Address& address, const Settings& setting
   attributes_.inline_nbytes = 256 << 10;
   attributes_.inline_pieces = kFramePieces;
   attributes_.quantum = kFramePieces;
-  attributes_.tells_of_arrivals = attributes_.tells_of_ends = true;
+  attributes_.notifies_arrivals = attributes_.notifies_completions = true;
 }
 
 TcpDomain::~TcpDomain() {

@@ -6,7 +6,7 @@
 #include <cerrno>
 #include <cstring>
 
-#include "../core/refusal.h"
+#include "../core/validation.h"
 #include "verbs_domain.h"
 
 namespace aio::verbs {
@@ -47,7 +47,7 @@ Posted VerbsDomain::post(Flow& flow, std::uint32_t budget) {
     const auto is_cut = [&](const Piece& piece) { return run.op == Op::read && piece.nbytes > peer->read_nbytes; };
     while (fine < wanted) {
       const Piece& piece = flow.pieces[before + fine];
-      refused = refusal(run, piece, near, far, attributes_.max_piece_nbytes);
+      refused = validate(run, piece, near, far, attributes_.max_piece_nbytes);
       if (refused != nullptr || is_cut(piece)) break;
       ++fine;
     }

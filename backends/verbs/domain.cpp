@@ -165,7 +165,7 @@ void VerbsDomain::describe() {
   // Posting moves no bytes, so only their number counts. But rdma_rxe sends the packets itself before it returns.
   attributes_.inline_nbytes = port_.is_rxe() ? kInlineNbytesOnRxe : UINT64_MAX;
   attributes_.inline_pieces = 32;
-  attributes_.tells_of_ends = true;
+  attributes_.notifies_completions = true;
 }
 
 std::optional<std::vector<int>> VerbsDomain::arm() {

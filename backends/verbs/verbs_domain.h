@@ -11,8 +11,8 @@
 #include <string>
 #include <vector>
 
+#include "../core/cached_lookup_map.h"
 #include "../core/handles.h"
-#include "../core/recent_map.h"
 #include "device.h"
 #include "domain.h"
 #include "queue.h"
@@ -180,14 +180,14 @@ class VerbsDomain final : public Domain {
   std::uint32_t immediates_taken_ = 0;      // likewise
   std::uint32_t completions_room_ = 0;      // entries of the CQ that no request in flight may need
 
-  RecentMap<RegionNumber, LocalRegion> local_regions_;
-  RecentMap<RegionNumber, RemoteRegion> remote_regions_;
+  CachedLookupMap<RegionNumber, LocalRegion> local_regions_;
+  CachedLookupMap<RegionNumber, RemoteRegion> remote_regions_;
   std::set<RegionNumber> closing_regions_;
   std::uint64_t next_serial_ = 1;
-  RecentMap<PeerNumber, std::unique_ptr<Peer>> peers_;
-  std::set<PeerNumber> outboxes_;                              // of peers whose frames wait for room
-  RecentMap<std::uint32_t, std::pair<Peer*, Queue*>> queues_;  // by their ids
-  RecentMap<std::uint32_t, Peer*> by_qpn_;
+  CachedLookupMap<PeerNumber, std::unique_ptr<Peer>> peers_;
+  std::set<PeerNumber> outboxes_;                                    // of peers whose frames wait for room
+  CachedLookupMap<std::uint32_t, std::pair<Peer*, Queue*>> queues_;  // by their ids
+  CachedLookupMap<std::uint32_t, Peer*> by_qpn_;
   std::uint32_t next_queue_ = 1;
 
   std::uint32_t passes_ = 0;
