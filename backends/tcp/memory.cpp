@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <cerrno>
 
-#include "tcp_domain.h"
+#include "domain.h"
 
 namespace aio::tcp {
 
@@ -96,7 +96,7 @@ void TcpDomain::divert(RegionNumber number) {
   }
 }
 
-TcpDomain::Named TcpDomain::find(std::uint32_t slot, std::uint64_t secret, unsigned access) {
+Named TcpDomain::find(std::uint32_t slot, std::uint64_t secret, unsigned access) {
   Named named;
   if (slot >= slots_.size() || slots_[slot] == 0) return named;
   LocalRegion& region = locals_.at(slots_[slot]);

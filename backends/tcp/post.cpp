@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <cerrno>
 
-#include "tcp_domain.h"
+#include "domain.h"
 
 namespace aio::tcp {
 

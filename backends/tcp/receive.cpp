@@ -7,7 +7,7 @@
 #include <cerrno>
 
 #include "../core/counters.h"
-#include "tcp_domain.h"
+#include "domain.h"
 
 namespace aio::tcp {
 

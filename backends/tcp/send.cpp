@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cerrno>
 
-#include "tcp_domain.h"
+#include "domain.h"
 
 namespace aio::tcp {
 

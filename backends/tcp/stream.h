@@ -12,7 +12,7 @@
 
 #include "../core/domain.h"
 #include "../core/handles.h"
-#include "address.h"
+#include "endpoint.h"
 #include "wire.h"
 
 namespace aio::tcp {
@@ -32,13 +32,6 @@ inline constexpr std::uint64_t kTurnNbytes = 2 << 20;
 inline const Outcome kPeerGone{Status::peer_lost, 0, "the connection is closed"};
 
 struct Link;
-
-// A peer's region, as runs name it.
-struct RemoteRegion {
-  PeerNumber peer = 0;
-  std::uint64_t nbytes = 0;
-  KeyBlob key{};
-};
 
 // Pieces whose end is told by the peer's acknowledgement, or by its refusal. A piece that was cut has several frames.
 struct Unacknowledged {
@@ -161,29 +154,6 @@ struct Stream {
     return out.busy() || !control.empty() || ack_due > acked || job.flow != nullptr || !serving.empty();
   }
   [[nodiscard]] bool expects() const noexcept { return blocked || !unacknowledged.empty() || !reads.empty(); }
-};
-
-// A peer. It may have more NICs than we: the others write to us, and are not written to.
-struct Link {
-  PeerNumber number = 0;
-  Token token{};
-  EndpointBlob end{};
-  std::vector<std::unique_ptr<Stream>> streams;  // the first is the one that is written to
-  bool leaving = false;
-  Clock::time_point leaving_since;
-
-  [[nodiscard]] Stream* main() noexcept { return streams.empty() ? nullptr : streams.front().get(); }
-};
-
-// Somebody at our door who has not said yet who he is, or whom we do not know yet.
-struct Visitor {
-  StreamId id = 0;
-  Fd fd;
-  std::array<std::byte, sizeof(Hello)> said{};
-  std::size_t heard = 0;
-  Clock::time_point since;
-
-  [[nodiscard]] bool complete() const noexcept { return heard == said.size(); }
 };
 
 }  // namespace aio::tcp

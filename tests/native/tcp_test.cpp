@@ -14,7 +14,7 @@
 #include <vector>
 
 #include "../../backends/core/handles.h"
-#include "../../backends/tcp/address.h"
+#include "../../backends/tcp/endpoint.h"
 #include "../../backends/tcp/domain.h"
 #include "harness.h"
 
