@@ -12,83 +12,83 @@ namespace aio::tcp {
 
 namespace {
 
-constexpr auto kPatience = std::chrono::seconds(5);
-constexpr std::size_t kMostVisitors = 256;
-constexpr int kAccepted = 64;  // per turn
+constexpr auto kHandshakeTimeout = std::chrono::seconds(5);
+constexpr std::size_t kMaxPending = 256;
+constexpr int kAcceptsPerPass = 64;  // per turn
 
 }  // namespace
 
-void TcpDomain::welcome_visitors() {
-  for (int i = 0; i < kAccepted; ++i) {
+void TcpDomain::accept_pending() {
+  for (int i = 0; i < kAcceptsPerPass; ++i) {
     Fd fd(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
     if (!fd) {
       if (errno != EMFILE && errno != ENFILE && errno != ENOBUFS && errno != ENOMEM) return;
       // It stays readable, and we would turn around it for ever.
       ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, listener_.get(), nullptr);
-      deaf_ = true;
-      return want_tick();
+      accept_paused_ = true;
+      return start_timer();
     }
     const int on = 1;
     ::setsockopt(fd.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-    if (visitors_.size() >= kMostVisitors) {
+    if (pending_.size() >= kMaxPending) {
       // The one that has been silent for longest makes room; a peer that was shown out dials again.
-      const auto silent = std::ranges::find_if(visitors_, [](const Visitor& one) { return !one.complete(); });
-      if (silent == visitors_.end()) continue;
-      show_out(silent->id);
+      const auto silent = std::ranges::find_if(pending_, [](const PendingConnection& one) { return !one.complete(); });
+      if (silent == pending_.end()) continue;
+      reject(silent->id);
     }
-    Visitor& visitor = visitors_.emplace_back();
-    visitor.id = next_id_++;
-    visitor.fd = std::move(fd);
-    visitor.since = now_;
-    watch(visitor.fd.get(), visitor.id, false, false);
-    want_tick();
+    PendingConnection& pending = pending_.emplace_back();
+    pending.id = next_id_++;
+    pending.fd = std::move(fd);
+    pending.last_progress = now_;
+    watch(pending.fd.get(), pending.id, false, false);
+    start_timer();
   }
 }
 
-void TcpDomain::hear_visitor(Visitor& visitor) {
+void TcpDomain::read_hello(PendingConnection& pending) {
   const ssize_t heard =
-      ::recv(visitor.fd.get(), visitor.said.data() + visitor.heard, visitor.said.size() - visitor.heard, 0);
+      ::recv(pending.fd.get(), pending.said.data() + pending.heard, pending.said.size() - pending.heard, 0);
   if (heard < 0 && (errno == EAGAIN || errno == EINTR)) return;
-  if (heard <= 0) return show_out(visitor.id);
-  visitor.heard += static_cast<std::size_t>(heard);
-  if (!visitor.complete()) return;
-  const auto hello = read_record<Hello>(visitor.said.data());
-  const auto found = names_.find(hello.to.name);
-  if (hello.magic != kMagic || found == names_.end() || !equal(found->second->token.secret, hello.to.secret)) {
-    return show_out(visitor.id);
+  if (heard <= 0) return reject(pending.id);
+  pending.heard += static_cast<std::size_t>(heard);
+  if (!pending.complete()) return;
+  const auto hello = read_record<Hello>(pending.said.data());
+  const auto found = peers_by_name_.find(hello.to.name);
+  if (hello.magic != kMagic || found == peers_by_name_.end() || !equal(found->second->token.secret, hello.to.secret)) {
+    return reject(pending.id);
   }
-  if (admit_visitor(visitor)) return show_out(visitor.id);
+  if (accept(pending)) return reject(pending.id);
   // Ours has not been told of it yet. What it says meanwhile is left where it is.
-  ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, visitor.fd.get(), nullptr);
+  ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, pending.fd.get(), nullptr);
 }
 
 // Whether it is gone from the door: let in, or of no use.
-bool TcpDomain::admit_visitor(Visitor& visitor) {
-  const auto hello = read_record<Hello>(visitor.said.data());
-  const auto found = names_.find(hello.to.name);
-  if (found == names_.end() || found->second->leaving) return true;
+bool TcpDomain::accept(PendingConnection& pending) {
+  const auto hello = read_record<Hello>(pending.said.data());
+  const auto found = peers_by_name_.find(hello.to.name);
+  if (found == peers_by_name_.end() || found->second->disconnecting) return true;
   const auto stream = std::ranges::find_if(found->second->streams,
-                                           [&](const auto& one) { return equal(one->far.token.name, hello.from); });
+                                           [&](const auto& one) { return equal(one->remote.token.name, hello.from); });
   if (stream == found->second->streams.end()) return false;
   Stream& one = **stream;
-  if (one.dials || one.state != Stream::State::awaited) return true;
-  const Welcome welcome{kMagic, 0, one.far.token.secret};
-  if (::send(visitor.fd.get(), &welcome, sizeof welcome, MSG_NOSIGNAL) != sizeof welcome) return true;
-  one.fd = std::move(visitor.fd);
+  if (one.dials || one.state != Stream::State::waiting) return true;
+  const Welcome welcome{kMagic, 0, one.remote.token.secret};
+  if (::send(pending.fd.get(), &welcome, sizeof welcome, MSG_NOSIGNAL) != sizeof welcome) return true;
+  one.fd = std::move(pending.fd);
   ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, one.fd.get(), nullptr);
   watch(one.fd.get(), one.id, false, false);
-  come_up(one);
+  on_connected(one);
   return true;
 }
 
-void TcpDomain::show_out(StreamId visitor) noexcept {
-  const auto found = std::ranges::find(visitors_, visitor, &Visitor::id);
-  shut(found->fd);  // nothing where it was let in
-  visitors_.erase(found);
+void TcpDomain::reject(StreamId pending) noexcept {
+  const auto found = std::ranges::find(pending_, pending, &PendingConnection::id);
+  close_socket(found->fd);  // nothing where it was let in
+  pending_.erase(found);
 }
 
-void TcpDomain::close_door() noexcept {
-  while (!visitors_.empty() && now_ - visitors_.front().since > kPatience) show_out(visitors_.front().id);
+void TcpDomain::reject_expired() noexcept {
+  while (!pending_.empty() && now_ - pending_.front().last_progress > kHandshakeTimeout) reject(pending_.front().id);
 }
 
 }  // namespace aio::tcp

@@ -10,24 +10,24 @@
 namespace aio::tcp {
 
 // A peer. It may have more NICs than we: the others write to us, and are not written to.
-struct Link {
+struct Peer {
   PeerNumber number = 0;
   Token token{};
   EndpointBlob end{};
   std::vector<std::unique_ptr<Stream>> streams;  // the first is the one that is written to
-  bool leaving = false;
-  Clock::time_point leaving_since;
+  bool disconnecting = false;
+  Clock::time_point disconnecting_since;
 
-  [[nodiscard]] Stream* main() noexcept { return streams.empty() ? nullptr : streams.front().get(); }
+  [[nodiscard]] Stream* write_stream() noexcept { return streams.empty() ? nullptr : streams.front().get(); }
 };
 
 // Somebody at our door who has not said yet who he is, or whom we do not know yet.
-struct Visitor {
+struct PendingConnection {
   StreamId id = 0;
   Fd fd;
   std::array<std::byte, sizeof(Hello)> said{};
   std::size_t heard = 0;
-  Clock::time_point since;
+  Clock::time_point last_progress;
 
   [[nodiscard]] bool complete() const noexcept { return heard == said.size(); }
 };

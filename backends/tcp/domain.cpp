@@ -14,20 +14,20 @@ namespace aio::tcp {
 namespace {
 
 constexpr int kBacklog = 1024;
-constexpr double kMostRails = 8;
+constexpr double kMaxRails = 8;
 
-[[noreturn]] void refuse(const std::string& why) { throw Failure(Failure::Kind::usage, "tcp", why); }
+[[noreturn]] void usage_error(const std::string& why) { throw Failure(Failure::Kind::usage, "tcp", why); }
 
 std::vector<Address> addresses(const Options& options) {
   std::vector<Address> all;
   std::istringstream words(option(options, "address", "127.0.0.1"));
   for (std::string word; std::getline(words, word, ',');) {
     const auto address = parse_address(word);
-    if (!address) refuse("option address is " + word + ", which is neither an IPv4 nor an IPv6 address");
-    if (is_wildcard(*address)) refuse("option address is " + word + ", which no peer can dial");
+    if (!address) usage_error("option address is " + word + ", which is neither an IPv4 nor an IPv6 address");
+    if (is_wildcard(*address)) usage_error("option address is " + word + ", which no peer can dial");
     all.push_back(*address);
   }
-  if (all.empty()) refuse("option address names none");
+  if (all.empty()) usage_error("option address names none");
   return all;
 }
 
@@ -40,12 +40,12 @@ std::vector<Address> addresses(const Options& options) {
 std::vector<std::unique_ptr<Domain>> open_domains(Sink& sink, const Options& options) {
   for (const auto& [name, value] : options) {
     constexpr std::array known{"address", "rails", "connect_s", "post_deadline_s", "progress", "spin_us", "cpus"};
-    if (std::ranges::find(known, name) == known.end()) refuse("there is no option " + name);
+    if (std::ranges::find(known, name) == known.end()) usage_error("there is no option " + name);
   }
   const std::vector<Address> where = addresses(options);
-  const double rails = number("tcp", options, "rails", static_cast<double>(where.size()), 1, kMostRails);
+  const double rails = number("tcp", options, "rails", static_cast<double>(where.size()), 1, kMaxRails);
   const auto count = static_cast<std::size_t>(rails);
-  if (static_cast<double>(count) != rails) refuse("option rails is " + option(options, "rails", ""));
+  if (static_cast<double>(count) != rails) usage_error("option rails is " + option(options, "rails", ""));
   using Seconds = std::chrono::duration<double>;
   const Settings settings{Seconds(number("tcp", options, "connect_s", 10, 0.01, 1e6)),
                           Seconds(number("tcp", options, "post_deadline_s", 30, 0.01, 1e6))};
@@ -66,36 +66,37 @@ TcpDomain::TcpDomain(Sink& sink, const Address& address, const Settings& setting
   listen(address);
   watch(timer_.get(), kTimer, false, false);
   watch(listener_.get(), kListener, false, false);
-  attributes_.name = to_words(own_);
+  attributes_.name = to_string(local_address_);
   attributes_.provider = "sockets";
   attributes_.protocol = "vectored sends over one TCP connection; the peer's thread receives straight into the target";
   attributes_.max_piece_nbytes = 1ull << 40;
-  attributes_.max_message_nbytes = kMessageNbytes;
+  attributes_.max_message_nbytes = kMaxMessageNbytes;
   attributes_.inline_nbytes = 256 << 10;
-  attributes_.inline_pieces = kFramePieces;
-  attributes_.quantum = kFramePieces;
+  attributes_.inline_pieces = kMaxFramePieces;
+  attributes_.quantum = kMaxFramePieces;
   attributes_.tells_of_arrivals = attributes_.tells_of_ends = true;
 }
 
 TcpDomain::~TcpDomain() {
-  for (auto& [id, stream] : streams_) shut(stream->fd);
-  for (Visitor& visitor : visitors_) shut(visitor.fd);
-  shut(listener_);
+  for (auto& [id, stream] : streams_) close_socket(stream->fd);
+  for (PendingConnection& pending : pending_) close_socket(pending.fd);
+  close_socket(listener_);
 }
 
 void TcpDomain::listen(Address address) {
   listener_ = Fd(::socket(address.family(), SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-  const std::string name = to_words(address);
+  const std::string name = to_string(address);
   if (!listener_) unavailable("a socket for " + name);
   if (::bind(listener_.get(), address.get(), address.nbytes) != 0 || ::listen(listener_.get(), kBacklog) != 0) {
     unavailable("listening at " + name);
   }
-  own_.nbytes = sizeof own_.storage;
-  if (::getsockname(listener_.get(), own_.get(), &own_.nbytes) != 0) unavailable("the address of " + name);
+  local_address_.nbytes = sizeof local_address_.storage;
+  if (::getsockname(listener_.get(), local_address_.get(), &local_address_.nbytes) != 0)
+    unavailable("the address of " + name);
 }
 
 std::uint64_t TcpDomain::handles() const noexcept {
-  return links_.size() + streams_.size() + locals_.size() + remotes_.size();
+  return peers_.size() + streams_.size() + local_regions_.size() + remote_regions_.size();
 }
 
 }  // namespace aio::tcp

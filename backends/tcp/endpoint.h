@@ -57,7 +57,7 @@ inline std::optional<Address> parse_address(const std::string& words) noexcept {
   return std::nullopt;
 }
 
-inline std::string to_words(const Address& address) {
+inline std::string to_string(const Address& address) {
   std::array<char, INET6_ADDRSTRLEN> words{};
   const auto& in = reinterpret_cast<const sockaddr_in&>(address.storage);
   const auto& in6 = reinterpret_cast<const sockaddr_in6&>(address.storage);
@@ -70,7 +70,7 @@ inline std::string to_words(const Address& address) {
 }
 
 // Into the part of a blob that says where to dial.
-inline void put(EndpointBlob& blob, const Address& address) noexcept {
+inline void write_address(EndpointBlob& blob, const Address& address) noexcept {
   const auto& in = reinterpret_cast<const sockaddr_in&>(address.storage);
   const auto& in6 = reinterpret_cast<const sockaddr_in6&>(address.storage);
   const bool old = address.family() == AF_INET;
@@ -81,7 +81,7 @@ inline void put(EndpointBlob& blob, const Address& address) noexcept {
 }
 
 // Throws where nobody could listen.
-inline Address address_of(const EndpointBlob& blob) {
+inline Address read_address(const EndpointBlob& blob) {
   const bool known = blob.family == 4 || blob.family == 6;
   const Address address = make_address(blob.family == 4 ? AF_INET : AF_INET6, blob.address.data(), blob.port);
   if (!known || blob.port == 0 || is_wildcard(address)) {

@@ -22,10 +22,10 @@ struct RemoteRegion {
 };
 
 // A region of ours by the key that a peer names; nothing where it may not.
-struct Named {
+struct RegionLookup {
   RegionNumber number = 0;
   LocalRegion* region = nullptr;
-  Verdict verdict = Verdict::stale;
+  AccessResult result = AccessResult::stale;
 };
 
 }  // namespace aio::tcp

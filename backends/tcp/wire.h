@@ -18,11 +18,11 @@ namespace aio::tcp {
 
 static_assert(std::endian::native == std::endian::little, "records are copied as they lie");
 
-inline constexpr std::uint32_t kMagic = 0x31435441;     // "ATC1"
-inline constexpr std::uint64_t kFrameNbytes = 1 << 20;  // of payload: how long a stream is busy with one thing
-inline constexpr std::uint32_t kFramePieces = 256;      // heads of so many fit into the reader's buffer
-inline constexpr std::uint64_t kMessageNbytes = 64 << 10;
-inline constexpr std::uint32_t kMostReads = 64;  // requests that may wait for their answers, per stream
+inline constexpr std::uint32_t kMagic = 0x31435441;         // "ATC1"
+inline constexpr std::uint64_t kMaxFramePayload = 1 << 20;  // of payload: how long a stream is busy with one thing
+inline constexpr std::uint32_t kMaxFramePieces = 256;       // heads of so many fit into the reader's buffer
+inline constexpr std::uint64_t kMaxMessageNbytes = 64 << 10;
+inline constexpr std::uint32_t kMaxReads = 64;  // requests that may wait for their answers, per stream
 
 // Who knows it has read the blob, and the blob travelled over an authenticated connection. The name finds the owner,
 // the secret is the proof.
@@ -80,11 +80,11 @@ enum class Kind : std::uint8_t {
   bye = 8,      // nothing follows
 };
 
-enum class Verdict : std::uint8_t { ok = 0, stale = 1, access = 2, bounds = 3 };
+enum class AccessResult : std::uint8_t { ok = 0, stale = 1, access = 2, bounds = 3 };
 
 inline constexpr std::uint8_t kWantsAck = 1;  // flags of a write
 
-struct FrameHead {
+struct FrameHeader {
   Kind kind;
   std::uint8_t flags;
   std::uint16_t count;
@@ -92,7 +92,7 @@ struct FrameHead {
   std::uint64_t value;  // the region's secret, or a number of bytes
   std::uint64_t number;
 };
-static_assert(sizeof(FrameHead) == 24);
+static_assert(sizeof(FrameHeader) == 24);
 
 struct WritePiece {
   std::uint64_t offset;
@@ -108,24 +108,25 @@ struct ReadPiece {
 };
 static_assert(sizeof(WritePiece) == 16 && sizeof(ReadPiece) == 16);
 
-inline constexpr std::size_t kMostHeadNbytes = sizeof(FrameHead) + kFramePieces * sizeof(WritePiece);
+inline constexpr std::size_t kMaxHeaderNbytes = sizeof(FrameHeader) + kMaxFramePieces * sizeof(WritePiece);
 
 // How long the head is with its records; its payload is apart.
-inline std::size_t head_nbytes(const FrameHead& head) noexcept {
-  return sizeof head + std::size_t{head.count} * sizeof(WritePiece);
+inline std::size_t header_nbytes(const FrameHeader& header) noexcept {
+  return sizeof header + std::size_t{header.count} * sizeof(WritePiece);
 }
 
 // What is wrong with a head by itself, in words; empty where nothing is.
-inline std::string_view fault_of(const FrameHead& head) noexcept {
-  const bool batch = head.kind == Kind::write || head.kind == Kind::read;
-  if (head.kind < Kind::write || head.kind > Kind::bye) return "a frame of an unknown kind";
-  if (batch ? head.count == 0 || head.count > kFramePieces : head.count != 0)
+inline std::string_view header_error(const FrameHeader& header) noexcept {
+  const bool batch = header.kind == Kind::write || header.kind == Kind::read;
+  if (header.kind < Kind::write || header.kind > Kind::bye) return "a frame of an unknown kind";
+  if (batch ? header.count == 0 || header.count > kMaxFramePieces : header.count != 0)
     return "a frame with too many pieces, or none";
-  if (head.kind == Kind::data && (head.value == 0 || head.value > kFrameNbytes)) return "an answer of a wrong length";
-  if (head.kind == Kind::message && head.value > kMessageNbytes) return "a message that is too long";
-  const bool judges = head.kind == Kind::done || head.kind == Kind::refused;
-  if (judges && head.flags > static_cast<std::uint8_t>(Verdict::bounds)) return "an unknown verdict";
-  if (head.kind == Kind::refused && head.flags == 0) return "a refusal that says it is none";
+  if (header.kind == Kind::data && (header.value == 0 || header.value > kMaxFramePayload))
+    return "an answer of a wrong length";
+  if (header.kind == Kind::message && header.value > kMaxMessageNbytes) return "a message that is too long";
+  const bool judges = header.kind == Kind::done || header.kind == Kind::refused;
+  if (judges && header.flags > static_cast<std::uint8_t>(AccessResult::bounds)) return "an unknown verdict";
+  if (header.kind == Kind::refused && header.flags == 0) return "a refusal that says it is none";
   return {};
 }
 

@@ -14,8 +14,8 @@
 #include <vector>
 
 #include "../../backends/core/handles.h"
-#include "../../backends/tcp/endpoint.h"
 #include "../../backends/tcp/domain.h"
+#include "../../backends/tcp/endpoint.h"
 #include "harness.h"
 
 using namespace aio;
@@ -111,12 +111,13 @@ void test_messages() {
   drive_for(pair.both(), 0.05);
   for (TransferId id = 1; id <= 200; ++id) {
     const auto& payload =
-        all.emplace_back(kPeer, std::string(id % 50 == 0 ? 0 : dice() % kMessageNbytes, static_cast<char>(id))).second;
+        all.emplace_back(kPeer, std::string(id % 50 == 0 ? 0 : dice() % kMaxMessageNbytes, static_cast<char>(id)))
+            .second;
     CHECK(drive(pair.both(), [&] { return a.domain->send(kPeer, id, payload) == Posted::more; }));
   }
   CHECK(drive(pair.both(), [&] { return b.sink.messages.size() == all.size() && a.sink.sents.size() == all.size(); }));
   CHECK(b.sink.messages == all);
-  a.domain->send(kPeer, 999, std::string(kMessageNbytes + 1, 'x'));
+  a.domain->send(kPeer, 999, std::string(kMaxMessageNbytes + 1, 'x'));
   CHECK(a.sink.sents[999].code == EMSGSIZE);
 }
 
@@ -193,7 +194,7 @@ void test_ends() {
 // ---------------------------------------------------------------------------------------------- peers that are none
 
 Fd dial(const EndpointBlob& blob) {
-  Address address = address_of(blob);
+  Address address = read_address(blob);
   Fd fd(::socket(address.family(), SOCK_STREAM | SOCK_CLOEXEC, 0));
   if (::connect(fd.get(), address.get(), address.nbytes) != 0) std::perror("connect");
   return fd;
@@ -234,18 +235,18 @@ void put(std::vector<std::byte>& bytes, const Record& record) {
 
 std::vector<std::byte> plausible(const KeyBlob& key, std::uint64_t& number) {
   std::vector<std::byte> bytes;
-  FrameHead head{
+  FrameHeader header{
       static_cast<Kind>(dice() % 9 + 1), static_cast<std::uint8_t>(dice() % 4), 0, key.slot, key.secret, dice() % 4};
-  if (head.kind == Kind::write || head.kind == Kind::read) {
-    head.count = static_cast<std::uint16_t>(dice() % 5 + 1);
-    if (head.kind == Kind::write) head.number = ++number;
-    if (dice() % 8 == 0) ++head.slot;
-    put(bytes, head);
+  if (header.kind == Kind::write || header.kind == Kind::read) {
+    header.count = static_cast<std::uint16_t>(dice() % 5 + 1);
+    if (header.kind == Kind::write) header.number = ++number;
+    if (dice() % 8 == 0) ++header.slot;
+    put(bytes, header);
     std::size_t payload = 0;
-    for (int i = 0; i < head.count; ++i) {
+    for (int i = 0; i < header.count; ++i) {
       const auto nbytes = static_cast<std::uint32_t>(dice() % 300);
       const std::uint64_t offset = dice() % 5 == 0 ? dice() : dice() % 4096;
-      if (head.kind == Kind::read) {
+      if (header.kind == Kind::read) {
         put(bytes, ReadPiece{offset, nbytes});
         continue;
       }
@@ -255,9 +256,9 @@ std::vector<std::byte> plausible(const KeyBlob& key, std::uint64_t& number) {
     bytes.insert(bytes.end(), payload, std::byte{0x55});
     return bytes;
   }
-  if (head.kind == Kind::message || head.kind == Kind::data) head.value = dice() % 1000;
-  put(bytes, head);
-  if (head.kind == Kind::message) bytes.insert(bytes.end(), head.value, std::byte{0x66});
+  if (header.kind == Kind::message || header.kind == Kind::data) header.value = dice() % 1000;
+  put(bytes, header);
+  if (header.kind == Kind::message) bytes.insert(bytes.end(), header.value, std::byte{0x66});
   return bytes;
 }
 
@@ -312,7 +313,7 @@ void test_region_taken_from_a_half_written_frame() {
   const auto key = unpack<KeyBlob>(memory.key, "test");
   Raw raw(node);
   std::vector<std::byte> bytes;
-  put(bytes, FrameHead{Kind::write, kWantsAck, 1, key.slot, key.secret, 1});
+  put(bytes, FrameHeader{Kind::write, kWantsAck, 1, key.slot, key.secret, 1});
   put(bytes, WritePiece{0, 4096 | WritePiece::kCounts, kCounter});
   bytes.insert(bytes.end(), 1000, std::byte{0x55});
   say(raw.fd, bytes.data(), bytes.size());
@@ -321,7 +322,7 @@ void test_region_taken_from_a_half_written_frame() {
   CHECK(node.sink.releases.size() == 1);
   bytes.assign(3096, std::byte{0x66});
   say(raw.fd, bytes.data(), bytes.size());
-  FrameHead answers[2];
+  FrameHeader answers[2];
   CHECK(drive({&node}, [&] { return ::recv(raw.fd.get(), answers, sizeof answers, MSG_DONTWAIT) == sizeof answers; }));
   CHECK(answers[0].kind == Kind::refused && answers[0].flags == 1 && answers[0].number == 1);
   CHECK(answers[1].kind == Kind::ack && answers[1].number == 1);
@@ -380,7 +381,7 @@ void test_a_wrong_listener() {
   const Fd listener(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
   CHECK(::bind(listener.get(), address.get(), address.nbytes) == 0 && ::listen(listener.get(), 1) == 0);
   ::getsockname(listener.get(), address.get(), &address.nbytes);
-  tcp::put(far, address);
+  tcp::write_address(far, address);
   far.token.name.fill(0xFF);  // the greatest name is dialled
   node.domain->connect(kPeer, Endpoint{pack(far), {}});
   const Fd fd(::accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC));
