@@ -6,8 +6,6 @@
 #include <random>
 #include <sstream>
 
-#include "fabric_domain.h"
-
 namespace aio::libfabric {
 
 namespace {
@@ -219,58 +217,6 @@ void FabricDomain::open_queues() {
   av_ = {av, nullptr};
 }
 
-Channel FabricDomain::open_channel(bool shared, std::uint64_t* count) {
-  Channel channel;
-  channel.receives = policy_.immediates_consume ? kImmediateSlots : shared ? kSharedSlots : kSlots;
-  channel.sends = shared ? kSharedSlots : kSlots;
-  channel.slot_nbytes = policy_.slot_nbytes;
-  if (policy_.close_forgets && (peers_.size() + 1) * (channel.receives + channel.sends + depth_) > cq_entries_) {
-    throw Failure(
-        Failure::Kind::provider, "connect",
-        "the completions of " + std::to_string(peers_.size() + 1) + " peers could overflow the device's queue", ENOSPC,
-        "endpoints=\"shared\", or a smaller depth");
-  }
-  abi::Ep* ep = nullptr;
-  check("fi_endpoint", domain_->ops->endpoint(domain_.get(), info_.get(), &ep, nullptr));
-  channel.endpoint = {ep, count};
-  if (std::string_view(info_->fabric_attr->prov_name).starts_with("efa")) {
-    // Our own shm serves this host; the CUDA calls would run in the worker and may wait for a stream, and can only be
-    // forbidden where GPU memory was asked for. Old versions do not know the names, and then do neither.
-    const bool permitted = false;
-    for (const int name : {abi::opt_shared_memory_permitted, abi::opt_cuda_api_permitted}) {
-      if (name == abi::opt_cuda_api_permitted && (info_->caps & abi::hmem) == 0) continue;
-      const int result = ep->ops->setopt(&ep->fid, abi::opt_endpoint, name, &permitted, sizeof permitted);
-      if (result != -ENOPROTOOPT) check("fi_setopt", result);
-    }
-    if (policy_.rnr_retry >= 0) {
-      const auto times = static_cast<std::size_t>(policy_.rnr_retry);
-      check("fi_setopt of FI_OPT_EFA_RNR_RETRY",
-            ep->ops->setopt(&ep->fid, abi::opt_endpoint, abi::opt_efa_rnr_retry, &times, sizeof times));
-    }
-    std::size_t largest = 0;
-    std::size_t nbytes = sizeof largest;
-    if (ep->ops->getopt(&ep->fid, abi::opt_endpoint, abi::opt_max_msg_size, &largest, &nbytes) == 0) {
-      channel.slot_nbytes = std::min(largest, kSlotNbytes);
-    }
-  }
-  check("fi_ep_bind", abi::bind(&ep->fid, av_.fid(), 0));
-  check("fi_ep_bind", abi::bind(&ep->fid, cq_.fid(), abi::send | abi::recv));
-  check("fi_enable", abi::enable(&ep->fid));
-  const std::uint32_t slots = channel.receives + channel.sends;
-  channel.arena = std::make_unique_for_overwrite<std::byte[]>(slots * channel.slot_nbytes);
-  for (std::uint32_t slot = slots; slot-- > channel.receives;) channel.free_slots.push_back(slot);
-  if ((info_->domain_attr->mr_mode & abi::mr_local) != 0) {
-    channel.registration = register_own(channel.arena.get(), slots * channel.slot_nbytes, abi::send | abi::recv, count);
-  }
-  return channel;
-}
-
-// What both ends must have in common.
-std::string FabricDomain::kind() const {
-  const std::string provider = info_->fabric_attr->prov_name;
-  return provider.starts_with("efa") ? info_->fabric_attr->name : provider;
-}
-
 void FabricDomain::describe() {
   const std::string provider = info_->fabric_attr->prov_name;
   attributes_.name = info_->domain_attr->name;
@@ -307,14 +253,6 @@ void FabricDomain::describe_efa(const Channel& channel) {
                                      : ", by the device";
   if (policy_.immediates_consume) attributes_.protocol += ", immediates use up receives";
   attributes_.max_message_nbytes = channel.slot_nbytes - sizeof(FrameHead);
-}
-
-std::optional<std::vector<int>> FabricDomain::arm() {
-  if (wait_fd_ < 0) return std::vector<int>{};
-  // The descriptor may only be waited on after fi_trywait has said that nothing is queued: fi_cq(3).
-  abi::Fid* fids[] = {cq_.fid()};
-  if (fabric_->ops->trywait(fabric_.get(), fids, 1) != 0) return std::nullopt;
-  return std::vector<int>{wait_fd_};
 }
 
 }  // namespace aio::libfabric

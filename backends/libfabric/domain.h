@@ -1,13 +1,141 @@
-// libfabric as a transport: one Domain per libfabric domain (a NIC, or an address for the software providers).
+// The libfabric Domain. What its files do: domain.cpp opens and closes, memory.cpp registers and revokes, peers.cpp
+// connects and fences, data.cpp moves bytes, wire.h says what travels.
 #pragma once
 
-#include <memory>
+#include <sys/uio.h>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <deque>
+#include <map>
+#include <optional>
+#include <set>
+#include <string>
+#include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "../core/domain.h"
+#include "connection.h"
 #include "library.h"
+#include "memory.h"
+#include "policy.h"
+#include "post.h"
 
 namespace aio::libfabric {
+
+class FabricDomain final : public Domain {
+ public:
+  FabricDomain(Sink& sink, const Library& library, InfoPtr info, const Options& options);
+  ~FabricDomain() override;
+
+  [[nodiscard]] const DomainAttributes& attributes() const noexcept override { return attributes_; }
+  std::string register_local(RegionNumber region, const LocalMemory& memory) override;
+  void register_remote(RegionNumber region, const RemoteMemory& memory) override;
+  void deregister(RegionNumber region) override;
+  Endpoint connect(PeerNumber peer, const std::optional<Endpoint>& remote) override;
+  void admit(PeerNumber peer, const Endpoint& other) override;
+  void disconnect(PeerNumber peer, bool lost) override;
+  Posted post(Flow& flow, std::uint32_t budget) override;
+  Posted send(PeerNumber peer, TransferId message, const std::string& payload) override;
+  bool progress() override;
+  [[nodiscard]] bool needs_progress() const noexcept override { return chores_; }
+  std::optional<std::vector<int>> arm() override;
+  [[nodiscard]] bool polled() const noexcept override { return wait_fd_ < 0; }
+  [[nodiscard]] bool reaches(PeerNumber peer) const noexcept override;
+  [[nodiscard]] std::uint64_t handles() const noexcept override { return handles_ + remote_regions_.size(); }
+
+ private:
+  // domain.cpp
+  void check(const char* what, ssize_t result) const;
+  void open_queues();
+  void describe_efa(const Channel& channel);
+  void describe();
+  // endpoint.cpp
+  Channel open_channel(bool shared, std::uint64_t* count);
+  [[nodiscard]] std::string kind() const;
+  EndpointBlob accept(const Peer& peer, const Endpoint& remote) const;
+  std::uint64_t insert(const EndpointBlob& blob);
+  // memory.cpp
+  Handle<abi::Mr> register_own(void* base, std::size_t nbytes, std::uint64_t access, std::uint64_t* count);
+  Handle<abi::Mr> register_memory(const LocalMemory& memory, std::uint64_t access, std::uint64_t* count);
+  void revoke(LocalRegion& region);
+  void settle_regions();
+  // connection.cpp
+  Peer* find(PeerNumber number) noexcept;
+  void join(Peer& peer, const Endpoint& remote);
+  void fence(Peer& peer);
+  void fence_quietly(Peer& peer);
+  void end_connections(Peer& peer);
+  // queries.cpp
+  void ask(End& end) noexcept;
+  void put_question(Peer& peer, End& end, Clock::time_point now);
+  void write_question(Peer& peer, End& end);
+  bool flush_outbox(Peer& peer);
+  void received(Peer& peer, const std::byte* frame, std::size_t nbytes);
+  void answer(Peer& peer, const End& end, std::uint64_t number, std::string_view doubtful);
+  void answered(Peer& peer, End& end, std::uint64_t number, const std::set<std::uint64_t>& dead);
+  void resolve(Peer& peer, const Outcome* verdict);
+  void forget(Peer& peer, const std::set<std::uint64_t>& serials);
+  // post.cpp
+  [[nodiscard]] bool join_bundle(Bundle& bundle, const Piece& piece, const LocalRegion* local,
+                                 const RemoteRegion* remote) const;
+  ssize_t post_bundle(Peer& peer, Op op, Bundle& bundle, Operation& operation);
+  ssize_t post_ahead(Peer& peer, Bundle& bundle);
+  void enlist(Operation& operation, std::uint64_t nbytes);
+  void vouch_for_tail(Peer& peer);
+  Posted blocked(Peer& peer, Flow& flow);
+  ssize_t post_frame(Peer& peer, Operation::Kind kind, TransferId message, std::string_view frame, std::uint64_t to);
+  void post_receive(Channel& channel, Peer* peer, std::uint32_t slot);
+  // progress.cpp
+  bool tend(Peer& peer, Clock::time_point now);
+  bool harvest();
+  void harvest_queued();
+  void complete(const abi::CqEntry& entry);
+  void renew(Operation& operation);
+  void fail(const abi::CqErrorEntry& error);
+  void lose_sight(Peer& peer);
+  void departed(Operation& operation);
+  void suspend(Operation& operation, int code);
+  void suspend_unconfirmed(Peer& peer, int code);
+  void finish(Operation& operation, const Outcome& outcome);
+  Operation& acquire(Purpose::Kind kind, Peer* peer);
+  void recycle(Operation& operation) noexcept;
+
+  Sink& sink_;
+  const Library& library_;
+  InfoPtr info_;
+  Policy policy_;
+  std::uint32_t depth_;
+  std::size_t most_segments_;
+  std::chrono::duration<double> post_deadline_, verdict_;
+  DomainAttributes attributes_;
+
+  std::uint64_t handles_ = 0;
+  Handle<abi::Fabric> fabric_;
+  Handle<abi::DomainFid> domain_;
+  Handle<abi::Cq> cq_;
+  Handle<abi::Av> av_;
+  int wait_fd_ = -1;
+  std::uint64_t anchor_memory_[8] = {};
+  Handle<abi::Mr> anchor_;  // what pieces without payload name: EFA wants a valid region even then
+  std::optional<Channel> shared_;
+  std::size_t cq_entries_ = 0;
+
+  std::deque<Operation> operations_;  // stable addresses
+  std::vector<Operation*> idle_;
+  std::unordered_map<RegionNumber, LocalRegion> local_regions_;
+  std::unordered_map<RegionNumber, RemoteRegion> remote_regions_;
+  std::set<RegionNumber> closing_regions_;
+  std::uint64_t next_serial_ = 1;
+  std::unordered_map<PeerNumber, std::unique_ptr<Peer>> peers_;
+  std::unordered_map<std::uint64_t, Peer*> tokens_;
+  std::vector<std::pair<Peer*, std::uint32_t>> unposted_;  // receive slots that found no room
+  bool arrived_ = false;
+  bool chores_ = false;  // some peer waits for time to pass, or for room
+  Clock::time_point last_arrival_{};
+};
 
 // Options, all optional; yes and no are "1"/"True" and "0"/"False":
 //   provider         exact provider name; "tcp"

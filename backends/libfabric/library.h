@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "../core/options.h"
@@ -26,6 +27,41 @@ struct Library {
 
   // What we speak: the interface we declared, or the library's own when that is older.
   [[nodiscard]] std::uint32_t api_version() const noexcept;
+};
+
+// Owns one libfabric object, and counts it where it belongs to a region or a peer.
+template <class Object>
+class Handle {
+ public:
+  Handle() = default;
+  Handle(Object* object, std::uint64_t* count) noexcept : object_(object), count_(count) {
+    if (count_ != nullptr) ++*count_;
+  }
+  Handle(Handle&& other) noexcept : object_(std::exchange(other.object_, nullptr)), count_(other.count_) {}
+  Handle& operator=(Handle&& other) noexcept {
+    if (this != &other) {
+      reset();
+      object_ = std::exchange(other.object_, nullptr);
+      count_ = other.count_;
+    }
+    return *this;
+  }
+  ~Handle() { reset(); }
+
+  void reset() noexcept {
+    if (object_ == nullptr) return;
+    // A refused close stays counted: the leak check then shows it.
+    const int result = abi::close(&std::exchange(object_, nullptr)->fid);
+    if (result == 0 && count_ != nullptr) --*count_;
+  }
+  [[nodiscard]] Object* get() const noexcept { return object_; }
+  [[nodiscard]] abi::Fid* fid() const noexcept { return &object_->fid; }
+  Object* operator->() const noexcept { return object_; }
+  explicit operator bool() const noexcept { return object_ != nullptr; }
+
+ private:
+  Object* object_ = nullptr;
+  std::uint64_t* count_ = nullptr;
 };
 
 struct InfoDeleter {

@@ -17,7 +17,7 @@
 #include <cerrno>
 #include <random>
 
-#include "fabric_domain.h"
+#include "domain.h"
 
 namespace aio::libfabric {
 

@@ -8,15 +8,12 @@
 #include <cstring>
 #include <utility>
 
-#include "verbs_domain.h"
-
 namespace aio::verbs {
 
 namespace {
 
 constexpr int kMostCompletions = 1 << 16;
 constexpr int kEveryone = 16;  // peers whose send queues may all be full at once; beyond that they wait for each other
-constexpr std::uint32_t kArmsPerLook = 64;  // at the latest, where every wake-up brings completions
 constexpr std::uint64_t kInlineNbytesOnRxe = 16 << 10;
 
 Settings settings_of(const Options& options) {
@@ -166,33 +163,6 @@ void VerbsDomain::describe() {
   attributes_.inline_nbytes = port_.is_rxe() ? kInlineNbytesOnRxe : UINT64_MAX;
   attributes_.inline_pieces = 32;
   attributes_.tells_of_ends = true;
-}
-
-std::optional<std::vector<int>> VerbsDomain::arm() {
-  // What woke us was most likely a completion, and then nothing else is asked: each question is a system call.
-  const bool looks = !std::exchange(harvested_, false) || ++unlooked_ == kArmsPerLook;
-  bool moved = false;
-  if (looks) {
-    unlooked_ = 0;
-    moved = look_around();
-  } else {
-    mind_time();
-  }
-  // An arm rings once, and an event that is not taken would keep the descriptor readable.
-  abi::Cq* cq = nullptr;
-  void* context = nullptr;
-  if (armed_ && library_.get_cq_event(channel_.get(), &cq, &context) == 0) {
-    library_.ack_cq_events(cq_.get(), 1);
-    armed_ = false;
-  }
-  // One that has not rung yet still holds; should its event have been lost, it is made good when next there is time.
-  if (!armed_ || looks) {
-    armed_ = abi::req_notify_cq(cq_.get()) == 0;
-    // What came before the arm rings no more, so it is looked for once more.
-    moved |= harvest();
-  }
-  if (moved) return std::nullopt;
-  return std::vector<int>{channel_->fd, port_.context->async_fd, timer_.get()};
 }
 
 }  // namespace aio::verbs

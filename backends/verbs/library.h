@@ -5,11 +5,53 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 
 #include "../core/options.h"
 #include "abi.h"
 
 namespace aio::verbs {
+
+// Owns one object of the library, and counts it where it belongs to a region or a peer.
+template <class Object>
+class Handle {
+ public:
+  Handle() = default;
+  Handle(Object* object, int (*close)(Object*), std::uint64_t* count = nullptr) noexcept
+      : object_(object), close_(close), count_(count) {
+    if (count_ != nullptr) ++*count_;
+  }
+  Handle(Handle&& other) noexcept
+      : object_(std::exchange(other.object_, nullptr)), close_(other.close_), count_(other.count_) {}
+  Handle& operator=(Handle&& other) noexcept {
+    if (this != &other) {
+      reset();
+      object_ = std::exchange(other.object_, nullptr);
+      close_ = other.close_;
+      count_ = other.count_;
+    }
+    return *this;
+  }
+  ~Handle() { reset(); }
+
+  // Returns an error number. What was refused to close is still owned, and counted: the leak check then shows it.
+  int reset() noexcept {
+    if (object_ == nullptr) return 0;
+    const int result = close_(object_);
+    if (result != 0) return result;
+    object_ = nullptr;
+    if (count_ != nullptr) --*count_;
+    return 0;
+  }
+  [[nodiscard]] Object* get() const noexcept { return object_; }
+  Object* operator->() const noexcept { return object_; }
+  explicit operator bool() const noexcept { return object_ != nullptr; }
+
+ private:
+  Object* object_ = nullptr;
+  int (*close_)(Object*) = nullptr;
+  std::uint64_t* count_ = nullptr;
+};
 
 // The entry points of one loaded library. Never unloaded: it keeps its providers' libraries, and they keep handlers.
 struct Library {

@@ -8,7 +8,7 @@
 #include <cerrno>
 #include <cstring>
 
-#include "verbs_domain.h"
+#include "domain.h"
 
 namespace aio::verbs {
 

@@ -14,7 +14,7 @@
 #include <vector>
 
 #define private public  // the endpoint and the queue of a domain, to stand in front of them
-#include "../../backends/libfabric/fabric_domain.h"
+#include "../../backends/libfabric/domain.h"
 #undef private
 
 using namespace aio;

@@ -5,7 +5,7 @@
 
 #include "../core/counters.h"
 #include "../core/refusal.h"
-#include "fabric_domain.h"
+#include "domain.h"
 
 namespace aio::libfabric {
 
@@ -19,24 +19,6 @@ constexpr std::uint32_t kBundledPieces = 256;  // as many counts as an immediate
 constexpr std::uint32_t kKeptSlots = 2;        // of the send slots: messages leave them to questions and answers
 
 const Outcome kPeerGone{Status::peer_lost, 0, "the connection is closed"};
-
-// The peer's side said that the key names nothing. EFA's device says it with a status of its own (efa_errno.h).
-bool is_stale(const abi::CqErrorEntry& error, bool efa) noexcept {
-  constexpr int efa_remote_bad_address = 7;
-  return error.err == EACCES || error.err == EKEYREJECTED || error.err == ENOKEY || error.err == abi::err_nokey ||
-         (efa && error.prov_errno == efa_remote_bad_address);
-}
-
-// EFA's device has sent it again and again, and nothing came back.
-bool is_unresponsive(const abi::CqErrorEntry& error) noexcept {
-  constexpr int efa_unresponsive = 13, efa_unreachable = 15;  // efa_io_defs.h; the latter had never answered
-  return error.prov_errno == efa_unresponsive || error.prov_errno == efa_unreachable;
-}
-
-bool is_broken(int code) noexcept {
-  return code == ECANCELED || code == ECONNRESET || code == EPIPE || code == ENOTCONN || code == ECONNABORTED ||
-         code == ESHUTDOWN || code == EIO;
-}
 
 }  // namespace
 
@@ -263,176 +245,6 @@ void FabricDomain::post_receive(Channel& channel, Peer* peer, std::uint32_t slot
   if (result == 0) return;
   recycle(operation);
   if (result == -EAGAIN) unposted_.emplace_back(peer, slot);
-}
-
-// --------------------------------------------------------------------------------------------------- completions
-
-bool FabricDomain::progress() {
-  bool moved = harvest();
-  std::vector<std::pair<Peer*, std::uint32_t>> unposted;
-  unposted.swap(unposted_);
-  for (const auto& [peer, slot] : unposted) post_receive(peer == nullptr ? *shared_ : *peer->channel, peer, slot);
-  if (!chores_) return moved;
-  chores_ = false;
-  const auto now = Clock::now();
-  std::vector<PeerNumber> numbers;  // tending may end a peer
-  numbers.reserve(peers_.size());
-  for (const auto& [number, peer] : peers_) numbers.push_back(number);
-  for (const PeerNumber number : numbers) {
-    if (Peer* peer = find(number)) moved |= tend(*peer, now);
-  }
-  return moved;
-}
-
-bool FabricDomain::harvest() {
-  std::array<abi::CqEntry, 64> entries;
-  bool moved = false;
-  // Bounded, so that arrivals alone never keep the worker from posting.
-  for (std::size_t batch = 0; batch < kHarvested / entries.size(); ++batch) {
-    const ssize_t count = cq_->ops->read(cq_.get(), entries.data(), entries.size());
-    if (count == -abi::err_avail) {
-      abi::CqErrorEntry error{};
-      if (cq_->ops->readerr(cq_.get(), &error, 0) > 0) fail(error);
-    } else if (count <= 0) {
-      break;
-    } else {
-      for (std::size_t i = 0; i < static_cast<std::size_t>(count); ++i) complete(entries[i]);
-    }
-    moved = true;
-  }
-  if (arrived_) last_arrival_ = Clock::now();
-  arrived_ = false;
-  return moved;
-}
-
-// All that is queued now: each round reads some of it, and others may add to it meanwhile.
-void FabricDomain::harvest_queued() {
-  for (std::size_t round = 0; harvest() && round <= cq_entries_ / kHarvested; ++round) {
-  }
-}
-
-void FabricDomain::complete(const abi::CqEntry& entry) {
-  if ((entry.flags & abi::remote_cq_data) != 0 && (entry.flags & abi::recv) == 0) {
-    arrived_ = true;
-    sink_.counted(static_cast<std::uint32_t>(entry.data));
-    if (policy_.immediates_consume && entry.op_context != nullptr) renew(Operation::of(entry.op_context));
-    return;
-  }
-  if (entry.op_context == nullptr) return;
-  Operation& operation = Operation::of(entry.op_context);
-  if (operation.ordered && operation.peer != nullptr) return departed(operation);
-  if (operation.kind != Operation::Kind::receive) return finish(operation, kDone);
-  Peer* owner = operation.peer;
-  Channel& channel = owner == nullptr ? *shared_ : *owner->channel;
-  arrived_ = true;
-  const std::byte* bytes = channel.at(operation.slot);
-  if (entry.nbytes >= sizeof(FrameHead) && entry.nbytes <= channel.slot_nbytes) {
-    std::uint64_t token = 0;
-    std::memcpy(&token, bytes, sizeof token);
-    // Whoever does not quote a token that we gave out is not heard, nor is one who quotes another's.
-    const auto found = tokens_.find(token);
-    if (found != tokens_.end() && (owner == nullptr || owner == found->second))
-      received(*found->second, bytes, entry.nbytes);
-  }
-  renew(operation);
-}
-
-// A receive that was used up is posted again.
-void FabricDomain::renew(Operation& operation) {
-  Peer* owner = operation.peer;
-  const std::uint32_t slot = operation.slot;
-  recycle(operation);
-  if (owner == nullptr || !owner->closing) post_receive(owner == nullptr ? *shared_ : *owner->channel, owner, slot);
-}
-
-// An error names its operation by op_context alone: the other fields are not set by every provider.
-void FabricDomain::fail(const abi::CqErrorEntry& error) {
-  if (error.op_context == nullptr) return;
-  Operation& operation = Operation::of(error.op_context);
-  Peer* peer = operation.peer;
-  if (operation.kind == Operation::Kind::receive) return renew(operation);  // truncated: longer than any of ours
-  if (operation.kind == Operation::Kind::abandoned) return recycle(operation);
-  if (operation.ordered) std::erase(peer->unconfirmed, &operation);
-  const bool unresponsive = policy_.greets && is_unresponsive(error);
-  if (unresponsive) lose_sight(*peer);
-  const bool broken = is_broken(error.err) && peer->own && !unresponsive;
-  if (broken && !peer->leaving) suspend_unconfirmed(*peer, error.err);
-  if (operation.kind == Operation::Kind::control) return finish(operation, kDone);
-  if (peer->closing || peer->leaving) return finish(operation, kPeerGone);
-  if (is_stale(error, policy_.close_revokes) || (operation.serial != 0 && peer->dead.contains(operation.serial))) {
-    return finish(operation, {Status::stale_region, error.err,
-                              std::string(library_.strerror(error.err)) + ": the peer has deregistered the region"});
-  }
-  if (broken) return suspend(operation, error.err);
-  std::array<char, 128> text{};
-  std::string reason = library_.strerror(error.err);
-  const char* words = cq_->ops->strerror(cq_.get(), error.prov_errno, error.err_data, text.data(), text.size());
-  if (words != nullptr && error.prov_errno != 0) reason += std::string("; ") + words;
-  finish(operation, {Status::provider, error.err, std::move(reason)});
-}
-
-// The link between the two NICs is gone, or one of them. Nothing more is written that way before the peer has answered
-// again; the core takes the other rails meanwhile.
-void FabricDomain::lose_sight(Peer& peer) {
-  if (!peer.greeted() || !peer.joined || peer.leaving) return;
-  peer.greeting = peer.partner().asked + 1;
-  peer.greeting_since = Clock::now();
-  ask(peer.partner());
-}
-
-// A write under Policy::delivery that the provider has completed.
-void FabricDomain::departed(Operation& operation) {
-  operation.left = true;
-  if (operation.doubtful) return suspend(operation, ECANCELED);
-  if (operation.confirmed) return finish(operation, kDone);
-  if (!operation.vouches) return;
-  std::deque<Operation*>& unconfirmed = operation.peer->unconfirmed;
-  for (bool last = false; !last && !unconfirmed.empty();) {
-    Operation& next = *unconfirmed.front();
-    unconfirmed.pop_front();
-    last = &next == &operation;
-    next.confirmed = true;
-    if (next.left) finish(next, kDone);
-  }
-}
-
-// Its end is told once the peer has said why the connection broke, or cannot.
-void FabricDomain::suspend(Operation& operation, int code) {
-  Peer& peer = *operation.peer;
-  if (operation.kind != Operation::Kind::control) {
-    if (peer.suspended.empty()) peer.suspended_at = Clock::now();
-    peer.suspended.push_back({operation.flow, operation.pieces, operation.message, operation.serial, code});
-    peer.verdict_number = peer.partner().asked + 1;
-    ask(peer.partner());
-    operation.kind = Operation::Kind::control;
-  }
-  finish(operation, kDone);
-}
-
-// The connection broke: whether those that had left arrived is not known. The others' completions are still to come.
-void FabricDomain::suspend_unconfirmed(Peer& peer, int code) {
-  std::deque<Operation*> unconfirmed;
-  unconfirmed.swap(peer.unconfirmed);
-  for (Operation* operation : unconfirmed) {
-    operation->doubtful = true;
-    if (operation->left) suspend(*operation, code);
-  }
-}
-
-void FabricDomain::finish(Operation& operation, const Outcome& outcome) {
-  const Purpose ended = operation;
-  recycle(operation);
-  Peer* peer = ended.peer;
-  if (peer == nullptr) return;  // abandoned
-  --peer->in_flight;
-  peer->nbytes_in_flight -= ended.nbytes;
-  peer->stalled.reset();
-  if (ended.kind == Operation::Kind::piece) {
-    sink_.stopped(*ended.flow, ended.pieces, outcome);
-    return;
-  }
-  if (ended.slot_held()) peer->channel->free_slots.push_back(ended.slot);
-  if (ended.kind == Operation::Kind::message) sink_.sent(ended.message, outcome);
 }
 
 Operation& FabricDomain::acquire(Purpose::Kind kind, Peer* peer) {

@@ -7,7 +7,7 @@
 #include <cstring>
 
 #include "../core/refusal.h"
-#include "verbs_domain.h"
+#include "domain.h"
 
 namespace aio::verbs {
 

@@ -5,7 +5,7 @@
 #include <cerrno>
 #include <cstring>
 
-#include "verbs_domain.h"
+#include "domain.h"
 
 namespace aio::verbs {
 

@@ -1,0 +1,29 @@
+// Regions of ours and of peers.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <utility>
+
+#include "library.h"
+#include "wire.h"
+
+namespace aio::libfabric {
+
+struct LocalRegion {
+  std::uint64_t addr, nbytes, serial;
+  unsigned access;
+  Handle<abi::Mr> registration;
+  bool revoking = false;
+  // After the registration is closed: by peer, and its end's token, the answer that must have come.
+  std::map<std::pair<PeerNumber, std::uint64_t>, std::uint64_t> awaited;
+};
+
+struct RemoteRegion {
+  PeerNumber peer;
+  std::uint64_t nbytes;
+  KeyBlob key;
+  bool dead = false;
+};
+
+}  // namespace aio::libfabric

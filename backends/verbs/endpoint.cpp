@@ -1,0 +1,88 @@
+// What a peer is told of our end, and the route to its end.
+#include <algorithm>
+#include <cerrno>
+#include <random>
+
+#include "domain.h"
+
+namespace aio::verbs {
+
+namespace {
+
+constexpr std::uint8_t kHopLimit = 64;           // routers between RoCE v2 subnets, as IP's customary default
+constexpr std::uint8_t kMostReadsInFlight = 16;  // what ConnectX offers
+// Linux 6.1's rdma_rxe gives up reads that take long to be answered, and asks again, and again. In the virtual machine
+// of tests/vm one read of 8 MiB, or four of 1 MiB at once, did not end within 40 s; four of 256 KiB at once came with 5
+// MB/s and 37 repetitions; of 1 MiB one after another, 64 came with 16 MB/s and without any.
+constexpr std::uint8_t kReadsInFlightOnRxe = 1;
+
+// Random, so that a packet of a former connection that comes late is not taken for one of this. 24 bits.
+std::uint32_t random_psn() {
+  std::random_device random;
+  return random() & 0xffffff;
+}
+
+}  // namespace
+
+void VerbsDomain::write_blob(Peer& peer) {
+  refresh(library_, port_);  // addresses come and go
+  EndpointBlob blob;
+  blob.head = {kMagic,
+               rail_,
+               static_cast<std::uint16_t>(rails_->domains.size()),
+               peer.data.qp->qp_num,
+               random_psn(),
+               peer.frames.qp->qp_num,
+               random_psn(),
+               reinterpret_cast<std::uint64_t>(anchor()),
+               anchor_registration_->rkey,
+               static_cast<std::uint32_t>(slot_nbytes_),
+               port_.attr.lid,
+               port_.attr.link_layer,
+               static_cast<std::uint8_t>(port_.attr.active_mtu),
+               reads_in_flight(port_.device.max_qp_rd_atom),
+               static_cast<std::uint8_t>(port_.attr.flags & abi::port_grh_required),
+               0};
+  blob.gids = port_.gids;
+  peer.blob = pack(blob);
+}
+
+// How many reads a QP may have under way, of those that its device and the peer's can take.
+std::uint8_t VerbsDomain::reads_in_flight(int offered) const noexcept {
+  return static_cast<std::uint8_t>(
+      std::clamp<int>(offered, 1, port_.is_rxe() ? kReadsInFlightOnRxe : kMostReadsInFlight));
+}
+
+abi::AhAttr VerbsDomain::route_to(const EndpointBlob& remote) const {
+  const auto refuse = [&](const std::string& why) {
+    return Failure(Failure::Kind::provider, "a path from " + port_.name, why, EHOSTUNREACH);
+  };
+  if (remote.head.link_layer != port_.attr.link_layer) throw refuse("InfiniBand and RoCE do not reach each other");
+  if (port_.attr.state != abi::port_active) throw refuse("the port is down");
+  abi::AhAttr route{};
+  route.port_num = port_.number;
+  route.sl = settings_.service_level;
+  const auto pair = choose_gids(port_.gids, remote.gids);
+  if (port_.is_infiniband()) {
+    if (remote.head.lid == 0) throw refuse("the peer's port has no LID yet: is a subnet manager running?");
+    route.dlid = remote.head.lid;
+    // Within a subnet LIDs are enough. Between subnets, or where the port says so, addresses travel along.
+    const bool routed =
+        (port_.attr.flags & abi::port_grh_required) != 0 || remote.head.grh_required != 0 ||
+        (pair && !std::equal(port_.gids[pair->first].raw.begin(), port_.gids[pair->first].raw.begin() + 8,
+                             remote.gids[pair->second].raw.begin()));
+    if (!routed) return route;
+  }
+  if (!pair) {
+    throw refuse("no address of the same kind on both sides: here " + words(port_.gids) + "; there " +
+                 words(remote.gids));
+  }
+  route.is_global = 1;
+  std::copy_n(remote.gids[pair->second].raw.begin(), sizeof route.grh.dgid.raw, route.grh.dgid.raw);
+  route.grh.sgid_index = port_.gids[pair->first].index;
+  route.grh.hop_limit = kHopLimit;
+  route.grh.traffic_class = settings_.traffic_class;
+  return route;
+}
+
+}  // namespace aio::verbs

@@ -1,0 +1,27 @@
+// Regions of ours and of peers.
+#pragma once
+
+#include <cstdint>
+#include <set>
+
+#include "connection.h"
+
+namespace aio::verbs {
+
+struct LocalRegion {
+  std::uint64_t addr, nbytes, serial;
+  unsigned access;
+  bool by_cpu;  // may be read by this process: not a device's memory
+  Handle<abi::Mr> registration;
+  std::set<PeerNumber> awaited;  // while it is taken back: those that may still be using it
+  Clock::time_point closing_since;
+};
+
+struct RemoteRegion {
+  PeerNumber peer;
+  std::uint64_t nbytes;
+  KeyBlob key;
+  bool dead = false;
+};
+
+}  // namespace aio::verbs
