@@ -10,18 +10,18 @@ namespace aio::libfabric {
 
 namespace {
 
-constexpr int kLastRounds = 64;  // of driving libfabric before an endpoint goes, without taking what it has
+constexpr int kDrainRounds = 64;  // of driving libfabric before an endpoint goes, without taking what it has
 
 Policy policy_of(const abi::Info& info, const Options& options) {
   const std::string provider = info.fabric_attr->prov_name;
   Policy policy;
   policy.unproven = yes_or_no("libfabric", options, "unproven").value_or(false);
-  if (is_rxm(provider)) policy.slot_nbytes = kLeastSlotNbytes;
-  policy.close_reposts = is_rxm_over_verbs(provider);
+  if (is_rxm(provider)) policy.slot_nbytes = kMinSlotNbytes;
+  policy.drain_before_close = is_rxm_over_verbs(provider);
   if (provider == "tcp" || provider == "tcp;ofi_rxm") {
     policy.delivery = yes_or_no("libfabric", options, "delivery").value_or(true);
-    policy.forgets_connections = true;
-    policy.payload_ahead = is_rxm(provider);
+    policy.close_forgets_connections = true;
+    policy.payload_first = is_rxm(provider);
   } else if (provider.starts_with("efa")) {
     const bool direct = info.fabric_attr->name == std::string_view("efa-direct");
     const std::string endpoints = option(options, "endpoints", "peer");
@@ -29,11 +29,11 @@ Policy policy_of(const abi::Info& info, const Options& options) {
       throw Failure(Failure::Kind::usage, "libfabric", "option endpoints is " + endpoints);
     }
     policy.shared_endpoint = endpoints == "shared";
-    policy.close_revokes = policy.greets = policy.close_forgets = true;
-    policy.close_waits = !direct;
+    policy.device_checks_keys = policy.needs_handshake = policy.close_drops_completions = true;
+    policy.close_blocks = !direct;
     policy.rnr_retry = static_cast<int>(number("libfabric", options, "rnr_retry", -1, 0, 1e9));
     if (policy.rnr_retry > 7) throw Failure(Failure::Kind::usage, "libfabric", "option rnr_retry exceeds 7");
-    policy.immediates_consume = (info.mode & abi::mode_rx_cq_data) != 0;
+    policy.immediates_use_receives = (info.mode & abi::mode_rx_cq_data) != 0;
   }
   return policy;
 }
@@ -45,35 +45,38 @@ Policy policy_of(const abi::Info& info, const Options& options) {
 }
 
 // What is asked for, beyond the options.
-struct Wish {
+struct HintVariant {
   std::string fabric;
   bool gpu = false;
   bool rx_cq_data = false;
 };
 
-InfoPtr make_hints(const Library& library, const Options& options, const std::string& provider, const Wish& wish) {
+InfoPtr make_hints(const Library& library, const Options& options, const std::string& provider,
+                   const HintVariant& variant) {
   InfoPtr hints(library.dupinfo(nullptr), InfoDeleter{&library});
-  const auto text = [](const std::string& words) { return words.empty() ? nullptr : ::strdup(words.c_str()); };
+  const auto text = [](const std::string& to_string) {
+    return to_string.empty() ? nullptr : ::strdup(to_string.c_str());
+  };
   const bool efa = provider.starts_with("efa");
-  hints->caps = abi::msg | abi::rma | (efa ? abi::local_comm | abi::remote_comm : 0) | (wish.gpu ? abi::hmem : 0);
-  hints->mode = abi::mode_context | abi::mode_context2 | (wish.rx_cq_data ? abi::mode_rx_cq_data : 0);
+  hints->caps = abi::msg | abi::rma | (efa ? abi::local_comm | abi::remote_comm : 0) | (variant.gpu ? abi::hmem : 0);
+  hints->mode = abi::mode_context | abi::mode_context2 | (variant.rx_cq_data ? abi::mode_rx_cq_data : 0);
   hints->ep_attr->type = abi::ep_rdm;
   hints->domain_attr->mr_mode = abi::mr_local | abi::mr_virt_addr | abi::mr_allocated | abi::mr_prov_key |
-                                abi::mr_endpoint | (wish.gpu ? abi::mr_hmem : 0);
+                                abi::mr_endpoint | (variant.gpu ? abi::mr_hmem : 0);
   hints->domain_attr->threading = abi::thread_domain;  // the core calls with its lock held
   hints->domain_attr->control_progress = hints->domain_attr->data_progress = abi::progress_manual;
   hints->fabric_attr->prov_name = text(provider);
-  hints->fabric_attr->name = text(wish.fabric);
+  hints->fabric_attr->name = text(variant.fabric);
   hints->domain_attr->name = text(option(options, "interface", ""));
   return hints;
 }
 
 // EFA offers GPU memory only where a GPU's library is, and its direct fabric to those who do not offer receives for
 // immediates only where the device needs none. Each is asked for in turn, the best first.
-std::vector<Wish> wishes(const Options& options, const std::string& provider) {
+std::vector<HintVariant> hint_variants(const Options& options, const std::string& provider) {
   const std::string fabric = option(options, "fabric", "");
   if (!provider.starts_with("efa")) return {{fabric}};
-  std::vector<Wish> all;
+  std::vector<HintVariant> all;
   if (fabric.empty() || fabric == "efa-direct") {
     for (const bool rx_cq_data : {false, true}) {
       for (const bool gpu : {true, false}) all.push_back({"efa-direct", gpu, rx_cq_data});
@@ -86,7 +89,7 @@ std::vector<Wish> wishes(const Options& options, const std::string& provider) {
 }
 
 // What may be opened, in the order in which it is asked for.
-std::vector<abi::Info*> choose(abi::Info* list, const std::string& provider, const std::string& interfaces) {
+std::vector<abi::Info*> select_infos(abi::Info* list, const std::string& provider, const std::string& interfaces) {
   std::vector<abi::Info*> offered, chosen;
   std::set<std::string> seen;
   for (abi::Info* info = list; info != nullptr; info = info->next) {
@@ -105,16 +108,16 @@ std::vector<abi::Info*> choose(abi::Info* list, const std::string& provider, con
   return chosen;
 }
 
-InfoPtr discover(const Library& library, const Options& options, const std::string& provider) {
+InfoPtr get_info(const Library& library, const Options& options, const std::string& provider) {
   const bool ip = provider.starts_with("tcp") || provider.starts_with("udp") || provider.starts_with("sockets");
   const bool chosen = !option(options, "interface", "").empty();
   const std::string node = option(options, "address", ip && !chosen ? "127.0.0.1" : "");
   int result = -ENODATA;
-  for (const Wish& wish : wishes(options, provider)) {
+  for (const HintVariant& variant : hint_variants(options, provider)) {
     abi::Info* list = nullptr;
     result = library.getinfo(library.api_version(), node.empty() ? nullptr : node.c_str(), nullptr,
-                             node.empty() ? 0 : abi::source_address, make_hints(library, options, provider, wish).get(),
-                             &list);
+                             node.empty() ? 0 : abi::source_address,
+                             make_hints(library, options, provider, variant).get(), &list);
     if (result == 0) return {list, InfoDeleter{&library}};
   }
   unavailable(provider, std::string(library.strerror(-result)) + (node.empty() ? "" : ", at address " + node), -result);
@@ -126,9 +129,9 @@ std::vector<std::unique_ptr<Domain>> open_domains(Sink& sink, const Options& opt
   const Library& library = load(options);
   const std::string provider = option(options, "provider", "tcp");
   const auto rails = static_cast<std::size_t>(number("libfabric", options, "rails", 1, 1, 1e9));
-  const InfoPtr list = discover(library, options, provider);
+  const InfoPtr list = get_info(library, options, provider);
   std::vector<std::unique_ptr<Domain>> domains;
-  for (abi::Info* info : choose(list.get(), provider, option(options, "interfaces", ""))) {
+  for (abi::Info* info : select_infos(list.get(), provider, option(options, "interfaces", ""))) {
     if (domains.size() == rails) break;
     InfoPtr own(library.dupinfo(info), InfoDeleter{&library});
     domains.push_back(std::make_unique<FabricDomain>(sink, library, std::move(own), options));
@@ -144,8 +147,8 @@ FabricDomain::FabricDomain(Sink& sink, const Library& library, InfoPtr info, con
       policy_(policy_of(*info_, options)),
       depth_(static_cast<std::uint32_t>(
           std::min(number("libfabric", options, "depth", 256, 1, 1e9), static_cast<double>(info_->tx_attr->size)))),
-      most_segments_(std::clamp<std::size_t>(std::min(info_->tx_attr->iov_limit, info_->tx_attr->rma_iov_limit), 1,
-                                             kMostSegments)),
+      max_segments_(
+          std::clamp<std::size_t>(std::min(info_->tx_attr->iov_limit, info_->tx_attr->rma_iov_limit), 1, kMaxSegments)),
       post_deadline_(number("libfabric", options, "post_deadline_s", 30, 0, 1e9)),
       verdict_(number("libfabric", options, "verdict_s", 5, 0, 1e9)) {
   const int mode = info_->domain_attr->mr_mode;
@@ -156,26 +159,29 @@ FabricDomain::FabricDomain(Sink& sink, const Library& library, InfoPtr info, con
   if ((mode & abi::mr_endpoint) != 0) policy_.shared_endpoint = true;
   open_queues();
   if (policy_.shared_endpoint) {
-    shared_ = open_channel(true, nullptr);
-    for (std::uint32_t slot = 0; slot < shared_->receives; ++slot) post_receive(*shared_, nullptr, slot);
+    shared_channel_ = open_channel(true, nullptr);
+    for (std::uint32_t slot = 0; slot < shared_channel_->receives; ++slot)
+      post_receive(*shared_channel_, nullptr, slot);
   }
-  anchor_ = register_own(anchor_memory_, sizeof anchor_memory_, abi::remote_write | abi::write, nullptr);
-  describe();
+  empty_target_ =
+      register_own(empty_target_memory_, sizeof empty_target_memory_, abi::remote_write | abi::write, nullptr);
+  set_attributes();
 }
 
 FabricDomain::~FabricDomain() {
   // Endpoints first: then nothing can reach the memory whose registrations go next.
   for (auto& [number, peer] : peers_) {
     if (!peer->own) continue;
-    if (policy_.forgets_connections) end_connections(*peer);
-    for (int round = 0; policy_.close_reposts && round < kLastRounds; ++round) cq_->ops->read(cq_.get(), nullptr, 0);
+    if (policy_.close_forgets_connections) shut_down_connections(*peer);
+    for (int round = 0; policy_.drain_before_close && round < kDrainRounds; ++round)
+      cq_->ops->read(cq_.get(), nullptr, 0);
     peer->own->endpoint.reset();
   }
-  if (shared_) shared_->endpoint.reset();
+  if (shared_channel_) shared_channel_->endpoint.reset();
   peers_.clear();
-  shared_.reset();
+  shared_channel_.reset();
   local_regions_.clear();
-  anchor_.reset();
+  empty_target_.reset();
 }
 
 void FabricDomain::check(const char* what, ssize_t result) const {
@@ -194,7 +200,7 @@ void FabricDomain::open_queues() {
 
   abi::CqAttr cq_attr{};
   // EFA's does not grow, and one that overflows is lost, with all that wait for it.
-  cq_attr.size = cq_entries_ = policy_.close_forgets ? 32768 : 8192;
+  cq_attr.size = cq_entries_ = policy_.close_drops_completions ? 32768 : 8192;
   cq_attr.format = abi::cq_format_data;
   // ofi_rxm leaves an endpoint's queues in the list of what a descriptor waits for as it closes them, and the next
   // fi_trywait follows it (rxm_ep_close; nothing calls ofi_wait_del_fid, 1.18 to 2.6): a crash. So it is polled.
@@ -217,42 +223,43 @@ void FabricDomain::open_queues() {
   av_ = {av, nullptr};
 }
 
-void FabricDomain::describe() {
+void FabricDomain::set_attributes() {
   const std::string provider = info_->fabric_attr->prov_name;
   attributes_.name = info_->domain_attr->name;
-  attributes_.provider = kind();
+  attributes_.provider = path_name();
   attributes_.same_host = provider == "shm" || provider == "sm2";
   // One gigabyte, so that a stall can be told from a slow piece.
   attributes_.max_piece_nbytes = std::min<std::uint64_t>(info_->ep_attr->max_msg_size, 1ull << 30);
   attributes_.max_message_nbytes =
-      std::min<std::uint64_t>(info_->ep_attr->max_msg_size, policy_.slot_nbytes) - sizeof(FrameHead);
+      std::min<std::uint64_t>(info_->ep_attr->max_msg_size, policy_.slot_nbytes) - sizeof(FrameHeader);
   attributes_.protocol = "RMA write with " + std::to_string(8 * info_->domain_attr->cq_data_size) + "-bit CQ data";
   if (policy_.delivery) attributes_.protocol += ", acknowledged by the peer";
-  attributes_.quantum *= static_cast<std::uint32_t>(most_segments_);  // as many operations as without bundles
+  attributes_.quantum *= static_cast<std::uint32_t>(max_segments_);  // as many operations as without bundles
   attributes_.inline_nbytes = 32 << 10;
   attributes_.inline_pieces = 4;
   if (!provider.starts_with("efa")) return;
   attributes_.device_memory = true;
   attributes_.inline_pieces = 1;  // about 0.45 us each there; more of them keep the caller from its loop
-  if (shared_) return describe_efa(*shared_);
-  describe_efa(open_channel(false, nullptr));
+  if (shared_channel_) return set_efa_attributes(*shared_channel_);
+  set_efa_attributes(open_channel(false, nullptr));
 }
 
 // Which path was taken is asked, never assumed (libfabric #11626).
-void FabricDomain::describe_efa(const Channel& channel) {
+void FabricDomain::set_efa_attributes(const Channel& channel) {
   bool emulated = true;
   std::size_t nbytes = sizeof emulated;
   abi::Ep* ep = channel.endpoint.get();
   const int result = ep->ops->getopt(&ep->fid, abi::opt_endpoint, abi::opt_efa_emulated_write, &emulated, &nbytes);
   if (result >= 0 && emulated && !policy_.unproven) {
     // Software copies on after a key is closed, and EFA's datagrams keep no order that could prove the end of it.
-    unavailable(kind(), "the device writes no remote memory itself (no RDMA write, or FI_EFA_USE_DEVICE_RDMA=0)", 0);
+    unavailable(path_name(), "the device writes no remote memory itself (no RDMA write, or FI_EFA_USE_DEVICE_RDMA=0)",
+                0);
   }
   attributes_.protocol += result < 0 ? ", by the device or emulated (this version cannot say)"
                           : emulated ? ", emulated in software"
                                      : ", by the device";
-  if (policy_.immediates_consume) attributes_.protocol += ", immediates use up receives";
-  attributes_.max_message_nbytes = channel.slot_nbytes - sizeof(FrameHead);
+  if (policy_.immediates_use_receives) attributes_.protocol += ", immediates use up receives";
+  attributes_.max_message_nbytes = channel.slot_nbytes - sizeof(FrameHeader);
 }
 
 }  // namespace aio::libfabric

@@ -40,7 +40,7 @@ class FabricDomain final : public Domain {
   Posted post(Flow& flow, std::uint32_t budget) override;
   Posted send(PeerNumber peer, TransferId message, const std::string& payload) override;
   bool progress() override;
-  [[nodiscard]] bool needs_progress() const noexcept override { return chores_; }
+  [[nodiscard]] bool needs_progress() const noexcept override { return has_deferred_work_; }
   std::optional<std::vector<int>> arm() override;
   [[nodiscard]] bool polled() const noexcept override { return wait_fd_ < 0; }
   [[nodiscard]] bool reaches(PeerNumber peer) const noexcept override;
@@ -50,65 +50,72 @@ class FabricDomain final : public Domain {
   // domain.cpp
   void check(const char* what, ssize_t result) const;
   void open_queues();
-  void describe_efa(const Channel& channel);
-  void describe();
+  void set_efa_attributes(const Channel& channel);
+  void set_attributes();
   // endpoint.cpp
   Channel open_channel(bool shared, std::uint64_t* count);
-  [[nodiscard]] std::string kind() const;
+  void set_efa_options(Channel& channel) const;
+  [[nodiscard]] bool is_efa() const noexcept;
+  [[nodiscard]] std::string path_name() const;
+  void write_blob(Peer& peer) const;
   EndpointBlob accept(const Peer& peer, const Endpoint& remote) const;
   std::uint64_t insert(const EndpointBlob& blob);
   // memory.cpp
   Handle<abi::Mr> register_own(void* base, std::size_t nbytes, std::uint64_t access, std::uint64_t* count);
   Handle<abi::Mr> register_memory(const LocalMemory& memory, std::uint64_t access, std::uint64_t* count);
   void revoke(LocalRegion& region);
-  void settle_regions();
+  void finish_deregistrations();
   // connection.cpp
   Peer* find(PeerNumber number) noexcept;
   void join(Peer& peer, const Endpoint& remote);
   void fence(Peer& peer);
-  void fence_quietly(Peer& peer);
-  void end_connections(Peer& peer);
+  void teardown(Peer& peer);
+  void shut_down_connections(Peer& peer);
   // queries.cpp
-  void ask(End& end) noexcept;
-  void put_question(Peer& peer, End& end, Clock::time_point now);
-  void write_question(Peer& peer, End& end);
+  void schedule_query(RemoteNic& end) noexcept;
+  void queue_query(Peer& peer, RemoteNic& end, Clock::time_point now);
+  void build_query(Peer& peer, RemoteNic& end);
   bool flush_outbox(Peer& peer);
-  void received(Peer& peer, const std::byte* frame, std::size_t nbytes);
-  void answer(Peer& peer, const End& end, std::uint64_t number, std::string_view doubtful);
-  void answered(Peer& peer, End& end, std::uint64_t number, const std::set<std::uint64_t>& dead);
-  void resolve(Peer& peer, const Outcome* verdict);
-  void forget(Peer& peer, const std::set<std::uint64_t>& serials);
+  void on_frame(Peer& peer, const std::byte* frame, std::size_t nbytes);
+  void reply_to(Peer& peer, const RemoteNic& end, std::uint64_t number, std::string_view in_doubt);
+  void on_reply(Peer& peer, RemoteNic& end, std::uint64_t number, const std::set<std::uint64_t>& stale);
+  void resolve_suspended(Peer& peer, const Outcome* verdict);
+  void mark_stale(Peer& peer, const std::set<std::uint64_t>& serials);
   // post.cpp
-  [[nodiscard]] bool join_bundle(Bundle& bundle, const Piece& piece, const LocalRegion* local,
-                                 const RemoteRegion* remote) const;
+  [[nodiscard]] bool append_piece(Bundle& bundle, const Piece& piece, const LocalRegion* local,
+                                  const RemoteRegion* remote) const;
   ssize_t post_bundle(Peer& peer, Op op, Bundle& bundle, Operation& operation);
-  ssize_t post_ahead(Peer& peer, Bundle& bundle);
-  void enlist(Operation& operation, std::uint64_t nbytes);
-  void vouch_for_tail(Peer& peer);
-  Posted blocked(Peer& peer, Flow& flow);
+  ssize_t post_payload_first(Peer& peer, Bundle& bundle);
+  void on_posted(Operation& operation, std::uint64_t nbytes);
+  void post_trailing_ack(Peer& peer);
+  Posted refuse_next(Flow& flow, const Outcome& outcome);
+  const Outcome* collect_bundle(Bundle& bundle, const Flow& flow, std::uint32_t end, const LocalRegion* local,
+                                const RemoteRegion* remote) const;
+  ssize_t post_pieces(Peer& peer, Flow& flow, std::uint32_t end, Bundle& bundle, const RemoteRegion* remote);
+  Posted on_blocked(Peer& peer, Flow& flow);
   ssize_t post_frame(Peer& peer, Operation::Kind kind, TransferId message, std::string_view frame, std::uint64_t to);
   void post_receive(Channel& channel, Peer* peer, std::uint32_t slot);
   // progress.cpp
-  bool tend(Peer& peer, Clock::time_point now);
-  bool harvest();
-  void harvest_queued();
-  void complete(const abi::CqEntry& entry);
-  void renew(Operation& operation);
+  bool service_peer(Peer& peer, Clock::time_point now);
+  bool poll_completions();
+  void drain_completions();
+  void on_completion(const abi::CqEntry& entry);
+  void repost_receive(Operation& operation);
   void fail(const abi::CqErrorEntry& error);
-  void lose_sight(Peer& peer);
-  void departed(Operation& operation);
+  void mark_rail_unreachable(Peer& peer);
+  void on_write_completed(Operation& operation);
   void suspend(Operation& operation, int code);
-  void suspend_unconfirmed(Peer& peer, int code);
+  void suspend_unacknowledged(Peer& peer, int code);
   void finish(Operation& operation, const Outcome& outcome);
-  Operation& acquire(Purpose::Kind kind, Peer* peer);
-  void recycle(Operation& operation) noexcept;
+  Operation& acquire_operation(Purpose::Kind kind, Peer* peer);
+  void release_operation(Operation& operation) noexcept;
 
   Sink& sink_;
   const Library& library_;
   InfoPtr info_;
   Policy policy_;
   std::uint32_t depth_;
-  std::size_t most_segments_;
+  std::size_t max_segments_;
   std::chrono::duration<double> post_deadline_, verdict_;
   DomainAttributes attributes_;
 
@@ -118,22 +125,22 @@ class FabricDomain final : public Domain {
   Handle<abi::Cq> cq_;
   Handle<abi::Av> av_;
   int wait_fd_ = -1;
-  std::uint64_t anchor_memory_[8] = {};
-  Handle<abi::Mr> anchor_;  // what pieces without payload name: EFA wants a valid region even then
-  std::optional<Channel> shared_;
+  std::uint64_t empty_target_memory_[8] = {};
+  Handle<abi::Mr> empty_target_;  // what pieces without payload name: EFA wants a valid region even then
+  std::optional<Channel> shared_channel_;
   std::size_t cq_entries_ = 0;
 
   std::deque<Operation> operations_;  // stable addresses
-  std::vector<Operation*> idle_;
+  std::vector<Operation*> free_operations_;
   std::unordered_map<RegionNumber, LocalRegion> local_regions_;
   std::unordered_map<RegionNumber, RemoteRegion> remote_regions_;
-  std::set<RegionNumber> closing_regions_;
+  std::set<RegionNumber> deregistering_;
   std::uint64_t next_serial_ = 1;
   std::unordered_map<PeerNumber, std::unique_ptr<Peer>> peers_;
   std::unordered_map<std::uint64_t, Peer*> tokens_;
-  std::vector<std::pair<Peer*, std::uint32_t>> unposted_;  // receive slots that found no room
-  bool arrived_ = false;
-  bool chores_ = false;  // some peer waits for time to pass, or for room
+  std::vector<std::pair<Peer*, std::uint32_t>> unposted_receives_;  // receive slots that found no room
+  bool arrival_seen_ = false;
+  bool has_deferred_work_ = false;  // some peer waits for time to pass, or for room
   Clock::time_point last_arrival_{};
 };
 

@@ -10,11 +10,11 @@
 
 namespace aio::libfabric {
 
-inline constexpr std::size_t kSlotNbytes = 32 << 10;      // one message with its header, unless the endpoint takes less
-inline constexpr std::size_t kLeastSlotNbytes = 8 << 10;  // efa-direct: one packet, 8928 bytes; ofi_rxm
-inline constexpr std::uint32_t kSlots = 8;                // each way, per endpoint of one peer
-inline constexpr std::uint32_t kSharedSlots = 64;         // each way, where all peers share an endpoint
-inline constexpr std::uint32_t kImmediateSlots = 256;     // to receive, where immediates use receives up
+inline constexpr std::size_t kSlotNbytes = 32 << 10;    // one message with its header, unless the endpoint takes less
+inline constexpr std::size_t kMinSlotNbytes = 8 << 10;  // efa-direct: one packet, 8928 bytes; ofi_rxm
+inline constexpr std::uint32_t kSlots = 8;              // each way, per endpoint of one peer
+inline constexpr std::uint32_t kSharedSlots = 64;       // each way, where all peers share an endpoint
+inline constexpr std::uint32_t kImmediateSlots = 256;   // to receive, where immediates use receives up
 
 // An endpoint with the registered buffers its messages travel through: slots [0, receives) receive, the others send.
 struct Channel {

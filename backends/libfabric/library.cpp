@@ -18,15 +18,15 @@ namespace aio::libfabric {
 namespace {
 
 constexpr const char* kHint = "pip install 'aio-transfer[libfabric]'";
-constexpr const char* kAmazon = "/opt/amazon/efa/lib64/libfabric.so.1";
+constexpr const char* kAwsPath = "/opt/amazon/efa/lib64/libfabric.so.1";
 // `tcp` carries reliable datagrams by itself from here on; Debian 12's 1.17 has them through rxm only, which completes
 // a write that the peer refuses as if all were well.
-constexpr std::uint32_t kOldest = abi::make_version(1, 18);
-constexpr std::uint32_t kDeclared = abi::make_version(2, 5);
+constexpr std::uint32_t kMinVersion = abi::make_version(1, 18);
+constexpr std::uint32_t kDeclaredVersion = abi::make_version(2, 5);
 // The first whose rxm handles what a connection has brought before it frees the connection, not after.
-constexpr std::uint32_t kMendedRxm = abi::make_version(2, 7);
+constexpr std::uint32_t kFixedRxmVersion = abi::make_version(2, 7);
 
-std::string words(std::uint32_t version) {
+std::string to_string(std::uint32_t version) {
   return std::to_string(version >> 16) + "." + std::to_string(version & 0xffff);
 }
 
@@ -37,7 +37,7 @@ bool bind_symbol(void* handle, const char* name, Function*& slot) {
 }
 
 // Nothing, and a reason added, when the library will not do.
-std::optional<Library> open_one(const std::string& path, std::vector<std::string>& reasons) {
+std::optional<Library> open_library(const std::string& path, std::vector<std::string>& reasons) {
   // RTLD_LOCAL: an application may carry another libfabric, and neither must answer for the other.
   void* handle = ::dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (handle == nullptr) {
@@ -56,9 +56,10 @@ std::optional<Library> open_one(const std::string& path, std::vector<std::string
   // Where it really came from: the loader's own search hides it, and so does a library that is already in the process.
   Dl_info where{};
   if (whole && ::dladdr(reinterpret_cast<void*>(library.getinfo), &where) != 0) library.path = where.dli_fname;
-  if (whole && library.version >= kOldest) return library;
-  reasons.push_back(path + (whole ? ": version " + words(library.version) + " is older than " + words(kOldest)
-                                  : ": not a libfabric, a symbol is missing"));
+  if (whole && library.version >= kMinVersion) return library;
+  reasons.push_back(path + (whole
+                                ? ": version " + to_string(library.version) + " is older than " + to_string(kMinVersion)
+                                : ": not a libfabric, a symbol is missing"));
   ::dlclose(handle);
   return std::nullopt;
 }
@@ -68,20 +69,20 @@ Library find(const Options& options) {
   std::optional<Library> best;
   const std::string only = option(options, "library", "");
   if (!only.empty()) {
-    best = open_one(only, reasons);
+    best = open_library(only, reasons);
   } else {
-    std::vector<std::string> paths{kAmazon, "libfabric.so.1"};
+    std::vector<std::string> paths{kAwsPath, "libfabric.so.1"};
     std::istringstream more(option(options, "search", ""));
     for (std::string path; std::getline(more, path, ':');) {
       if (!path.empty()) paths.push_back(path);
     }
     const bool efa = option(options, "provider", "tcp").starts_with("efa");
     for (const std::string& path : paths) {
-      auto found = open_one(path, reasons);
+      auto found = open_library(path, reasons);
       if (!found) continue;
       if (!best || found->version > best->version) best = std::move(found);
       // AWS's own build belongs to its driver, whatever others may be newer.
-      if (efa && path == kAmazon) break;
+      if (efa && path == kAwsPath) break;
     }
   }
   if (best) return *best;
@@ -92,7 +93,7 @@ Library find(const Options& options) {
 
 // Plug-ins lie beside the library in the `mpich` wheel, whose built-in search path is that of the machine that built
 // it. Only for providers that are plug-ins there: loading them all costs time and prints warnings.
-void offer_plugins(const Library& library) {
+void set_plugin_path(const Library& library) {
   const std::filesystem::path plugins = std::filesystem::path(library.path).parent_path() / "libfabric";
   std::error_code ignored;
   if (library.path.find('/') == std::string::npos || !std::filesystem::is_directory(plugins, ignored)) return;
@@ -101,22 +102,22 @@ void offer_plugins(const Library& library) {
 
 void require_proven(const Library& library, const std::string& provider, const Options& options) {
   const bool rxm = is_rxm_over_verbs(provider);
-  const bool proven = rxm ? library.version >= kMendedRxm : provider == "tcp" || provider.starts_with("efa");
+  const bool proven = rxm ? library.version >= kFixedRxmVersion : provider == "tcp" || provider.starts_with("efa");
   if (proven || yes_or_no("libfabric", options, "unproven").value_or(false)) return;
-  throw Failure(
-      Failure::Kind::unavailable, "libfabric",
-      "provider " + provider + " breaks the contract" +
-          (rxm ? " before libfabric " + words(kMendedRxm) + ", and " + library.path + " is " + words(library.version)
-               : "") +
-          ": backends/libfabric/README.md says how",
-      0, "provider=\"tcp\", or unproven=True to try it all the same");
+  throw Failure(Failure::Kind::unavailable, "libfabric",
+                "provider " + provider + " breaks the contract" +
+                    (rxm ? " before libfabric " + to_string(kFixedRxmVersion) + ", and " + library.path + " is " +
+                               to_string(library.version)
+                         : "") +
+                    ": backends/libfabric/README.md says how",
+                0, "provider=\"tcp\", or unproven=True to try it all the same");
 }
 
 // What ofi_rxm is to do unless the user has said otherwise. It is read as libfabric is loaded, so that it holds for the
 // whole process: where another engine was first it costs time and room over tcp, and over verbs a typed error.
 // FI_OFI_RXM_USE_SRX is left alone: unless it is set, receives are the endpoint's over tcp and each connection's own
 // over verbs, as they must be (Policy::close_reposts says why).
-void settle_rxm(const std::string& provider) {
+void set_rxm_defaults(const std::string& provider) {
   const bool verbs = is_rxm_over_verbs(provider);
   // See Policy::slot_nbytes, which these hold.
   ::setenv("FI_OFI_RXM_BUFFER_SIZE", "8192", 0);
@@ -131,7 +132,7 @@ void settle_rxm(const std::string& provider) {
 }
 
 // Settings of the efa provider that it reads when it is loaded, and never again: options that come first decide.
-void decide(const Options& options, bool fresh) {
+void apply_load_time_options(const Options& options, bool fresh) {
   constexpr std::pair<const char*, const char*> settings[] = {{"huge_pages", "FI_EFA_USE_HUGE_PAGE"},
                                                               {"fork_safe", "FI_EFA_FORK_SAFE"}};
   if (yes_or_no("libfabric", options, "huge_pages").value_or(false) &&
@@ -140,9 +141,9 @@ void decide(const Options& options, bool fresh) {
     throw Failure(Failure::Kind::usage, "libfabric", "options huge_pages and fork_safe exclude each other");
   }
   for (const auto& [name, variable] : settings) {
-    const std::optional<bool> wanted = yes_or_no("libfabric", options, name);
-    if (!wanted) continue;
-    const std::string value = *wanted ? "1" : "0";
+    const std::optional<bool> wanted_query = yes_or_no("libfabric", options, name);
+    if (!wanted_query) continue;
+    const std::string value = *wanted_query ? "1" : "0";
     const char* known = std::getenv(variable);
     if (!fresh && (known == nullptr || value != known)) {
       throw Failure(Failure::Kind::usage, "libfabric",
@@ -155,32 +156,32 @@ void decide(const Options& options, bool fresh) {
 
 }  // namespace
 
-std::uint32_t Library::api_version() const noexcept { return std::min(version, kDeclared); }
+std::uint32_t Library::api_version() const noexcept { return std::min(version, kDeclaredVersion); }
 
 const Library& load(const Options& options) {
   static std::mutex mutex;
-  static std::map<std::string, Library> loaded;  // by what was asked for: one process may use two
-  static std::map<std::string, pid_t> users;     // by path: the process that used it first
+  static std::map<std::string, Library> loaded;     // by what was asked for: one process may use two
+  static std::map<std::string, pid_t> first_users;  // by path: the process that used it first
   const std::string provider = option(options, "provider", "tcp");
-  const bool plugged = provider.starts_with("efa") || provider.starts_with("verbs") || provider == "all";
-  const std::string asked =
-      option(options, "library", "") + "|" + option(options, "search", "") + (plugged ? "|p" : "");
+  const bool is_plugin = provider.starts_with("efa") || provider.starts_with("verbs") || provider == "all";
+  const std::string sent_query =
+      option(options, "library", "") + "|" + option(options, "search", "") + (is_plugin ? "|p" : "");
   const std::lock_guard lock(mutex);
-  auto found = loaded.find(asked);
-  if (found == loaded.end()) found = loaded.emplace(asked, find(options)).first;
-  const auto user = users.find(found->second.path);
-  if (plugged && provider != "all" && user != users.end() && user->second != ::getpid()) {
+  auto found = loaded.find(sent_query);
+  if (found == loaded.end()) found = loaded.emplace(sent_query, find(options)).first;
+  const auto user = first_users.find(found->second.path);
+  if (is_plugin && provider != "all" && user != first_users.end() && user->second != ::getpid()) {
     throw Failure(Failure::Kind::unavailable, "libfabric",
                   "provider " + provider +
                       ": this process was forked from one that had used libfabric, and the devices are that one's",
                   0, "multiprocessing.set_start_method('spawn'), or fork before libfabric is used");
   }
   if (provider != "all") require_proven(found->second, provider, options);
-  if (plugged) offer_plugins(found->second);
-  if (is_rxm(provider)) settle_rxm(provider);
-  decide(options, user == users.end());
+  if (is_plugin) set_plugin_path(found->second);
+  if (is_rxm(provider)) set_rxm_defaults(provider);
+  apply_load_time_options(options, user == first_users.end());
   // Whoever loads it asks it something at once, and with the first question it opens all devices.
-  users.try_emplace(found->second.path, ::getpid());
+  first_users.try_emplace(found->second.path, ::getpid());
   return found->second;
 }
 
@@ -201,7 +202,7 @@ std::vector<ProviderEntry> list_providers(const Options& options) {
   };
   for (const abi::Info* info = list; info != nullptr; info = info->next) {
     ProviderEntry entry{text(info->fabric_attr->prov_name), text(info->fabric_attr->name),
-                        text(info->domain_attr->name), words(info->fabric_attr->prov_version), 0};
+                        text(info->domain_attr->name), to_string(info->fabric_attr->prov_version), 0};
     if (info->nic != nullptr && info->nic->link_attr != nullptr) entry.bits_per_second = info->nic->link_attr->speed;
     if (seen.insert(entry.name + '\n' + entry.fabric + '\n' + entry.domain).second) entries.push_back(std::move(entry));
   }

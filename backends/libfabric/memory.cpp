@@ -49,7 +49,7 @@ Handle<abi::Mr> FabricDomain::register_memory(const LocalMemory& memory, std::ui
   check("fi_mr_regattr", result);
   Handle<abi::Mr> handle(mr, count);
   if ((domain.mr_mode & abi::mr_endpoint) != 0) {
-    check("fi_mr_bind", abi::bind(&mr->fid, shared_->endpoint.fid(), 0));
+    check("fi_mr_bind", abi::bind(&mr->fid, shared_channel_->endpoint.fid(), 0));
     check("fi_mr_enable", abi::enable(&mr->fid));
   }
   return handle;
@@ -64,7 +64,7 @@ std::string FabricDomain::register_local(RegionNumber number, const LocalMemory&
   if (memory.nbytes == 0) throw Failure(Failure::Kind::usage, "register", "the memory is empty");
   // A provider that knows of no GPU would take the address for one of main memory, and some day copy from it.
   if (memory.cuda_device >= 0 && (info_->caps & abi::hmem) == 0) {
-    throw Failure(Failure::Kind::unavailable, kind(), "this libfabric reaches no CUDA memory (no FI_HMEM)", ENOSYS,
+    throw Failure(Failure::Kind::unavailable, path_name(), "this libfabric reaches no CUDA memory (no FI_HMEM)", ENOSYS,
                   "install AWS's own (/opt/amazon/efa), and look for FI_HMEM in fi_info -p efa -v");
   }
   std::uint64_t access = abi::read | abi::write;
@@ -88,7 +88,7 @@ void FabricDomain::register_remote(RegionNumber number, const RemoteMemory& memo
   const Peer* peer = find(memory.peer);
   if (peer == nullptr) throw Failure(Failure::Kind::usage, "register", "the peer is not connected");
   const auto key = read_record<KeyBlob>(memory.keys);
-  if (peer->dead.contains(key.serial)) {
+  if (peer->stale_serials.contains(key.serial)) {
     throw Failure(Failure::Kind::stale, "region " + std::to_string(number), "the peer has deregistered it");
   }
   remote_regions_.insert_or_assign(number, RemoteRegion{memory.peer, memory.nbytes, key, false});
@@ -97,58 +97,58 @@ void FabricDomain::register_remote(RegionNumber number, const RemoteMemory& memo
 void FabricDomain::deregister(RegionNumber number) {
   remote_regions_.erase(number);
   const auto found = local_regions_.find(number);
-  if (found == local_regions_.end() || closing_regions_.contains(number)) return;
+  if (found == local_regions_.end() || deregistering_.contains(number)) return;
   const bool reachable = (found->second.access & (access_remote_read | access_remote_write)) != 0 && !peers_.empty();
-  closing_regions_.insert(number);
-  if (reachable && !policy_.close_revokes) revoke(found->second);
-  settle_regions();
+  deregistering_.insert(number);
+  if (reachable && !policy_.device_checks_keys) revoke(found->second);
+  finish_deregistrations();
 }
 
 void FabricDomain::revoke(LocalRegion& region) {
-  region.revoking = true;
+  region.queried = true;
   for (auto& [number, peer] : peers_) {
-    for (End& end : peer->ends) {
-      end.revoking.insert(region.serial);
-      ask(end);
+    for (RemoteNic& end : peer->nics) {
+      end.revocations.insert(region.serial);
+      schedule_query(end);
     }
   }
 }
 
 // Moves every region that is being taken back as far as the answers allow.
-void FabricDomain::settle_regions() {
-  for (auto next = closing_regions_.begin(); next != closing_regions_.end();) {
+void FabricDomain::finish_deregistrations() {
+  for (auto next = deregistering_.begin(); next != deregistering_.end();) {
     const RegionNumber number = *next;
     LocalRegion& region = local_regions_.at(number);
     if (region.registration) {
-      bool told = true;
+      bool queried_serials = true;
       for (const auto& [peer_number, peer] : peers_) {
-        for (const End& end : peer->ends) told &= !end.revoking.contains(region.serial);
+        for (const RemoteNic& end : peer->nics) queried_serials &= !end.revocations.contains(region.serial);
       }
-      if (!told) {
+      if (!queried_serials) {
         ++next;
         continue;
       }
       region.registration.reset();
-      if (region.revoking) {
+      if (region.queried) {
         for (auto& [peer_number, peer] : peers_) {
-          for (End& end : peer->ends) {
-            region.awaited[{peer_number, end.token}] = end.asked + 1;
-            ask(end);
+          for (RemoteNic& end : peer->nics) {
+            region.waits_for[{peer_number, end.token}] = end.sent_query + 1;
+            schedule_query(end);
           }
         }
       }
     }
-    std::erase_if(region.awaited, [this](const auto& awaited) {
-      const auto& [which, number] = awaited;
+    std::erase_if(region.waits_for, [this](const auto& waits_for) {
+      const auto& [which, number] = waits_for;
       Peer* peer = find(which.first);
-      const End* end = peer == nullptr ? nullptr : peer->find(which.second);
-      return end == nullptr || end->answered >= number;
+      const RemoteNic* end = peer == nullptr ? nullptr : peer->find(which.second);
+      return end == nullptr || end->on_reply >= number;
     });
-    if (!region.awaited.empty()) {
+    if (!region.waits_for.empty()) {
       ++next;
       continue;
     }
-    next = closing_regions_.erase(next);
+    next = deregistering_.erase(next);
     local_regions_.erase(number);
     sink_.released(number);
   }

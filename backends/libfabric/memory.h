@@ -14,9 +14,9 @@ struct LocalRegion {
   std::uint64_t addr, nbytes, serial;
   unsigned access;
   Handle<abi::Mr> registration;
-  bool revoking = false;
+  bool queried = false;
   // After the registration is closed: by peer, and its end's token, the answer that must have come.
-  std::map<std::pair<PeerNumber, std::uint64_t>, std::uint64_t> awaited;
+  std::map<std::pair<PeerNumber, std::uint64_t>, std::uint64_t> waits_for;
 };
 
 struct RemoteRegion {

@@ -11,7 +11,7 @@
 
 namespace aio::libfabric {
 
-inline constexpr std::size_t kMostSegments = 8;  // of one operation; tcp takes 4, EFA 1
+inline constexpr std::size_t kMaxSegments = 8;  // of one operation; tcp takes 4, EFA 1
 
 struct Peer;
 
@@ -19,12 +19,12 @@ struct Peer;
 struct Purpose {
   enum class Kind : std::uint8_t { idle, piece, message, control, receive, abandoned } kind = Kind::idle;
   // Under Policy::delivery. In Peer::unconfirmed while `ordered` and not `confirmed` and not `doubtful`.
-  bool ordered = false;
-  bool vouches = false;      // asks the peer for an acknowledgement
-  bool left = false;         // the provider is done with it
-  bool confirmed = false;    // the peer has it
-  bool doubtful = false;     // its connection may have broken behind it
-  std::uint32_t pieces = 1;  // of `flow`, next to each other
+  bool needs_ack = false;
+  bool requests_ack = false;  // asks the peer for an acknowledgement
+  bool completed = false;     // the provider is done with it
+  bool acknowledged = false;  // the peer has it
+  bool in_doubt = false;      // its connection may have broken behind it
+  std::uint32_t pieces = 1;   // of `flow`, next to each other
   std::uint32_t slot = kNoSlot;
   Peer* peer = nullptr;  // null: a receive on the shared endpoint
   Flow* flow = nullptr;
@@ -46,9 +46,9 @@ struct Operation final : abi::Context, Purpose {
 // What goes to the provider as one operation: a piece, or several neighbours of one flow. A count is due once its
 // payload is visible, so that one immediate may stand for the counts of all.
 struct Bundle {
-  std::array<iovec, kMostSegments> near;
-  std::array<void*, kMostSegments> descs;
-  std::array<abi::RmaIov, kMostSegments> far;
+  std::array<iovec, kMaxSegments> local;
+  std::array<void*, kMaxSegments> descs;
+  std::array<abi::RmaIov, kMaxSegments> remote;
   std::size_t segments = 0;  // pieces without payload need none
   std::uint32_t pieces = 0;
   std::uint32_t flags = 0;

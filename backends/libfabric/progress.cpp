@@ -9,13 +9,13 @@ namespace aio::libfabric {
 
 namespace {
 
-inline constexpr std::size_t kHarvested = 1024;  // completions per round at most
+inline constexpr std::size_t kMaxCompletionsPerPass = 1024;  // completions per round at most
 // After a goodbye nothing should come: the peer waited for its acknowledgements. This is for what needs none.
-constexpr auto kQuiet = std::chrono::milliseconds(50);
-constexpr auto kQuietAtMost = std::chrono::seconds(1);
-constexpr auto kUnderwayAtMost = std::chrono::seconds(30);  // beyond any timeout of a device
+constexpr auto kQuietPeriod = std::chrono::milliseconds(50);
+constexpr auto kMaxDrainTime = std::chrono::seconds(1);
+constexpr auto kMaxInFlightTime = std::chrono::seconds(30);  // beyond any timeout of a device
 
-const Outcome kPeerGone{Status::peer_lost, 0, "the connection is closed"};
+const Outcome kConnectionClosed{Status::peer_lost, 0, "the connection is closed"};
 
 // The peer's side said that the key names nothing. EFA's device says it with a status of its own (efa_errno.h).
 bool is_stale(const abi::CqErrorEntry& error, bool efa) noexcept {
@@ -38,18 +38,19 @@ bool is_broken(int code) noexcept {
 }  // namespace
 
 bool FabricDomain::progress() {
-  bool moved = harvest();
+  bool moved = poll_completions();
   std::vector<std::pair<Peer*, std::uint32_t>> unposted;
-  unposted.swap(unposted_);
-  for (const auto& [peer, slot] : unposted) post_receive(peer == nullptr ? *shared_ : *peer->channel, peer, slot);
-  if (!chores_) return moved;
-  chores_ = false;
+  unposted.swap(unposted_receives_);
+  for (const auto& [peer, slot] : unposted)
+    post_receive(peer == nullptr ? *shared_channel_ : *peer->channel, peer, slot);
+  if (!has_deferred_work_) return moved;
+  has_deferred_work_ = false;
   const auto now = Clock::now();
   std::vector<PeerNumber> numbers;  // tending may end a peer
   numbers.reserve(peers_.size());
   for (const auto& [number, peer] : peers_) numbers.push_back(number);
   for (const PeerNumber number : numbers) {
-    if (Peer* peer = find(number)) moved |= tend(*peer, now);
+    if (Peer* peer = find(number)) moved |= service_peer(*peer, now);
   }
   return moved;
 }
@@ -63,40 +64,41 @@ std::optional<std::vector<int>> FabricDomain::arm() {
 }
 
 // What one peer needs of time and room. May end it. Returns whether anything moved.
-bool FabricDomain::tend(Peer& peer, Clock::time_point now) {
+bool FabricDomain::service_peer(Peer& peer, Clock::time_point now) {
   bool moved = false;
   if (peer.joined) {
-    for (End& end : peer.ends) put_question(peer, end, now);
+    for (RemoteNic& end : peer.nics) queue_query(peer, end, now);
     moved = flush_outbox(peer);
   }
   if (!peer.suspended.empty() && now - peer.suspended_at > verdict_) {
     const Outcome lost{Status::peer_lost, peer.suspended.front().code,
                        "its connection broke, and it does not answer a new one"};
-    resolve(peer, &lost);
+    resolve_suspended(peer, &lost);
     sink_.peer_failed(peer.number, lost);
     moved = true;
   }
-  if (peer.leaving) {
-    const bool quiet =
-        now - std::max(last_arrival_, peer.leaving_since) > kQuiet || now - peer.leaving_since > kQuietAtMost;
+  if (peer.disconnecting) {
+    const bool quiet = now - std::max(last_arrival_, peer.disconnecting_since) > kQuietPeriod ||
+                       now - peer.disconnecting_since > kMaxDrainTime;
     const bool still = peer.in_flight == 0;
-    const bool waits = !peer.own || policy_.close_waits;
+    const bool waits = !peer.own || policy_.close_blocks;
     if ((still && peer.lost && peer.own) || (quiet && (still || !waits)) ||
-        (peer.own && now - peer.leaving_since > kUnderwayAtMost)) {
+        (peer.own && now - peer.disconnecting_since > kMaxInFlightTime)) {
       fence(peer);
       return true;
     }
   }
-  chores_ |= peer.leaving || !peer.suspended.empty() ||
-             (peer.joined && (!peer.outbox.empty() || std::ranges::any_of(peer.ends, &End::owes)));
+  has_deferred_work_ |=
+      peer.disconnecting || !peer.suspended.empty() ||
+      (peer.joined && (!peer.outbox.empty() || std::ranges::any_of(peer.nics, &RemoteNic::query_pending)));
   return moved;
 }
 
-bool FabricDomain::harvest() {
+bool FabricDomain::poll_completions() {
   std::array<abi::CqEntry, 64> entries;
   bool moved = false;
   // Bounded, so that arrivals alone never keep the worker from posting.
-  for (std::size_t batch = 0; batch < kHarvested / entries.size(); ++batch) {
+  for (std::size_t batch = 0; batch < kMaxCompletionsPerPass / entries.size(); ++batch) {
     const ssize_t count = cq_->ops->read(cq_.get(), entries.data(), entries.size());
     if (count == -abi::err_avail) {
       abi::CqErrorEntry error{};
@@ -104,53 +106,54 @@ bool FabricDomain::harvest() {
     } else if (count <= 0) {
       break;
     } else {
-      for (std::size_t i = 0; i < static_cast<std::size_t>(count); ++i) complete(entries[i]);
+      for (std::size_t i = 0; i < static_cast<std::size_t>(count); ++i) on_completion(entries[i]);
     }
     moved = true;
   }
-  if (arrived_) last_arrival_ = Clock::now();
-  arrived_ = false;
+  if (arrival_seen_) last_arrival_ = Clock::now();
+  arrival_seen_ = false;
   return moved;
 }
 
 // All that is queued now: each round reads some of it, and others may add to it meanwhile.
-void FabricDomain::harvest_queued() {
-  for (std::size_t round = 0; harvest() && round <= cq_entries_ / kHarvested; ++round) {
+void FabricDomain::drain_completions() {
+  for (std::size_t round = 0; poll_completions() && round <= cq_entries_ / kMaxCompletionsPerPass; ++round) {
   }
 }
 
-void FabricDomain::complete(const abi::CqEntry& entry) {
+void FabricDomain::on_completion(const abi::CqEntry& entry) {
   if ((entry.flags & abi::remote_cq_data) != 0 && (entry.flags & abi::recv) == 0) {
-    arrived_ = true;
+    arrival_seen_ = true;
     sink_.counted(static_cast<std::uint32_t>(entry.data));
-    if (policy_.immediates_consume && entry.op_context != nullptr) renew(Operation::of(entry.op_context));
+    if (policy_.immediates_use_receives && entry.op_context != nullptr) repost_receive(Operation::of(entry.op_context));
     return;
   }
   if (entry.op_context == nullptr) return;
   Operation& operation = Operation::of(entry.op_context);
-  if (operation.ordered && operation.peer != nullptr) return departed(operation);
+  if (operation.needs_ack && operation.peer != nullptr) return on_write_completed(operation);
   if (operation.kind != Operation::Kind::receive) return finish(operation, kDone);
   Peer* owner = operation.peer;
-  Channel& channel = owner == nullptr ? *shared_ : *owner->channel;
-  arrived_ = true;
+  Channel& channel = owner == nullptr ? *shared_channel_ : *owner->channel;
+  arrival_seen_ = true;
   const std::byte* bytes = channel.at(operation.slot);
-  if (entry.nbytes >= sizeof(FrameHead) && entry.nbytes <= channel.slot_nbytes) {
+  if (entry.nbytes >= sizeof(FrameHeader) && entry.nbytes <= channel.slot_nbytes) {
     std::uint64_t token = 0;
     std::memcpy(&token, bytes, sizeof token);
     // Whoever does not quote a token that we gave out is not heard, nor is one who quotes another's.
     const auto found = tokens_.find(token);
     if (found != tokens_.end() && (owner == nullptr || owner == found->second))
-      received(*found->second, bytes, entry.nbytes);
+      on_frame(*found->second, bytes, entry.nbytes);
   }
-  renew(operation);
+  repost_receive(operation);
 }
 
 // A receive that was used up is posted again.
-void FabricDomain::renew(Operation& operation) {
+void FabricDomain::repost_receive(Operation& operation) {
   Peer* owner = operation.peer;
   const std::uint32_t slot = operation.slot;
-  recycle(operation);
-  if (owner == nullptr || !owner->closing) post_receive(owner == nullptr ? *shared_ : *owner->channel, owner, slot);
+  release_operation(operation);
+  if (owner == nullptr || !owner->closing)
+    post_receive(owner == nullptr ? *shared_channel_ : *owner->channel, owner, slot);
 }
 
 // An error names its operation by op_context alone: the other fields are not set by every provider.
@@ -158,49 +161,51 @@ void FabricDomain::fail(const abi::CqErrorEntry& error) {
   if (error.op_context == nullptr) return;
   Operation& operation = Operation::of(error.op_context);
   Peer* peer = operation.peer;
-  if (operation.kind == Operation::Kind::receive) return renew(operation);  // truncated: longer than any of ours
-  if (operation.kind == Operation::Kind::abandoned) return recycle(operation);
-  if (operation.ordered) std::erase(peer->unconfirmed, &operation);
-  const bool unresponsive = policy_.greets && is_unresponsive(error);
-  if (unresponsive) lose_sight(*peer);
+  if (operation.kind == Operation::Kind::receive)
+    return repost_receive(operation);  // truncated: longer than any of ours
+  if (operation.kind == Operation::Kind::abandoned) return release_operation(operation);
+  if (operation.needs_ack) std::erase(peer->unacknowledged, &operation);
+  const bool unresponsive = policy_.needs_handshake && is_unresponsive(error);
+  if (unresponsive) mark_rail_unreachable(*peer);
   const bool broken = is_broken(error.err) && peer->own && !unresponsive;
-  if (broken && !peer->leaving) suspend_unconfirmed(*peer, error.err);
+  if (broken && !peer->disconnecting) suspend_unacknowledged(*peer, error.err);
   if (operation.kind == Operation::Kind::control) return finish(operation, kDone);
-  if (peer->closing || peer->leaving) return finish(operation, kPeerGone);
-  if (is_stale(error, policy_.close_revokes) || (operation.serial != 0 && peer->dead.contains(operation.serial))) {
+  if (peer->closing || peer->disconnecting) return finish(operation, kConnectionClosed);
+  if (is_stale(error, policy_.device_checks_keys) ||
+      (operation.serial != 0 && peer->stale_serials.contains(operation.serial))) {
     return finish(operation, {Status::stale_region, error.err,
                               std::string(library_.strerror(error.err)) + ": the peer has deregistered the region"});
   }
   if (broken) return suspend(operation, error.err);
   std::array<char, 128> text{};
   std::string reason = library_.strerror(error.err);
-  const char* words = cq_->ops->strerror(cq_.get(), error.prov_errno, error.err_data, text.data(), text.size());
-  if (words != nullptr && error.prov_errno != 0) reason += std::string("; ") + words;
+  const char* to_string = cq_->ops->strerror(cq_.get(), error.prov_errno, error.err_data, text.data(), text.size());
+  if (to_string != nullptr && error.prov_errno != 0) reason += std::string("; ") + to_string;
   finish(operation, {Status::provider, error.err, std::move(reason)});
 }
 
 // The link between the two NICs is gone, or one of them. Nothing more is written that way before the peer has answered
 // again; the core takes the other rails meanwhile.
-void FabricDomain::lose_sight(Peer& peer) {
-  if (!peer.greeted() || !peer.joined || peer.leaving) return;
-  peer.greeting = peer.partner().asked + 1;
-  peer.greeting_since = Clock::now();
-  ask(peer.partner());
+void FabricDomain::mark_rail_unreachable(Peer& peer) {
+  if (!peer.handshake_done() || !peer.joined || peer.disconnecting) return;
+  peer.handshake_query = peer.paired_nic().sent_query + 1;
+  peer.handshake_since = Clock::now();
+  schedule_query(peer.paired_nic());
 }
 
 // A write under Policy::delivery that the provider has completed.
-void FabricDomain::departed(Operation& operation) {
-  operation.left = true;
-  if (operation.doubtful) return suspend(operation, ECANCELED);
-  if (operation.confirmed) return finish(operation, kDone);
-  if (!operation.vouches) return;
-  std::deque<Operation*>& unconfirmed = operation.peer->unconfirmed;
-  for (bool last = false; !last && !unconfirmed.empty();) {
-    Operation& next = *unconfirmed.front();
-    unconfirmed.pop_front();
+void FabricDomain::on_write_completed(Operation& operation) {
+  operation.completed = true;
+  if (operation.in_doubt) return suspend(operation, ECANCELED);
+  if (operation.acknowledged) return finish(operation, kDone);
+  if (!operation.requests_ack) return;
+  std::deque<Operation*>& unacknowledged = operation.peer->unacknowledged;
+  for (bool last = false; !last && !unacknowledged.empty();) {
+    Operation& next = *unacknowledged.front();
+    unacknowledged.pop_front();
     last = &next == &operation;
-    next.confirmed = true;
-    if (next.left) finish(next, kDone);
+    next.acknowledged = true;
+    if (next.completed) finish(next, kDone);
   }
 }
 
@@ -210,26 +215,26 @@ void FabricDomain::suspend(Operation& operation, int code) {
   if (operation.kind != Operation::Kind::control) {
     if (peer.suspended.empty()) peer.suspended_at = Clock::now();
     peer.suspended.push_back({operation.flow, operation.pieces, operation.message, operation.serial, code});
-    peer.verdict_number = peer.partner().asked + 1;
-    ask(peer.partner());
+    peer.verdict_query = peer.paired_nic().sent_query + 1;
+    schedule_query(peer.paired_nic());
     operation.kind = Operation::Kind::control;
   }
   finish(operation, kDone);
 }
 
 // The connection broke: whether those that had left arrived is not known. The others' completions are still to come.
-void FabricDomain::suspend_unconfirmed(Peer& peer, int code) {
-  std::deque<Operation*> unconfirmed;
-  unconfirmed.swap(peer.unconfirmed);
-  for (Operation* operation : unconfirmed) {
-    operation->doubtful = true;
-    if (operation->left) suspend(*operation, code);
+void FabricDomain::suspend_unacknowledged(Peer& peer, int code) {
+  std::deque<Operation*> unacknowledged;
+  unacknowledged.swap(peer.unacknowledged);
+  for (Operation* operation : unacknowledged) {
+    operation->in_doubt = true;
+    if (operation->completed) suspend(*operation, code);
   }
 }
 
 void FabricDomain::finish(Operation& operation, const Outcome& outcome) {
   const Purpose ended = operation;
-  recycle(operation);
+  release_operation(operation);
   Peer* peer = ended.peer;
   if (peer == nullptr) return;  // abandoned
   --peer->in_flight;

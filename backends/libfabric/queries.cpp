@@ -8,55 +8,55 @@ namespace aio::libfabric {
 
 namespace {
 
-constexpr auto kAskAgain = std::chrono::milliseconds(100);  // doubled each time, up to 32 times
-constexpr std::size_t kMostSerials = (kLeastSlotNbytes - sizeof(FrameHead)) / sizeof(std::uint64_t) / 2;
-constexpr std::size_t kMostDead = 16384;
-constexpr std::size_t kMostWaiting = 1024;  // frames kept for a peer that cannot take or name them yet
+constexpr auto kQueryRetry = std::chrono::milliseconds(100);  // doubled each time, up to 32 times
+constexpr std::size_t kMaxSerials = (kMinSlotNbytes - sizeof(FrameHeader)) / sizeof(std::uint64_t) / 2;
+constexpr std::size_t kMaxStale = 16384;
+constexpr std::size_t kMaxQueuedFrames = 1024;  // frames kept for a peer that cannot take or name them yet
 
-std::string frame(std::uint64_t token, FrameKind kind, std::uint32_t revoked, std::uint64_t number,
-                  std::uint64_t from) {
+std::string make_frame(std::uint64_t token, FrameKind kind, std::uint32_t revoked, std::uint64_t number,
+                       std::uint64_t from) {
   std::string bytes;
-  append_record(bytes, FrameHead{token, kind, revoked, number, from});
+  append_record(bytes, FrameHeader{token, kind, revoked, number, from});
   return bytes;
 }
 
 }  // namespace
 
-void FabricDomain::ask(End& end) noexcept {
-  end.wanted = end.asked + 1;
-  chores_ = true;
+void FabricDomain::schedule_query(RemoteNic& end) noexcept {
+  end.wanted_query = end.sent_query + 1;
+  has_deferred_work_ = true;
 }
 
-void FabricDomain::write_question(Peer& peer, End& end) {
-  end.told.clear();
-  for (const std::uint64_t serial : end.revoking) {
-    if (end.told.size() < kMostSerials) end.told.insert(serial);
+void FabricDomain::build_query(Peer& peer, RemoteNic& end) {
+  end.queried_serials.clear();
+  for (const std::uint64_t serial : end.revocations) {
+    if (end.queried_serials.size() < kMaxSerials) end.queried_serials.insert(serial);
   }
-  end.question =
-      frame(end.token, FrameKind::question, static_cast<std::uint32_t>(end.told.size()), ++end.asked, peer.token);
-  for (const std::uint64_t serial : end.told) append_record(end.question, serial);
-  if (&end != &peer.partner()) return;  // we hold no keys of its
-  std::set<std::uint64_t> doubtful;
+  end.query = make_frame(end.token, FrameKind::query, static_cast<std::uint32_t>(end.queried_serials.size()),
+                         ++end.sent_query, peer.token);
+  for (const std::uint64_t serial : end.queried_serials) append_record(end.query, serial);
+  if (&end != &peer.paired_nic()) return;  // we hold no keys of its
+  std::set<std::uint64_t> in_doubt;
   for (const Suspended& suspended : peer.suspended) {
-    if (suspended.serial != 0 && doubtful.size() < kMostSerials) doubtful.insert(suspended.serial);
+    if (suspended.serial != 0 && in_doubt.size() < kMaxSerials) in_doubt.insert(suspended.serial);
   }
-  for (const std::uint64_t serial : doubtful) append_record(end.question, serial);
+  for (const std::uint64_t serial : in_doubt) append_record(end.query, serial);
 }
 
-void FabricDomain::put_question(Peer& peer, End& end, Clock::time_point now) {
-  if (!end.owes()) return;
-  const bool fresh = end.asked == end.answered;
-  if (fresh) write_question(peer, end);
+void FabricDomain::queue_query(Peer& peer, RemoteNic& end, Clock::time_point now) {
+  if (!end.query_pending()) return;
+  const bool fresh = end.sent_query == end.on_reply;
+  if (fresh) build_query(peer, end);
   // Asked again, since either way may have been lost with a connection.
-  if (!fresh && (now - end.asked_at <= kAskAgain * (1 << std::min(end.repeats, 5)) || !peer.outbox.empty())) return;
-  peer.outbox.emplace_back(end.address, end.question);
-  end.asked_at = now;
-  end.repeats = fresh ? 0 : end.repeats + 1;
+  if (!fresh && (now - end.sent_at <= kQueryRetry * (1 << std::min(end.resends, 5)) || !peer.outbox.empty())) return;
+  peer.outbox.emplace_back(end.address, end.query);
+  end.sent_at = now;
+  end.resends = fresh ? 0 : end.resends + 1;
 }
 
 bool FabricDomain::flush_outbox(Peer& peer) {
   bool moved = false;
-  while (!peer.outbox.empty() && !peer.leaving) {
+  while (!peer.outbox.empty() && !peer.disconnecting) {
     const ssize_t result =
         post_frame(peer, Operation::Kind::control, 0, peer.outbox.front().second, peer.outbox.front().first);
     if (result == -EAGAIN) break;
@@ -66,72 +66,72 @@ bool FabricDomain::flush_outbox(Peer& peer) {
   return moved;
 }
 
-void FabricDomain::received(Peer& peer, const std::byte* bytes, std::size_t nbytes) {
+void FabricDomain::on_frame(Peer& peer, const std::byte* bytes, std::size_t nbytes) {
   std::string_view rest(reinterpret_cast<const char*>(bytes), nbytes);
   if (!peer.joined) {
-    if (peer.early.size() < kMostWaiting) peer.early.emplace_back(rest);
+    if (peer.early_messages.size() < kMaxQueuedFrames) peer.early_messages.emplace_back(rest);
     return;
   }
-  const auto head = read_record<FrameHead>(rest);
+  const auto head = read_record<FrameHeader>(rest);
   rest.remove_prefix(sizeof head);
-  End* end = peer.find(head.from);
+  RemoteNic* end = peer.find(head.from);
   if (end == nullptr) return;
-  const bool paired = end == &peer.partner();  // the others' keys are none that we hold
+  const bool paired = end == &peer.paired_nic();  // the others' keys are none that we hold
   switch (head.kind) {
     case FrameKind::message:
-      if (!peer.leaving || peer.own) sink_.message(peer.number, std::string(rest));
+      if (!peer.disconnecting || peer.own) sink_.message(peer.number, std::string(rest));
       return;
-    case FrameKind::question: {
+    case FrameKind::query: {
       const std::size_t revoked = std::min(std::size_t{head.revoked}, rest.size() / 8);
-      if (paired) forget(peer, read_serials(rest.substr(0, 8 * revoked)));
-      return answer(peer, *end, head.number, rest.substr(8 * revoked));
+      if (paired) mark_stale(peer, read_serials(rest.substr(0, 8 * revoked)));
+      return reply_to(peer, *end, head.number, rest.substr(8 * revoked));
     }
-    case FrameKind::answer:
-      return answered(peer, *end, head.number, paired ? read_serials(rest) : std::set<std::uint64_t>{});
+    case FrameKind::reply:
+      return on_reply(peer, *end, head.number, paired ? read_serials(rest) : std::set<std::uint64_t>{});
   }
 }
 
 // Says which of the regions that the peer asks about are gone.
-void FabricDomain::answer(Peer& peer, const End& end, std::uint64_t number, std::string_view asked) {
-  std::set<std::uint64_t> doubtful = read_serials(asked);
+void FabricDomain::reply_to(Peer& peer, const RemoteNic& end, std::uint64_t number, std::string_view sent_query) {
+  std::set<std::uint64_t> in_doubt = read_serials(sent_query);
   for (const auto& [region_number, region] : local_regions_) {
-    if (!closing_regions_.contains(region_number)) doubtful.erase(region.serial);
+    if (!deregistering_.contains(region_number)) in_doubt.erase(region.serial);
   }
-  std::string reply = frame(end.token, FrameKind::answer, 0, number, peer.token);
-  for (const std::uint64_t serial : doubtful) append_record(reply, serial);
-  if (peer.outbox.size() < kMostWaiting) peer.outbox.emplace_back(end.address, std::move(reply));
-  chores_ = true;
+  std::string reply = make_frame(end.token, FrameKind::reply, 0, number, peer.token);
+  for (const std::uint64_t serial : in_doubt) append_record(reply, serial);
+  if (peer.outbox.size() < kMaxQueuedFrames) peer.outbox.emplace_back(end.address, std::move(reply));
+  has_deferred_work_ = true;
 }
 
-void FabricDomain::forget(Peer& peer, const std::set<std::uint64_t>& serials) {
+void FabricDomain::mark_stale(Peer& peer, const std::set<std::uint64_t>& serials) {
   if (serials.empty()) return;
-  peer.dead.insert(serials.begin(), serials.end());
-  while (peer.dead.size() > kMostDead) peer.dead.erase(peer.dead.begin());
+  peer.stale_serials.insert(serials.begin(), serials.end());
+  while (peer.stale_serials.size() > kMaxStale) peer.stale_serials.erase(peer.stale_serials.begin());
   for (auto& [number, region] : remote_regions_) {
     if (region.peer == peer.number && serials.contains(region.key.serial)) region.dead = true;
   }
 }
 
-void FabricDomain::answered(Peer& peer, End& end, std::uint64_t number, const std::set<std::uint64_t>& dead) {
-  if (number != end.asked || number == end.answered) return;  // of a question that was asked twice
-  end.answered = number;
-  for (const std::uint64_t serial : end.told) end.revoking.erase(serial);
-  end.told.clear();
-  if (!end.revoking.empty()) ask(end);
-  forget(peer, dead);
-  if (&end == &peer.partner() && number >= peer.verdict_number) resolve(peer, nullptr);
-  settle_regions();
+void FabricDomain::on_reply(Peer& peer, RemoteNic& end, std::uint64_t number, const std::set<std::uint64_t>& stale) {
+  if (number != end.sent_query || number == end.on_reply) return;  // of a question that was asked twice
+  end.on_reply = number;
+  for (const std::uint64_t serial : end.queried_serials) end.revocations.erase(serial);
+  end.queried_serials.clear();
+  if (!end.revocations.empty()) schedule_query(end);
+  mark_stale(peer, stale);
+  if (&end == &peer.paired_nic() && number >= peer.verdict_query) resolve_suspended(peer, nullptr);
+  finish_deregistrations();
 }
 
 // Ends what was suspended: by `verdict`, or by what the peer has told.
-void FabricDomain::resolve(Peer& peer, const Outcome* verdict) {
+void FabricDomain::resolve_suspended(Peer& peer, const Outcome* verdict) {
   std::vector<Suspended> suspended;
   suspended.swap(peer.suspended);
   for (const Suspended& one : suspended) {
     Outcome outcome;
     if (verdict != nullptr) {
       outcome = *verdict;
-    } else if (one.serial != 0 && peer.dead.contains(one.serial)) {
+    } else if (one.serial != 0 && peer.stale_serials.contains(one.serial)) {
       outcome = {Status::stale_region, one.code, "the peer has deregistered the region"};
     } else {
       outcome = {Status::provider, one.code,

@@ -64,7 +64,7 @@ inline bool belongs_to(std::string_view listener, int fd) noexcept {
 //
 // No other socket is hit. The kernel gives a port that a listener was bound to to nobody else while it listens, and
 // only the caller, who holds the core's lock, can make libfabric close one of these and free its descriptor.
-inline std::vector<Socket> hang_up(std::string_view address) {
+inline std::vector<Socket> shut_down_sockets(std::string_view address) {
   std::vector<Socket> connections;
   int listener = -1;
   const int slots = descriptor_slots();

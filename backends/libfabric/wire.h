@@ -24,7 +24,7 @@ struct KeyBlob {
 struct EndpointHead {
   std::uint32_t magic, addr_format;
   std::uint64_t token;
-  KeyBlob anchor;
+  KeyBlob empty_target;
   std::uint16_t provider_nbytes, address_nbytes;
 };
 
@@ -35,16 +35,16 @@ struct EndpointBlob {
 
 inline constexpr std::uint32_t kMagic = 0x32464c41;  // "ALF2"
 
-enum class FrameKind : std::uint32_t { message = 1, question = 2, answer = 3 };
+enum class FrameKind : std::uint32_t { message = 1, query = 2, reply = 3 };
 
-struct FrameHead {
+struct FrameHeader {
   std::uint64_t token;  // the receiver's, so that its very first message can be attributed
   FrameKind kind;
   std::uint32_t revoked;  // question: how many of the serials that follow are revoked; the others are asked about
   std::uint64_t number;
   std::uint64_t from;  // the sender's: a peer with more NICs than ours speaks from each
 };
-static_assert(sizeof(FrameHead) == 32);
+static_assert(sizeof(FrameHeader) == 32);
 
 template <class Record>
 Record read_record(std::string_view bytes) noexcept {
@@ -58,20 +58,20 @@ void append_record(std::string& bytes, const Record& record) {
   bytes.append(reinterpret_cast<const char*>(&record), sizeof record);
 }
 
-inline constexpr std::size_t kHeadNbytes = 4 + 4 + 8 + 24 + 2 + 2;
+inline constexpr std::size_t kEndpointHeadNbytes = 4 + 4 + 8 + 24 + 2 + 2;
 
 inline std::string pack(const EndpointBlob& blob) {
-  std::string bytes(reinterpret_cast<const char*>(&blob.head), kHeadNbytes);
+  std::string bytes(reinterpret_cast<const char*>(&blob.head), kEndpointHeadNbytes);
   return bytes + blob.provider + blob.address;
 }
 
 inline EndpointBlob unpack_endpoint(std::string_view bytes) {
   const auto refuse = [](const char* why) { return Failure(Failure::Kind::usage, "connect", why); };
   EndpointBlob blob;
-  if (bytes.size() < kHeadNbytes) throw refuse("the endpoint is too short for one of libfabric's");
-  std::memcpy(&blob.head, bytes.data(), kHeadNbytes);
+  if (bytes.size() < kEndpointHeadNbytes) throw refuse("the endpoint is too short for one of libfabric's");
+  std::memcpy(&blob.head, bytes.data(), kEndpointHeadNbytes);
   if (blob.head.magic != kMagic) throw refuse("the endpoint is not one of libfabric's, or of another version");
-  bytes.remove_prefix(kHeadNbytes);
+  bytes.remove_prefix(kEndpointHeadNbytes);
   if (bytes.size() != std::size_t{blob.head.provider_nbytes} + blob.head.address_nbytes) {
     throw refuse("the endpoint's parts do not add up to its size");
   }

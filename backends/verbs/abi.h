@@ -75,7 +75,7 @@ struct Context {
 };
 
 // verbs_context, which lies around a context whose abi_compat is extended_abi. It grows at its beginning.
-struct WideContext {
+struct ExtendedContext {
   int (*query_port)(Context*, std::uint8_t port, PortAttr*, std::size_t nbytes);
   Unused between[37];
   std::uint64_t placeholder;
@@ -251,11 +251,11 @@ struct Wc {
 // ---- calls through the context's table; a result other than 0 is an error number, for poll_cq a negative one
 inline int poll_cq(Cq* cq, int count, Wc* entries) noexcept { return cq->context->ops.poll_cq(cq, count, entries); }
 inline int req_notify_cq(Cq* cq) noexcept { return cq->context->ops.req_notify_cq(cq, 0); }
-inline int post_send(Qp* qp, SendWr* chain, SendWr** bad) noexcept {
-  return qp->context->ops.post_send(qp, chain, bad);
+inline int post_send(Qp* qp, SendWr* post_chain, SendWr** bad) noexcept {
+  return qp->context->ops.post_send(qp, post_chain, bad);
 }
-inline int post_srq_recv(Srq* srq, RecvWr* chain, RecvWr** bad) noexcept {
-  return srq->context->ops.post_srq_recv(srq, chain, bad);
+inline int post_srq_recv(Srq* srq, RecvWr* post_chain, RecvWr** bad) noexcept {
+  return srq->context->ops.post_srq_recv(srq, post_chain, bad);
 }
 
 }  // namespace aio::verbs::abi

@@ -13,23 +13,23 @@ namespace aio::verbs {
 
 namespace {
 
-const Outcome kPeerLost{Status::peer_lost, 0, "the connection is closed"};
+const Outcome kConnectionClosed{Status::peer_lost, 0, "the connection is closed"};
 
 // A receiver that is out of receives asks to be tried again after this code's time: 0.64 ms, as perftest and UCX have
 // it by default within a factor of two. ibv_modify_qp(3).
 constexpr std::uint8_t kRnrTimer = 12;
-constexpr std::uint64_t kReadPacketsOnRxe = 64;
-constexpr int kMostRounds = 64;  // of completions, each up to 1,024
+constexpr std::uint64_t kMaxReadPacketsOnRxe = 64;
+constexpr int kMaxRounds = 64;  // of completions, each up to 1,024
 
 // For the event that ends a QP's hold on shared receives. A device says it within microseconds; Linux 6.1's rdma_rxe
 // never does, and is given the time to run its tasklet.
-constexpr std::chrono::milliseconds kReceivesBack{20}, kReceivesBackOnRxe{1};
+constexpr std::chrono::milliseconds kReceivesTimeout{20}, kReceivesTimeoutOnRxe{1};
 
 void check(const char* what, int result) {
   if (result != 0) throw Failure(Failure::Kind::provider, what, std::strerror(result), result);
 }
 
-void to_error(const Library& library, const Queue& queue) noexcept {
+void move_to_error(const Library& library, const Queue& queue) noexcept {
   abi::QpAttr attr{};
   attr.qp_state = abi::state_err;
   if (queue.qp) library.modify_qp(queue.qp.get(), &attr, abi::mask_state);
@@ -42,8 +42,8 @@ Peer* VerbsDomain::find(PeerNumber number) noexcept {
   return found == nullptr ? nullptr : found->get();
 }
 
-Queue VerbsDomain::open_queue(std::uint32_t depth, std::uint32_t inline_nbytes, abi::Srq* srq) {
-  if (next_queue_ >= kMostQueues) throw Failure(Failure::Kind::provider, "connect", "too many connections", EMFILE);
+Queue VerbsDomain::create_queue(std::uint32_t depth, std::uint32_t inline_nbytes, abi::Srq* srq) {
+  if (next_queue_ >= kMaxQueues) throw Failure(Failure::Kind::provider, "connect", "too many connections", EMFILE);
   abi::QpInitAttr attr{};
   attr.qp_context = this;
   attr.send_cq = attr.recv_cq = cq_.get();
@@ -75,27 +75,28 @@ Queue VerbsDomain::open_queue(std::uint32_t depth, std::uint32_t inline_nbytes, 
 }
 
 Endpoint VerbsDomain::connect(PeerNumber number, const std::optional<Endpoint>& remote) {
-  if (!dead_.ok()) throw Failure(Failure::Kind::provider, port_.name, dead_.reason, dead_.code);
+  if (!device_failure_.ok())
+    throw Failure(Failure::Kind::provider, port_.name, device_failure_.reason, device_failure_.code);
   Peer* peer = find(number);
   const bool fresh = peer == nullptr;
   if (fresh) {
-    auto made = std::make_unique<Peer>();
-    peer = made.get();
+    auto require = std::make_unique<Peer>();
+    peer = require.get();
     peer->number = number;
-    peer->data = open_queue(settings_.depth, settings_.inline_nbytes, immediates_.get());
-    peer->frames = open_queue(kFrameDepth, 64, receives_.get());
+    peer->data = create_queue(settings_.depth, settings_.inline_nbytes, immediate_receives_.get());
+    peer->messages = create_queue(kMessageDepth, 64, message_receives_.get());
     write_blob(*peer);
-    peers_.emplace(number, std::move(made));
-    for (Queue* queue : {&peer->data, &peer->frames}) {
+    peers_.emplace(number, std::move(require));
+    for (Queue* queue : {&peer->data, &peer->messages}) {
       queues_.emplace(queue->id, std::pair(peer, queue));
-      by_qpn_.emplace(queue->qp->qp_num, peer);
+      peers_by_qpn_.emplace(queue->qp->qp_num, peer);
     }
   }
   if (remote) {
     try {
       join(*peer, *remote);
     } catch (const Failure&) {
-      if (fresh) end(*peer);
+      if (fresh) destroy(*peer);
       throw;
     }
   }
@@ -115,28 +116,28 @@ void VerbsDomain::join(Peer& peer, const Endpoint& remote) {
     throw Failure(Failure::Kind::usage, "connect", "the peer's endpoint is another rail's");
   }
   if (blob.head.rail != rail_) {
-    peer.deputy = rails_->domains[blob.head.rail];
-    close_queues(peer);
+    peer.served_by = rails_->domains[blob.head.rail];
+    destroy_queues(peer);
   } else {
-    const abi::AhAttr route = route_to(blob);
+    const abi::AhAttr route = make_route(blob);
     const auto mtu = 128u << std::min<std::uint32_t>(port_.attr.active_mtu, blob.head.mtu);
-    if (port_.is_rxe()) peer.read_nbytes = kReadPacketsOnRxe * mtu;
-    start_queue(peer.data, route, blob.head, blob.head.data_qpn, blob.head.data_psn, own.data_psn);
-    start_queue(peer.frames, route, blob.head, blob.head.message_qpn, blob.head.message_psn, own.message_psn);
+    if (port_.is_rxe()) peer.read_nbytes = kMaxReadPacketsOnRxe * mtu;
+    connect_queue(peer.data, route, blob.head, blob.head.data_qpn, blob.head.data_psn, own.data_psn);
+    connect_queue(peer.messages, route, blob.head, blob.head.message_qpn, blob.head.message_psn, own.message_psn);
   }
   peer.remote = blob.head;
   peer.remote_blob = remote.blob;
   peer.joined = true;
 }
 
-void VerbsDomain::start_queue(Queue& queue, const abi::AhAttr& route, const EndpointHead& remote, std::uint32_t qpn,
-                              std::uint32_t psn, std::uint32_t own_psn) {
+void VerbsDomain::connect_queue(Queue& queue, const abi::AhAttr& route, const EndpointHead& remote, std::uint32_t qpn,
+                                std::uint32_t psn, std::uint32_t own_psn) {
   abi::QpAttr attr{};
   attr.qp_state = abi::state_rtr;
   attr.path_mtu = std::min<std::uint32_t>(port_.attr.active_mtu, remote.mtu);
   attr.dest_qp_num = qpn;
   attr.rq_psn = psn & 0xffffff;
-  attr.max_dest_rd_atomic = reads_in_flight(port_.device.max_qp_rd_atom);
+  attr.max_dest_rd_atomic = max_reads(port_.device.max_qp_rd_atom);
   attr.min_rnr_timer = kRnrTimer;
   attr.ah_attr = route;
   check("ibv_modify_qp to RTR",
@@ -149,7 +150,7 @@ void VerbsDomain::start_queue(Queue& queue, const abi::AhAttr& route, const Endp
   attr.timeout = settings_.timeout;
   attr.retry_cnt = settings_.retries;
   attr.rnr_retry = settings_.rnr_retries;
-  attr.max_rd_atomic = reads_in_flight(std::min<int>(port_.device.max_qp_init_rd_atom, remote.max_dest_rd_atomic));
+  attr.max_rd_atomic = max_reads(std::min<int>(port_.device.max_qp_init_rd_atom, remote.max_dest_rd_atomic));
   check("ibv_modify_qp to RTS",
         library_.modify_qp(queue.qp.get(), &attr,
                            abi::mask_state | abi::mask_sq_psn | abi::mask_timeout | abi::mask_retry_cnt |
@@ -163,70 +164,70 @@ void VerbsDomain::disconnect(PeerNumber number, bool /*lost*/) {
   if (peer != nullptr) {
     // What has ended well is told so, and what the peer had sent is counted. It may have left in peace or be frozen:
     // there is one fence for both, since a peer that said goodbye had waited for its acknowledgements before.
-    for (int round = 0; round < kMostRounds && harvest(); ++round) {
+    for (int round = 0; round < kMaxRounds && poll_completions(); ++round) {
     }
-    peer->broken = kPeerLost;
-    end(*peer);
+    peer->failure = kConnectionClosed;
+    destroy(*peer);
   }
-  settle_regions();  // nothing waits for its answers any more
+  finish_deregistrations();  // nothing waits for its answers any more
   sink_.fenced(number);
 }
 
 // When it returns, nothing of the peer's can reach our memory, and nothing is in flight.
-void VerbsDomain::end(Peer& peer) {
-  close_queues(peer);
-  outboxes_.erase(peer.number);
+void VerbsDomain::destroy(Peer& peer) {
+  destroy_queues(peer);
+  blocked_outboxes_.erase(peer.number);
   peers_.erase(peer.number);
 }
 
-void VerbsDomain::close_queues(Peer& peer) {
+void VerbsDomain::destroy_queues(Peer& peer) {
   // In the error state the device takes no packet any more. What it had taken before is polled while the QP exists:
   // some providers drop the completions of a QP that is destroyed, and with them counts.
-  to_error(library_, peer.data);
-  to_error(library_, peer.frames);
-  await_receives(peer);
-  for (int round = 0; round < kMostRounds && harvest(); ++round) {
+  move_to_error(library_, peer.data);
+  move_to_error(library_, peer.messages);
+  wait_for_receives(peer);
+  for (int round = 0; round < kMaxRounds && poll_completions(); ++round) {
   }
-  for (Queue* queue : {&peer.data, &peer.frames}) {
+  for (Queue* queue : {&peer.data, &peer.messages}) {
     if (!queue->qp) continue;
-    by_qpn_.erase(queue->qp->qp_num);
+    peers_by_qpn_.erase(queue->qp->qp_num);
     queue->qp.reset();
-    abandon(peer, *queue);
+    fail_remaining(peer, *queue);
     queues_.erase(queue->id);
   }
-  harvest();  // completions that a provider leaves behind would fill the queue
+  poll_completions();  // completions that a provider leaves behind would fill the queue
 }
 
 // A QP takes receives from the shared queues before the messages have come whole. They complete when it is in the error
 // state, and then the device says so; those of a QP that is destroyed before are lost, until none is left for anybody.
-void VerbsDomain::await_receives(const Peer& peer) {
-  if (!peer.joined || peer.deputy != nullptr) return;
-  const auto until = Clock::now() + (port_.is_rxe() ? kReceivesBackOnRxe : kReceivesBack);
-  while (!peer.data.emptied || !peer.frames.emptied) {
+void VerbsDomain::wait_for_receives(const Peer& peer) {
+  if (!peer.joined || peer.served_by != nullptr) return;
+  const auto until = Clock::now() + (port_.is_rxe() ? kReceivesTimeoutOnRxe : kReceivesTimeout);
+  while (!peer.data.receives_returned || !peer.messages.receives_returned) {
     const auto left = std::chrono::ceil<std::chrono::milliseconds>(until - Clock::now()).count();
     if (left <= 0) return;
     pollfd told{port_.context->async_fd, POLLIN, 0};
     ::poll(&told, 1, static_cast<int>(left));
-    drain_events();
+    poll_events();
   }
 }
 
-void VerbsDomain::break_off(Peer& peer, Outcome cause) {
-  if (!peer.broken.ok()) return;
+void VerbsDomain::fail_connection(Peer& peer, Outcome cause) {
+  if (!peer.failure.ok()) return;
   // The cause is one request's; all that follows it failed since there is no connection any more.
   if (cause.status != Status::peer_lost) {
     cause = {Status::peer_lost, cause.code, "the connection broke: " + cause.reason};
   }
-  peer.broken = std::move(cause);
-  to_error(library_, peer.data);
-  to_error(library_, peer.frames);
+  peer.failure = std::move(cause);
+  move_to_error(library_, peer.data);
+  move_to_error(library_, peer.messages);
   // What is in flight comes back flushed, or is reported when the engine disconnects, as it does when it is told this.
-  const Outcome told = peer.broken;
+  const Outcome told = peer.failure;
   sink_.peer_failed(peer.number, told);
 }
 
-void VerbsDomain::break_all(const Outcome& cause) {
-  for (auto& [number, peer] : peers_) break_off(*peer, cause);
+void VerbsDomain::fail_all_connections(const Outcome& cause) {
+  for (auto& [number, peer] : peers_) fail_connection(*peer, cause);
 }
 
 }  // namespace aio::verbs

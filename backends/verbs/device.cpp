@@ -82,7 +82,7 @@ bool is_named(const std::string& devices, const std::string& device) {
          ("," + devices).find("," + device + ":") != std::string::npos;
 }
 
-std::vector<Port> all_ports(const Library& library, const std::string& devices, std::string& reasons) {
+std::vector<Port> usable_ports(const Library& library, const std::string& devices, std::string& reasons) {
   int count = 0;
   errno = 0;
   const std::unique_ptr<abi::DeviceNode*, void (*)(abi::DeviceNode**)> list(library.get_device_list(&count),
@@ -125,7 +125,7 @@ double Port::gigabits() const noexcept {
 
 std::vector<Port> open_ports(const Library& library, const std::string& devices, std::size_t rails) {
   std::string reasons;
-  std::vector<Port> ports = all_ports(library, devices, reasons);
+  std::vector<Port> ports = usable_ports(library, devices, reasons);
   if (!devices.empty()) return named_ports(std::move(ports), devices, reasons);
   std::erase_if(ports, [&](const Port& port) {
     const bool down = port.attr.state != abi::port_active;
@@ -150,7 +150,7 @@ void refresh(const Library& library, Port& port) {
   const ssize_t count =
       library.query_gid_table(port.context.get(), entries.data(), entries.size(), 0, sizeof entries[0]);
   port.gids.clear();
-  for (ssize_t i = 0; i < count && port.gids.size() < kMostGids; ++i) {
+  for (ssize_t i = 0; i < count && port.gids.size() < kMaxGids; ++i) {
     const abi::GidEntry& entry = entries[static_cast<std::size_t>(i)];
     if (entry.port_num != port.number || entry.gid_type > abi::gid_roce_v2 || entry.gid_index > 255) continue;
     PortGid gid{static_cast<GidType>(entry.gid_type), {}, static_cast<std::uint8_t>(entry.gid_index)};

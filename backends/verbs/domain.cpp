@@ -12,12 +12,13 @@ namespace aio::verbs {
 
 namespace {
 
-constexpr int kMostCompletions = 1 << 16;
-constexpr int kEveryone = 16;  // peers whose send queues may all be full at once; beyond that they wait for each other
+constexpr int kMaxCompletions = 1 << 16;
+constexpr int kConcurrentFullQueues =
+    16;  // peers whose send queues may all be full at once; beyond that they wait for each other
 constexpr std::uint64_t kInlineNbytesOnRxe = 16 << 10;
 
 Settings settings_of(const Options& options) {
-  const auto small = [&](const char* name, double otherwise, double most) {
+  const auto byte_option = [&](const char* name, double otherwise, double most) {
     return static_cast<std::uint8_t>(number("verbs", options, name, otherwise, 0, most));
   };
   Settings settings{};
@@ -25,15 +26,15 @@ Settings settings_of(const Options& options) {
   // What perftest asks for with its latency tests: enough for a token, less than a cache line pair costs to fetch.
   settings.inline_nbytes = static_cast<std::uint32_t>(number("verbs", options, "inline_nbytes", 220, 0, 4096));
   settings.relaxed_ordering = yes_or_no("verbs", options, "relaxed_ordering").value_or(true);
-  settings.service_level = small("service_level", 0, 15);
-  settings.traffic_class = small("traffic_class", 0, 255);
+  settings.service_level = byte_option("service_level", 0, 15);
+  settings.traffic_class = byte_option("traffic_class", 0, 255);
   // ibv_modify_qp(3). perftest uses 14 (67 ms), NCCL 20 (4.3 s); a device may wait up to four times as long. With 17
   // and six retries a peer that is cut off is told of after 3.8 to 15 s, and a cable may be gone for a second. Seven
   // retries are for ever on Linux 6.1's rdma_rxe.
-  settings.timeout = small("timeout", 17, 31);
-  settings.retries = small("retries", 6, 7);
+  settings.timeout = byte_option("timeout", 17, 31);
+  settings.retries = byte_option("retries", 6, 7);
   // For ever: a receiver's receives run out for moments under load, and whether it is alive is watched elsewhere.
-  settings.rnr_retries = small("rnr_retries", 7, 7);
+  settings.rnr_retries = byte_option("rnr_retries", 7, 7);
   settings.port_down = Seconds(number("verbs", options, "port_down_s", 2, 0, 1e6));
   settings.stall = Seconds(number("verbs", options, "stall_s", 30, 0, 1e6));
   settings.revoke = Seconds(number("verbs", options, "revoke_s", 2, 0, 1e6));
@@ -49,12 +50,12 @@ Settings settings_of(const Options& options) {
 }
 
 template <class Object>
-Object* made(Object* object, const std::string& what) {
+Object* require(Object* object, const std::string& what) {
   if (object == nullptr) unavailable(what);
   return object;
 }
 
-void never_block(int fd) {
+void set_nonblocking(int fd) {
   const int flags = ::fcntl(fd, F_GETFL);
   if (flags < 0 || ::fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0) unavailable("fcntl");
 }
@@ -87,58 +88,59 @@ VerbsDomain::VerbsDomain(Sink& sink, const Library& library, Port port, const Se
   if (!timer_) unavailable("timerfd_create");
   settings_.depth = std::min(settings_.depth, static_cast<std::uint32_t>(std::max(2, port_.device.max_qp_wr)));
   slot_nbytes_ = rail_ == 0 ? kMessageSlotNbytes : kControlSlotNbytes;
-  never_block(port_.context->async_fd);
+  set_nonblocking(port_.context->async_fd);
   open_queues();
-  const std::size_t nbytes = 2 * kSlots * slot_nbytes_ + 2 * kAnchorNbytes;
+  const std::size_t nbytes = 2 * kSlots * slot_nbytes_ + 2 * kFlushWordNbytes;
   arena_ = std::make_unique<std::byte[]>(nbytes);
   const auto enroll = [&](const std::byte* base, std::size_t length, unsigned access) {
     errno = 0;
     abi::Mr* mr = library_.reg_mr(pd_.get(), const_cast<std::byte*>(base), length, static_cast<int>(access));
-    return Handle<abi::Mr>(made(mr, port_.name + ": ibv_reg_mr of " + std::to_string(length) + " bytes"),
+    return Handle<abi::Mr>(require(mr, port_.name + ": ibv_reg_mr of " + std::to_string(length) + " bytes"),
                            library_.dereg_mr);
   };
   arena_registration_ = enroll(arena_.get(), nbytes, abi::access_local_write);
-  anchor_registration_ = enroll(anchor(), kAnchorNbytes, abi::access_local_write | abi::access_remote_read);
+  flush_source_registration_ =
+      enroll(flush_source(), kFlushWordNbytes, abi::access_local_write | abi::access_remote_read);
   for (std::uint32_t slot = 0; slot < kSlots; ++slot) {
-    taken_slots_.push_back(slot);
+    used_receive_slots_.push_back(slot);
     free_slots_.push_back(kSlots + slot);
   }
-  post_receives();
-  post_immediates(kImmediates);
+  post_message_receives();
+  post_immediate_receives(kImmediateReceives);
   describe();
 }
 
 void VerbsDomain::open_queues() {
   errno = 0;
-  pd_ = {made(library_.alloc_pd(port_.context.get()), port_.name + ": ibv_alloc_pd"), library_.dealloc_pd};
-  channel_ = {made(library_.create_comp_channel(port_.context.get()), port_.name + ": ibv_create_comp_channel"),
+  pd_ = {require(library_.alloc_pd(port_.context.get()), port_.name + ": ibv_alloc_pd"), library_.dealloc_pd};
+  channel_ = {require(library_.create_comp_channel(port_.context.get()), port_.name + ": ibv_create_comp_channel"),
               library_.destroy_comp_channel};
-  never_block(channel_->fd);
+  set_nonblocking(channel_->fd);
   // Every receive has its entry. The rest is shared by all send queues: what is in flight is counted, so that however
   // many peers there are, an entry is there for every completion.
-  const auto receives = static_cast<int>(kImmediates + kSlots);
-  const int wanted = receives + kEveryone * static_cast<int>(settings_.depth + kFrameDepth);
-  const int entries = std::min({wanted, port_.device.max_cqe, kMostCompletions});
+  const auto receives = static_cast<int>(kImmediateReceives + kSlots);
+  const int wanted = receives + kConcurrentFullQueues * static_cast<int>(settings_.depth + kMessageDepth);
+  const int entries = std::min({wanted, port_.device.max_cqe, kMaxCompletions});
   abi::Cq* cq = library_.create_cq(port_.context.get(), entries, nullptr, channel_.get(), 0);
-  cq_ = {made(cq, port_.name + ": ibv_create_cq"), library_.destroy_cq};
+  cq_ = {require(cq, port_.name + ": ibv_create_cq"), library_.destroy_cq};
   if (cq_->cqe < receives + 2)
     throw Failure(Failure::Kind::unavailable, "verbs", port_.name + ": its queues are too small");
-  completions_room_ = static_cast<std::uint32_t>(cq_->cqe - receives);
+  free_cq_entries_ = static_cast<std::uint32_t>(cq_->cqe - receives);
   const auto shared = [&](std::uint32_t depth, std::uint32_t segments) {
     abi::SrqInitAttr attr{nullptr, depth, segments, 0};
-    return Handle<abi::Srq>(made(library_.create_srq(pd_.get(), &attr), port_.name + ": ibv_create_srq"),
+    return Handle<abi::Srq>(require(library_.create_srq(pd_.get(), &attr), port_.name + ": ibv_create_srq"),
                             library_.destroy_srq);
   };
   // An immediate takes a receive, whichever is next. So messages have others: theirs would be used up.
-  immediates_ = shared(kImmediates, 1);
-  receives_ = shared(kSlots, 1);
+  immediate_receives_ = shared(kImmediateReceives, 1);
+  message_receives_ = shared(kSlots, 1);
 }
 
 VerbsDomain::~VerbsDomain() {
   // QPs first: then nothing can reach the memory whose registrations go next.
   for (auto& [number, peer] : peers_) {
     peer->data.qp.reset();
-    peer->frames.qp.reset();
+    peer->messages.qp.reset();
   }
   peers_.clear();
   local_regions_.clear();

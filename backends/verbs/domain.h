@@ -58,54 +58,60 @@ class VerbsDomain final : public Domain {
   // domain.cpp
   void open_queues();
   void describe();
-  [[nodiscard]] std::byte* scratch() const noexcept { return arena_.get() + 2 * kSlots * slot_nbytes_; }
-  [[nodiscard]] std::byte* anchor() const noexcept { return scratch() + kAnchorNbytes; }
+  [[nodiscard]] std::byte* flush_target() const noexcept { return arena_.get() + 2 * kSlots * slot_nbytes_; }
+  [[nodiscard]] std::byte* flush_source() const noexcept { return flush_target() + kFlushWordNbytes; }
   // memory.cpp
   Handle<abi::Mr> register_memory(const LocalMemory& memory, unsigned access, std::uint64_t* count);
   void revoke(LocalRegion& region);
-  bool settle_regions();
+  bool finish_deregistrations();
   // endpoint.cpp
   void write_blob(Peer& peer);
-  [[nodiscard]] std::uint8_t reads_in_flight(int offered) const noexcept;
-  abi::AhAttr route_to(const EndpointBlob& remote) const;
+  [[nodiscard]] std::uint8_t max_reads(int offered) const noexcept;
+  abi::AhAttr make_route(const EndpointBlob& remote) const;
   // connection.cpp
   Peer* find(PeerNumber number) noexcept;
-  Queue open_queue(std::uint32_t depth, std::uint32_t inline_nbytes, abi::Srq* srq);
+  Queue create_queue(std::uint32_t depth, std::uint32_t inline_nbytes, abi::Srq* srq);
   void join(Peer& peer, const Endpoint& remote);
-  void start_queue(Queue& queue, const abi::AhAttr& route, const EndpointHead& remote, std::uint32_t qpn,
-                   std::uint32_t psn, std::uint32_t own_psn);
-  void end(Peer& peer);
-  void close_queues(Peer& peer);
-  void await_receives(const Peer& peer);
-  void break_off(Peer& peer, Outcome cause);
-  void break_all(const Outcome& cause);
+  void connect_queue(Queue& queue, const abi::AhAttr& route, const EndpointHead& remote, std::uint32_t qpn,
+                     std::uint32_t psn, std::uint32_t own_psn);
+  void destroy(Peer& peer);
+  void destroy_queues(Peer& peer);
+  void wait_for_receives(const Peer& peer);
+  void fail_connection(Peer& peer, Outcome cause);
+  void fail_all_connections(const Outcome& cause);
   // post.cpp
-  bool read_part(Peer& peer, Flow& flow, const LocalRegion& local, const RemoteRegion& remote);
-  bool chain(Peer& peer, Flow& flow, std::uint32_t count, const LocalRegion* local, const RemoteRegion* remote);
+  std::uint32_t count_valid(const Peer& peer, const Flow& flow, std::uint32_t wanted, const LocalRegion* local,
+                            const RemoteRegion* remote, const Outcome*& refused) const noexcept;
+  bool post_read_segment(Peer& peer, Flow& flow, const LocalRegion& local, const RemoteRegion& remote);
+  bool post_chain(Peer& peer, Flow& flow, std::uint32_t count, const LocalRegion* local, const RemoteRegion* remote);
+  static void build_request(Chain& chain, std::uint32_t at, const Queue& queue, const Flow& flow,
+                            const LocalRegion* local, const RemoteRegion* remote) noexcept;
+  void append_flush_read(Chain& chain, const Peer& peer, const RemoteRegion& remote) noexcept;
+  void record_posted(const Chain& chain, std::uint32_t accepted, Peer& peer, Flow& flow) noexcept;
   // progress.cpp
-  bool harvest();
-  void complete(const abi::Wc& wc);
-  void retire(Peer& peer, Queue& queue, std::uint64_t number, const Outcome& outcome, bool vouches);
+  bool poll_completions();
+  void on_completion(const abi::Wc& wc);
+  void retire(Peer& peer, Queue& queue, std::uint64_t number, const Outcome& outcome, bool confirms_earlier);
   void finish(Peer& peer, const Request& request, const Outcome& outcome);
-  void abandon(Peer& peer, Queue& queue);
-  [[nodiscard]] Outcome describe_failure(const Peer& peer, const abi::Wc& wc) const;
-  void post_immediates(std::uint32_t count);
-  void post_receives();
+  void fail_remaining(Peer& peer, Queue& queue);
+  [[nodiscard]] Outcome describe_error(const Peer& peer, const abi::Wc& wc) const;
+  void post_immediate_receives(std::uint32_t count);
+  void post_message_receives();
   // control_messages.cpp
   bool post_frame(Peer& peer, FrameKind kind, TransferId message, const std::string& bytes);
   void queue_frame(Peer& peer, FrameKind kind, std::string bytes);
   void flush_outbox(Peer& peer);
   void flush_outboxes();
-  void received(Peer& peer, FrameKind kind, std::string_view bytes);
-  void answer_revocations(Peer& peer);
+  void on_frame(Peer& peer, FrameKind kind, std::string_view bytes);
+  void acknowledge_revocations(Peer& peer);
   // progress.cpp: events and time
-  bool look_around();
-  bool drain_events();
+  bool check_events();
+  bool poll_events();
   void on_event(const abi::AsyncEvent& event);
-  bool tick(Clock::time_point now);
-  [[nodiscard]] bool minds_time() const noexcept;
-  void mind_time();
-  void keep_time();
+  bool on_timer(Clock::time_point now);
+  [[nodiscard]] bool has_deadlines() const noexcept;
+  void start_timer_if_needed();
+  void start_timer();
 
   Sink& sink_;
   const Library& library_;
@@ -120,34 +126,34 @@ class VerbsDomain final : public Domain {
   Handle<abi::Pd> pd_;
   Handle<abi::CompChannel> channel_;
   Handle<abi::Cq> cq_;
-  Handle<abi::Srq> immediates_, receives_;
+  Handle<abi::Srq> immediate_receives_, message_receives_;
   // Frames: slots [0, kSlots) receive, [kSlots, 2 * kSlots) send; then a word that flushing reads go to, and one that
   // peers' flushing reads come from.
   std::size_t slot_nbytes_ = 0;
   std::unique_ptr<std::byte[]> arena_;
-  Handle<abi::Mr> arena_registration_, anchor_registration_;
-  std::vector<std::uint32_t> free_slots_;   // to send from
-  std::vector<std::uint32_t> taken_slots_;  // receives to be posted again
-  std::uint32_t immediates_taken_ = 0;      // likewise
-  std::uint32_t completions_room_ = 0;      // entries of the CQ that no request in flight may need
+  Handle<abi::Mr> arena_registration_, flush_source_registration_;
+  std::vector<std::uint32_t> free_slots_;          // to send from
+  std::vector<std::uint32_t> used_receive_slots_;  // receives to be posted again
+  std::uint32_t immediate_receives_used_ = 0;      // likewise
+  std::uint32_t free_cq_entries_ = 0;              // entries of the CQ that no request in flight may need
 
   RecentMap<RegionNumber, LocalRegion> local_regions_;
   RecentMap<RegionNumber, RemoteRegion> remote_regions_;
-  std::set<RegionNumber> closing_regions_;
+  std::set<RegionNumber> deregistering_;
   std::uint64_t next_serial_ = 1;
   RecentMap<PeerNumber, std::unique_ptr<Peer>> peers_;
-  std::set<PeerNumber> outboxes_;                              // of peers whose frames wait for room
+  std::set<PeerNumber> blocked_outboxes_;                      // of peers whose frames wait for room
   RecentMap<std::uint32_t, std::pair<Peer*, Queue*>> queues_;  // by their ids
-  RecentMap<std::uint32_t, Peer*> by_qpn_;
+  RecentMap<std::uint32_t, Peer*> peers_by_qpn_;
   std::uint32_t next_queue_ = 1;
 
-  std::uint32_t passes_ = 0;
-  bool armed_ = false;          // the CQ will ring, or has rung and was not heard
-  bool harvested_ = false;      // since the last arm()
-  std::uint32_t unlooked_ = 0;  // arms since the last look_around()
+  std::uint32_t progress_calls_ = 0;
+  bool armed_ = false;                  // the CQ will ring, or has rung and was not heard
+  bool polled_some_ = false;            // since the last arm()
+  std::uint32_t arms_since_check_ = 0;  // arms since the last look_around()
   std::optional<Clock::time_point> timer_due_;
   std::optional<Clock::time_point> port_down_since_;
-  Outcome dead_;  // not ok: the device is gone for good
+  Outcome device_failure_;  // not ok: the device is gone for good
 };
 
 // Options, all optional; yes and no are "1"/"True" and "0"/"False":

@@ -9,12 +9,12 @@ namespace aio::verbs {
 
 namespace {
 
-constexpr std::uint8_t kHopLimit = 64;           // routers between RoCE v2 subnets, as IP's customary default
-constexpr std::uint8_t kMostReadsInFlight = 16;  // what ConnectX offers
+constexpr std::uint8_t kHopLimit = 64;          // routers between RoCE v2 subnets, as IP's customary default
+constexpr std::uint8_t kMaxReadsInFlight = 16;  // what ConnectX offers
 // Linux 6.1's rdma_rxe gives up reads that take long to be answered, and asks again, and again. In the virtual machine
 // of tests/vm one read of 8 MiB, or four of 1 MiB at once, did not end within 40 s; four of 256 KiB at once came with 5
 // MB/s and 37 repetitions; of 1 MiB one after another, 64 came with 16 MB/s and without any.
-constexpr std::uint8_t kReadsInFlightOnRxe = 1;
+constexpr std::uint8_t kMaxReadsInFlightOnRxe = 1;
 
 // Random, so that a packet of a former connection that comes late is not taken for one of this. 24 bits.
 std::uint32_t random_psn() {
@@ -32,15 +32,15 @@ void VerbsDomain::write_blob(Peer& peer) {
                static_cast<std::uint16_t>(rails_->domains.size()),
                peer.data.qp->qp_num,
                random_psn(),
-               peer.frames.qp->qp_num,
+               peer.messages.qp->qp_num,
                random_psn(),
-               reinterpret_cast<std::uint64_t>(anchor()),
-               anchor_registration_->rkey,
+               reinterpret_cast<std::uint64_t>(flush_source()),
+               flush_source_registration_->rkey,
                static_cast<std::uint32_t>(slot_nbytes_),
                port_.attr.lid,
                port_.attr.link_layer,
                static_cast<std::uint8_t>(port_.attr.active_mtu),
-               reads_in_flight(port_.device.max_qp_rd_atom),
+               max_reads(port_.device.max_qp_rd_atom),
                static_cast<std::uint8_t>(port_.attr.flags & abi::port_grh_required),
                0};
   blob.gids = port_.gids;
@@ -48,12 +48,12 @@ void VerbsDomain::write_blob(Peer& peer) {
 }
 
 // How many reads a QP may have under way, of those that its device and the peer's can take.
-std::uint8_t VerbsDomain::reads_in_flight(int offered) const noexcept {
+std::uint8_t VerbsDomain::max_reads(int offered) const noexcept {
   return static_cast<std::uint8_t>(
-      std::clamp<int>(offered, 1, port_.is_rxe() ? kReadsInFlightOnRxe : kMostReadsInFlight));
+      std::clamp<int>(offered, 1, port_.is_rxe() ? kMaxReadsInFlightOnRxe : kMaxReadsInFlight));
 }
 
-abi::AhAttr VerbsDomain::route_to(const EndpointBlob& remote) const {
+abi::AhAttr VerbsDomain::make_route(const EndpointBlob& remote) const {
   const auto refuse = [&](const std::string& why) {
     return Failure(Failure::Kind::provider, "a path from " + port_.name, why, EHOSTUNREACH);
   };
@@ -74,8 +74,8 @@ abi::AhAttr VerbsDomain::route_to(const EndpointBlob& remote) const {
     if (!routed) return route;
   }
   if (!pair) {
-    throw refuse("no address of the same kind on both sides: here " + words(port_.gids) + "; there " +
-                 words(remote.gids));
+    throw refuse("no address of the same kind on both sides: here " + to_string(port_.gids) + "; there " +
+                 to_string(remote.gids));
   }
   route.is_global = 1;
   std::copy_n(remote.gids[pair->second].raw.begin(), sizeof route.grh.dgid.raw, route.grh.dgid.raw);

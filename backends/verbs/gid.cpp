@@ -58,7 +58,7 @@ std::optional<std::pair<std::size_t, std::size_t>> choose_gids(const std::vector
   return best;
 }
 
-std::string words(const PortGid& gid) {
+std::string to_string(const PortGid& gid) {
   std::array<char, INET6_ADDRSTRLEN> text{};
   if (is_ipv4(gid)) {
     ::inet_ntop(AF_INET, &gid.raw[12], text.data(), text.size());
@@ -69,9 +69,9 @@ std::string words(const PortGid& gid) {
   return type + std::string(text.data());
 }
 
-std::string words(const std::vector<PortGid>& gids) {
+std::string to_string(const std::vector<PortGid>& gids) {
   std::string all;
-  for (const PortGid& gid : gids) all += (all.empty() ? "" : ", ") + words(gid);
+  for (const PortGid& gid : gids) all += (all.empty() ? "" : ", ") + to_string(gid);
   return all.empty() ? "none" : all;
 }
 

@@ -24,7 +24,7 @@ struct PortGid {
 std::optional<std::pair<std::size_t, std::size_t>> choose_gids(const std::vector<PortGid>& ours,
                                                                const std::vector<PortGid>& theirs);
 
-std::string words(const PortGid& gid);
-std::string words(const std::vector<PortGid>& gids);
+std::string to_string(const PortGid& gid);
+std::string to_string(const std::vector<PortGid>& gids);
 
 }  // namespace aio::verbs

@@ -92,7 +92,7 @@ struct Library {
   int (*fork_init)() = nullptr;
 
   // ibv_query_port(3) is no plain call: the symbol of that name serves programs built long ago, and knows no flags.
-  int (*query_port_narrow)(abi::Context*, std::uint8_t port, abi::PortAttr*) = nullptr;
+  int (*query_port_legacy)(abi::Context*, std::uint8_t port, abi::PortAttr*) = nullptr;
   int query_port(abi::Context* context, std::uint8_t port, abi::PortAttr* attr) const noexcept;
 };
 

@@ -49,7 +49,8 @@ Handle<abi::Mr> VerbsDomain::register_memory(const LocalMemory& memory, unsigned
 
 std::string VerbsDomain::register_local(RegionNumber number, const LocalMemory& memory) {
   if (memory.nbytes == 0) throw Failure(Failure::Kind::usage, "register", "the memory is empty");
-  if (!dead_.ok()) throw Failure(Failure::Kind::provider, port_.name, dead_.reason, dead_.code);
+  if (!device_failure_.ok())
+    throw Failure(Failure::Kind::provider, port_.name, device_failure_.reason, device_failure_.code);
   unsigned access = abi::access_local_write;
   if ((memory.access & access_remote_read) != 0) access |= abi::access_remote_read;
   if ((memory.access & access_remote_write) != 0) access |= abi::access_remote_write;
@@ -58,7 +59,7 @@ std::string VerbsDomain::register_local(RegionNumber number, const LocalMemory& 
   LocalRegion region{memory.addr,       memory.nbytes,           key.serial, memory.access,
                      !memory.is_dmabuf, std::move(registration), {},         {}};
   local_regions_.assign(number, std::move(region));
-  return bytes_of(key);
+  return to_bytes(key);
 }
 
 void VerbsDomain::register_remote(RegionNumber number, const RemoteMemory& memory) {
@@ -69,7 +70,7 @@ void VerbsDomain::register_remote(RegionNumber number, const RemoteMemory& memor
   const Peer* peer = find(memory.peer);
   if (peer == nullptr) throw Failure(Failure::Kind::usage, "register", "the peer is not connected");
   const auto key = read_record<KeyBlob>(memory.keys);
-  if (peer->dead.contains(key.serial)) {
+  if (peer->stale_serials.contains(key.serial)) {
     throw Failure(Failure::Kind::stale, "region " + std::to_string(number), "the peer has deregistered it");
   }
   remote_regions_.assign(number, RemoteRegion{memory.peer, memory.nbytes, key, false});
@@ -78,40 +79,40 @@ void VerbsDomain::register_remote(RegionNumber number, const RemoteMemory& memor
 void VerbsDomain::deregister(RegionNumber number) {
   remote_regions_.erase(number);
   LocalRegion* found = local_regions_.find(number);
-  if (found == nullptr || !closing_regions_.insert(number).second) return;
+  if (found == nullptr || !deregistering_.insert(number).second) return;
   revoke(*found);
-  settle_regions();
+  finish_deregistrations();
 }
 
 void VerbsDomain::revoke(LocalRegion& region) {
-  region.closing_since = Clock::now();
+  region.deregistering_since = Clock::now();
   if ((region.access & (access_remote_read | access_remote_write)) == 0) return;
   for (auto& [number, peer] : peers_) {
     // Whom a deputy serves has been given the deputy's key, and is asked by it.
-    if (!peer->joined || peer->deputy != nullptr || !peer->broken.ok()) continue;
-    region.awaited.insert(number);
-    queue_frame(*peer, FrameKind::revoke, bytes_of(region.serial));
+    if (!peer->joined || peer->served_by != nullptr || !peer->failure.ok()) continue;
+    region.waits_for.insert(number);
+    queue_frame(*peer, FrameKind::revoke, to_bytes(region.serial));
   }
 }
 
 // Closes every registration that nobody uses any more, or whose time is over.
-bool VerbsDomain::settle_regions() {
+bool VerbsDomain::finish_deregistrations() {
   bool moved = false;
   const auto now = Clock::now();
-  for (auto next = closing_regions_.begin(); next != closing_regions_.end();) {
+  for (auto next = deregistering_.begin(); next != deregistering_.end();) {
     const RegionNumber number = *next;
     LocalRegion& region = *local_regions_.find(number);
-    std::erase_if(region.awaited, [this](PeerNumber awaited) {
-      const Peer* peer = find(awaited);
-      return peer == nullptr || !peer->broken.ok();
+    std::erase_if(region.waits_for, [this](PeerNumber waits_for) {
+      const Peer* peer = find(waits_for);
+      return peer == nullptr || !peer->failure.ok();
     });
-    const bool over = region.awaited.empty() || now - region.closing_since > settings_.revoke;
+    const bool over = region.waits_for.empty() || now - region.deregistering_since > settings_.revoke;
     // A registration that cannot be closed still lets peers in: it is tried again with the next tick.
     if (!over || region.registration.reset() != 0) {
       ++next;
       continue;
     }
-    next = closing_regions_.erase(next);
+    next = deregistering_.erase(next);
     local_regions_.erase(number);
     sink_.released(number);
     moved = true;

@@ -11,10 +11,10 @@ namespace aio::verbs {
 struct LocalRegion {
   std::uint64_t addr, nbytes, serial;
   unsigned access;
-  bool by_cpu;  // may be read by this process: not a device's memory
+  bool cpu_accessible;  // may be read by this process: not a device's memory
   Handle<abi::Mr> registration;
-  std::set<PeerNumber> awaited;  // while it is taken back: those that may still be using it
-  Clock::time_point closing_since;
+  std::set<PeerNumber> waits_for;  // while it is taken back: those that may still be using it
+  Clock::time_point deregistering_since;
 };
 
 struct RemoteRegion {

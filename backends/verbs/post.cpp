@@ -13,11 +13,10 @@ namespace aio::verbs {
 
 namespace {
 
-constexpr std::uint32_t kChain = 32;        // requests per call into the device's driver
-constexpr std::uint32_t kSignalEvery = 16;  // slots come back in lots of this many
+constexpr std::uint32_t kSignalInterval = 16;  // slots come back in lots of this many
 constexpr std::uint32_t kFlushNbytes = 8;
 
-const Outcome kPeerGone{Status::peer_lost, 0, "the connection is closed"};
+const Outcome kConnectionClosed{Status::peer_lost, 0, "the connection is closed"};
 
 }  // namespace
 
@@ -30,40 +29,46 @@ Posted VerbsDomain::post(Flow& flow, std::uint32_t budget) {
     sink_.stopped(flow, 1, outcome);
     return Posted::more;
   };
-  if (peer == nullptr || !peer->joined) return refuse(kPeerGone);
-  if (peer->deputy != nullptr) return peer->deputy->post(flow, budget);
-  if (!peer->broken.ok()) return refuse(peer->broken);
-  const RemoteRegion* far = remote_regions_.find(run.remote_region);
-  const LocalRegion* near = local_regions_.find(run.local_region);
-  keep_time();  // of what will be under way
+  if (peer == nullptr || !peer->joined) return refuse(kConnectionClosed);
+  if (peer->served_by != nullptr) return peer->served_by->post(flow, budget);
+  if (!peer->failure.ok()) return refuse(peer->failure);
+  const RemoteRegion* remote = remote_regions_.find(run.remote_region);
+  const LocalRegion* local = local_regions_.find(run.local_region);
+  start_timer();  // of what will be under way
   while (budget > 0 && flow.next < run.count) {
     // One slot more than pieces, for the read that flushes them.
-    const std::uint32_t room = std::min(peer->data.room(), completions_room_);
+    const std::uint32_t room = std::min(peer->data.room(), free_cq_entries_);
     if (room < 2) return Posted::full;
-    const std::uint32_t wanted = std::min({budget, room - 1, run.count - flow.next, kChain});
-    const std::uint32_t before = flow.next;
-    std::uint32_t fine = 0;
+    const std::uint32_t wanted = std::min({budget, room - 1, run.count - flow.next, kMaxChain});
     const Outcome* refused = nullptr;
-    const auto is_cut = [&](const Piece& piece) { return run.op == Op::read && piece.nbytes > peer->read_nbytes; };
-    while (fine < wanted) {
-      const Piece& piece = flow.pieces[before + fine];
-      refused = refusal(run, piece, near, far, attributes_.max_piece_nbytes);
-      if (refused != nullptr || is_cut(piece)) break;
-      ++fine;
-    }
-    if (fine > 0 && !chain(*peer, flow, fine, near, far)) return Posted::more;
-    budget -= fine;
+    const std::uint32_t valid = count_valid(*peer, flow, wanted, local, remote, refused);
+    if (valid > 0 && !post_chain(*peer, flow, valid, local, remote)) return Posted::more;
+    budget -= valid;
     if (refused != nullptr) return refuse(*refused);
-    if (fine == 0) {
-      if (!read_part(*peer, flow, *near, *far)) return Posted::more;
+    if (valid == 0) {
+      if (!post_read_segment(*peer, flow, *local, *remote)) return Posted::more;
       --budget;
     }
   }
   return Posted::more;
 }
 
+// How many of the flow's next pieces can go into one chain. Sets `refused` to what is wrong with the piece after them,
+// where something is; otherwise that piece, if one is wanted, is a read too long for a single request.
+std::uint32_t VerbsDomain::count_valid(const Peer& peer, const Flow& flow, std::uint32_t wanted,
+                                       const LocalRegion* local, const RemoteRegion* remote,
+                                       const Outcome*& refused) const noexcept {
+  std::uint32_t valid = 0;
+  for (; valid < wanted; ++valid) {
+    const Piece& piece = flow.pieces[flow.next + valid];
+    refused = refusal(flow.run, piece, local, remote, attributes_.max_piece_nbytes);
+    if (refused != nullptr || (flow.run.op == Op::read && piece.nbytes > peer.read_nbytes)) break;
+  }
+  return valid;
+}
+
 // Posts what comes next of a read that is cut. Each part counts as in flight; the piece is accepted with its last.
-bool VerbsDomain::read_part(Peer& peer, Flow& flow, const LocalRegion& local, const RemoteRegion& remote) {
+bool VerbsDomain::post_read_segment(Peer& peer, Flow& flow, const LocalRegion& local, const RemoteRegion& remote) {
   Queue& queue = peer.data;
   const Piece& piece = flow.pieces[flow.next];
   const std::uint64_t nbytes = std::min(piece.nbytes - flow.offset, peer.read_nbytes);
@@ -89,112 +94,120 @@ bool VerbsDomain::read_part(Peer& peer, Flow& flow, const LocalRegion& local, co
     entry = {};
     entry.flow = &flow;
     entry.nbytes = nbytes;
-    entry.vouched = queue.head;
+    entry.confirmed_by = queue.head;
     ++queue.head;
-    --completions_room_;
+    --free_cq_entries_;
     peer.nbytes += nbytes;
   }
   if (result == 0) return true;
   const Outcome cause{Status::provider, result, std::string("ibv_post_send: ") + std::strerror(result)};
-  break_off(peer, cause);
+  fail_connection(peer, cause);
   if (bad != nullptr) sink_.stopped(flow, 1, cause);
   return false;
 }
 
-// Posts `count` pieces as one chain. On failure the connection is over; what was accepted comes back flushed.
-bool VerbsDomain::chain(Peer& peer, Flow& flow, std::uint32_t count, const LocalRegion* local,
-                        const RemoteRegion* remote) {
-  std::array<abi::SendWr, kChain + 1> requests;
-  std::array<abi::Sge, kChain + 1> memory;
-  if (count == 0) return true;
+// Posts `count` pieces as one chain. On failure the connection is over; what the device accepted comes back flushed.
+bool VerbsDomain::post_chain(Peer& peer, Flow& flow, std::uint32_t count, const LocalRegion* local,
+                             const RemoteRegion* remote) {
   Queue& queue = peer.data;
-  const Piece* delivered = nullptr;  // the last piece that must be visible when it is reported
-  std::uint32_t last_delivered = 0;
-  for (std::uint32_t i = 0; i < count; ++i) {
-    const Piece& piece = flow.pieces[flow.next + i];
-    abi::SendWr& request = requests[i];
-    request = {};
-    request.wr_id = make_wr_id(queue.id, queue.head + i);
-    request.next = &requests[i + 1];
-    if (piece.nbytes != 0) {
-      memory[i] = {piece.local_addr, static_cast<std::uint32_t>(piece.nbytes), local->registration->lkey};
-      request.sg_list = &memory[i];
-      request.num_sge = 1;
-      request.remote_addr = remote->key.addr + piece.remote_offset;
-      request.rkey = remote->key.rkey;
-    }
-    if (flow.run.op == Op::read && piece.nbytes != 0) {
-      request.opcode = abi::wr_rdma_read;
-    } else {
-      // A read of nothing is posted as a write of nothing: Linux 6.1's rdma_rxe looks the missing key up.
-      const bool counts = flow.run.op == Op::write && piece.has_immediate();
-      request.opcode = counts ? abi::wr_rdma_write_with_imm : abi::wr_rdma_write;
-      request.imm_data = htonl(piece.immediate);
-      if (piece.nbytes != 0 && piece.nbytes <= queue.inline_nbytes && local->by_cpu) {
-        request.send_flags |= abi::send_inline;
-      }
-      if (flow.run.op == Op::write && piece.nbytes != 0 && piece.needs_delivery()) {
-        delivered = &piece;
-        last_delivered = i;
-      }
-    }
-  }
-  // The device acknowledges a write when it has it, which is before another device can see it in memory. A read through
-  // the same device pushes the write ahead of it: PCIe lets no read pass a posted write. Where the region may not be
-  // read, a word of the peer's own memory is: the same for what lies in main memory, no proof for a GPU's.
-  std::uint32_t total = count;
-  if (delivered != nullptr) {
-    abi::SendWr& request = requests[total];
-    request = {};
-    request.wr_id = make_wr_id(queue.id, queue.head + total);
-    request.opcode = abi::wr_rdma_read;
-    const bool readable = (remote->key.access & access_remote_read) != 0;
-    const std::uint64_t end = remote->key.addr + delivered->remote_offset + delivered->nbytes;
-    const auto nbytes = static_cast<std::uint32_t>(std::min<std::uint64_t>(kFlushNbytes, delivered->nbytes));
-    memory[total] = {reinterpret_cast<std::uint64_t>(scratch()), readable ? nbytes : kFlushNbytes,
-                     arena_registration_->lkey};
-    request.sg_list = &memory[total];
-    request.num_sge = 1;
-    request.remote_addr = readable ? end - nbytes : peer.remote.anchor_addr;
-    request.rkey = readable ? remote->key.rkey : peer.remote.anchor_rkey;
-    ++total;
-  }
-  requests[total - 1].next = nullptr;
-  requests[total - 1].send_flags |= abi::send_signaled;
-  // None in between where a read flushes, since it would report what the read has yet to prove.
-  for (std::uint32_t i = kSignalEvery - 1; delivered == nullptr && i < total; i += kSignalEvery) {
-    requests[i].send_flags |= abi::send_signaled;
+  Chain chain;
+  chain.pieces = chain.total = count;
+  for (std::uint32_t i = 0; i < count; ++i) build_request(chain, i, queue, flow, local, remote);
+  if (chain.delivered != nullptr) append_flush_read(chain, peer, *remote);
+  chain.requests[chain.total - 1].next = nullptr;
+  chain.requests[chain.total - 1].send_flags |= abi::send_signaled;
+  // None in between where a read flushes: it would report what the read has yet to prove.
+  for (std::uint32_t i = kSignalInterval - 1; chain.delivered == nullptr && i < chain.total; i += kSignalInterval) {
+    chain.requests[i].send_flags |= abi::send_signaled;
   }
   abi::SendWr* bad = nullptr;
-  const int result = abi::post_send(queue.qp.get(), requests.data(), &bad);
-  // rdma_rxe may refuse without saying which, and has them all in its queue then.
-  const auto accepted = result == 0 || bad == nullptr ? total : static_cast<std::uint32_t>(bad - requests.data());
-  for (std::uint32_t i = 0; i < accepted; ++i) {
-    Request& entry = queue.at(queue.head);
-    entry = {};
-    entry.vouched = queue.head;
-    ++queue.head;
-    if (i == count) {
-      entry.kind = Request::Kind::flush;
-      continue;
-    }
-    entry.flow = &flow;
-    entry.nbytes = flow.pieces[flow.next].nbytes;
-    if (delivered != nullptr && i <= last_delivered) entry.vouched = queue.head + (count - i) - 1;
-    peer.nbytes += entry.nbytes;
-    ++flow.next;
-    ++flow.in_flight;
-  }
-  completions_room_ -= accepted;
+  const int result = abi::post_send(queue.qp.get(), chain.requests.data(), &bad);
+  // Linux 6.1's rdma_rxe may fail without naming the refused request, and has then queued the whole chain.
+  const auto accepted =
+      result == 0 || bad == nullptr ? chain.total : static_cast<std::uint32_t>(bad - chain.requests.data());
+  record_posted(chain, accepted, peer, flow);
   if (result == 0) return true;
   const Outcome cause{Status::provider, result, std::string("ibv_post_send: ") + std::strerror(result)};
-  break_off(peer, cause);
+  fail_connection(peer, cause);
   if (accepted < count) {
     ++flow.next;
     ++flow.in_flight;
     sink_.stopped(flow, 1, cause);
   }
   return false;
+}
+
+void VerbsDomain::build_request(Chain& chain, std::uint32_t at, const Queue& queue, const Flow& flow,
+                                const LocalRegion* local, const RemoteRegion* remote) noexcept {
+  const Piece& piece = flow.pieces[flow.next + at];
+  abi::SendWr& request = chain.requests[at];
+  request = {};
+  request.wr_id = make_wr_id(queue.id, queue.head + at);
+  request.next = &chain.requests[at + 1];
+  if (piece.nbytes != 0) {
+    chain.memory[at] = {piece.local_addr, static_cast<std::uint32_t>(piece.nbytes), local->registration->lkey};
+    request.sg_list = &chain.memory[at];
+    request.num_sge = 1;
+    request.remote_addr = remote->key.addr + piece.remote_offset;
+    request.rkey = remote->key.rkey;
+  }
+  if (flow.run.op == Op::read && piece.nbytes != 0) {
+    request.opcode = abi::wr_rdma_read;
+    return;
+  }
+  // An empty read is posted as an empty write: Linux 6.1's rdma_rxe looks up the key of an empty read, and has none.
+  const bool counts = flow.run.op == Op::write && piece.has_immediate();
+  request.opcode = counts ? abi::wr_rdma_write_with_imm : abi::wr_rdma_write;
+  request.imm_data = htonl(piece.immediate);
+  if (piece.nbytes != 0 && piece.nbytes <= queue.inline_nbytes && local->cpu_accessible) {
+    request.send_flags |= abi::send_inline;
+  }
+  if (flow.run.op == Op::write && piece.nbytes != 0 && piece.needs_delivery()) {
+    chain.delivered = &piece;
+    chain.last_delivered = at;
+  }
+}
+
+// The device acknowledges a write when it has received it, which is before another device can see it in memory. A read
+// through the same device pushes the write ahead of it: a PCIe read never passes a posted write. Where peers may not
+// read the region, a word of the peer's main memory is read instead: the same proof for main memory, none for a GPU's.
+void VerbsDomain::append_flush_read(Chain& chain, const Peer& peer, const RemoteRegion& remote) noexcept {
+  const std::uint32_t at = chain.total++;
+  abi::SendWr& request = chain.requests[at];
+  request = {};
+  request.wr_id = make_wr_id(peer.data.id, peer.data.head + at);
+  request.opcode = abi::wr_rdma_read;
+  const bool readable = (remote.key.access & access_remote_read) != 0;
+  const std::uint64_t end = remote.key.addr + chain.delivered->remote_offset + chain.delivered->nbytes;
+  const auto nbytes = static_cast<std::uint32_t>(std::min<std::uint64_t>(kFlushNbytes, chain.delivered->nbytes));
+  chain.memory[at] = {reinterpret_cast<std::uint64_t>(flush_target()), readable ? nbytes : kFlushNbytes,
+                      arena_registration_->lkey};
+  request.sg_list = &chain.memory[at];
+  request.num_sge = 1;
+  request.remote_addr = readable ? end - nbytes : peer.remote.flush_addr;
+  request.rkey = readable ? remote.key.rkey : peer.remote.flush_rkey;
+}
+
+// Enters the first `accepted` requests of the chain into the queue's ring.
+void VerbsDomain::record_posted(const Chain& chain, std::uint32_t accepted, Peer& peer, Flow& flow) noexcept {
+  Queue& queue = peer.data;
+  const std::uint64_t flush_number = queue.head + chain.pieces;
+  for (std::uint32_t i = 0; i < accepted; ++i) {
+    Request& entry = queue.at(queue.head);
+    entry = {};
+    entry.confirmed_by = queue.head++;
+    if (i == chain.pieces) {
+      entry.kind = Request::Kind::flush;
+      continue;
+    }
+    entry.flow = &flow;
+    entry.nbytes = flow.pieces[flow.next].nbytes;
+    if (chain.delivered != nullptr && i <= chain.last_delivered) entry.confirmed_by = flush_number;
+    peer.nbytes += entry.nbytes;
+    ++flow.next;
+    ++flow.in_flight;
+  }
+  free_cq_entries_ -= accepted;
 }
 
 }  // namespace aio::verbs

@@ -15,18 +15,18 @@ namespace aio::verbs {
 
 namespace {
 
-constexpr int kMostBatches = 16;                // so that arrivals alone never keep the worker from posting
-constexpr std::uint32_t kPassesPerLook = 4096;  // half a millisecond
-constexpr std::uint32_t kReceiveChain = 64;
+constexpr int kMaxBatches = 16;                  // so that arrivals alone never keep the worker from posting
+constexpr std::uint32_t kPassesPerCheck = 4096;  // half a millisecond
+constexpr std::uint32_t kMaxReceiveChain = 64;
 // Receives are made up for in lots, not by a call for each word that comes alone.
-constexpr std::uint32_t kReceivesAtOnce = 16;
-static_assert(kReceivesAtOnce < kImmediates / 64);
+constexpr std::uint32_t kReceiveBatch = 16;
+static_assert(kReceiveBatch < kImmediateReceives / 64);
 
-constexpr std::uint32_t kArmsPerLook = 64;  // at the latest, where every wake-up brings completions
-constexpr auto kTick = std::chrono::milliseconds(250);
-constexpr double kSlowestBytesPerSecond = 10e6;  // what is under way may take this long before it is a stall
+constexpr std::uint32_t kArmsPerCheck = 64;  // at the latest, where every wake-up brings completions
+constexpr auto kTimerPeriod = std::chrono::milliseconds(250);
+constexpr double kMinBytesPerSecond = 10e6;  // what is under way may take this long before it is a stall
 
-const Outcome kPeerLost{Status::peer_lost, 0, "the connection is closed"};
+const Outcome kConnectionClosed{Status::peer_lost, 0, "the connection is closed"};
 
 timespec as_timespec(std::chrono::nanoseconds time) {
   return {time.count() / 1'000'000'000, time.count() % 1'000'000'000};
@@ -35,21 +35,21 @@ timespec as_timespec(std::chrono::nanoseconds time) {
 }  // namespace
 
 bool VerbsDomain::progress() {
-  bool moved = harvest();
+  bool moved = poll_completions();
   // A worker that is about to sleep looks at the other descriptors itself: arm(). One that never sleeps does so here.
-  if (++passes_ % kPassesPerLook == 0) moved |= look_around();
+  if (++progress_calls_ % kPassesPerCheck == 0) moved |= check_events();
   return moved;
 }
 
 std::optional<std::vector<int>> VerbsDomain::arm() {
   // What woke us was most likely a completion, and then nothing else is asked: each question is a system call.
-  const bool looks = !std::exchange(harvested_, false) || ++unlooked_ == kArmsPerLook;
+  const bool looks = !std::exchange(polled_some_, false) || ++arms_since_check_ == kArmsPerCheck;
   bool moved = false;
   if (looks) {
-    unlooked_ = 0;
-    moved = look_around();
+    arms_since_check_ = 0;
+    moved = check_events();
   } else {
-    mind_time();
+    start_timer_if_needed();
   }
   // An arm rings once, and an event that is not taken would keep the descriptor readable.
   abi::Cq* cq = nullptr;
@@ -62,51 +62,52 @@ std::optional<std::vector<int>> VerbsDomain::arm() {
   if (!armed_ || looks) {
     armed_ = abi::req_notify_cq(cq_.get()) == 0;
     // What came before the arm rings no more, so it is looked for once more.
-    moved |= harvest();
+    moved |= poll_completions();
   }
   if (moved) return std::nullopt;
   return std::vector<int>{channel_->fd, port_.context->async_fd, timer_.get()};
 }
 
-bool VerbsDomain::harvest() {
+bool VerbsDomain::poll_completions() {
   std::array<abi::Wc, 64> entries;
   bool moved = false;
-  for (int batch = 0; batch < kMostBatches; ++batch) {
+  for (int batch = 0; batch < kMaxBatches; ++batch) {
     const int count = abi::poll_cq(cq_.get(), entries.size(), entries.data());
-    if (count < 0 && dead_.ok()) {
-      dead_ = {Status::provider, -count, port_.name + ": ibv_poll_cq failed"};
-      break_all(dead_);
+    if (count < 0 && device_failure_.ok()) {
+      device_failure_ = {Status::provider, -count, port_.name + ": ibv_poll_cq failed"};
+      fail_all_connections(device_failure_);
     }
     if (count <= 0) break;
-    for (std::size_t i = 0; i < static_cast<std::size_t>(count); ++i) complete(entries[i]);
-    if (immediates_taken_ >= kReceivesAtOnce) post_immediates(immediates_taken_);
-    post_receives();
-    moved = harvested_ = true;
+    for (std::size_t i = 0; i < static_cast<std::size_t>(count); ++i) on_completion(entries[i]);
+    if (immediate_receives_used_ >= kReceiveBatch) post_immediate_receives(immediate_receives_used_);
+    post_message_receives();
+    moved = polled_some_ = true;
     if (static_cast<std::size_t>(count) < entries.size()) break;  // mostly there is no more, and what comes later rings
   }
   // What has retired may have been another peer's: room and slots are shared.
-  if (moved && !outboxes_.empty()) flush_outboxes();
+  if (moved && !blocked_outboxes_.empty()) flush_outboxes();
   return moved;
 }
 
-void VerbsDomain::complete(const abi::Wc& wc) {
+void VerbsDomain::on_completion(const abi::Wc& wc) {
   const std::uint32_t id = queue_of(wc.wr_id);
   if (id == kImmediateReceive) {
-    ++immediates_taken_;
+    ++immediate_receives_used_;
     // Of a connection that is over nothing counts any more.
-    if (wc.status == abi::wc_success && (wc.wc_flags & abi::wc_with_imm) != 0 && by_qpn_.find(wc.qp_num) != nullptr) {
+    if (wc.status == abi::wc_success && (wc.wc_flags & abi::wc_with_imm) != 0 &&
+        peers_by_qpn_.find(wc.qp_num) != nullptr) {
       sink_.counted(ntohl(wc.imm_data));
     }
     return;
   }
   if (id == kMessageReceive) {
     const auto slot = static_cast<std::uint32_t>(wc.wr_id & kNumberMask);
-    Peer* const* peer = by_qpn_.find(wc.qp_num);
+    Peer* const* peer = peers_by_qpn_.find(wc.qp_num);
     if (wc.status == abi::wc_success && peer != nullptr && wc.byte_len <= slot_nbytes_) {
       const std::string_view bytes(reinterpret_cast<const char*>(arena_.get() + slot * slot_nbytes_), wc.byte_len);
-      received(**peer, FrameKind{ntohl(wc.imm_data)}, bytes);
+      on_frame(**peer, FrameKind{ntohl(wc.imm_data)}, bytes);
     }
-    taken_slots_.push_back(slot);
+    used_receive_slots_.push_back(slot);
     return;
   }
   const auto* found = queues_.find(id);
@@ -117,18 +118,19 @@ void VerbsDomain::complete(const abi::Wc& wc) {
   if (wc.status == abi::wc_success) {
     retire(*peer, *queue, number, kDone, true);
   } else {
-    const Outcome failure = describe_failure(*peer, wc);
+    const Outcome failure = describe_error(*peer, wc);
     // What was flushed says nothing of those before it.
-    const bool first = wc.status != abi::wc_flush_err && !queue->broken;
-    queue->broken = true;
+    const bool first = wc.status != abi::wc_flush_err && !queue->failed;
+    queue->failed = true;
     retire(*peer, *queue, number, failure, first);
-    break_off(*peer, failure);
+    fail_connection(*peer, failure);
   }
 }
 
 // One completion ends its request and, in the order of posting, all before it. Those before the first that failed
 // succeeded silently, unless a later request was to vouch for them.
-void VerbsDomain::retire(Peer& peer, Queue& queue, std::uint64_t number, const Outcome& outcome, bool vouches) {
+void VerbsDomain::retire(Peer& peer, Queue& queue, std::uint64_t number, const Outcome& outcome,
+                         bool confirms_earlier) {
   Flow* flow = nullptr;
   std::uint32_t run = 0;
   const auto report = [&] {
@@ -137,8 +139,8 @@ void VerbsDomain::retire(Peer& peer, Queue& queue, std::uint64_t number, const O
   };
   while (queue.tail <= number) {
     const Request& request = queue.at(queue.tail++);
-    const bool good = outcome.ok() || (vouches && request.vouched < number);
-    ++completions_room_;
+    const bool good = outcome.ok() || (confirms_earlier && request.confirmed_by < number);
+    ++free_cq_entries_;
     ++peer.retired;
     // Its slot is free now, and what is reported may lead to a post: what is needed of it is taken first.
     if (good && request.kind == Request::Kind::piece) {
@@ -154,7 +156,7 @@ void VerbsDomain::retire(Peer& peer, Queue& queue, std::uint64_t number, const O
     finish(peer, ended, good ? kDone : outcome);
   }
   report();
-  if (!peer.revocations.empty()) answer_revocations(peer);
+  if (!peer.revocations.empty()) acknowledge_revocations(peer);
 }
 
 void VerbsDomain::finish(Peer& peer, const Request& request, const Outcome& outcome) {
@@ -169,24 +171,24 @@ void VerbsDomain::finish(Peer& peer, const Request& request, const Outcome& outc
     case Request::Kind::message:
       if (request.slot != kNoSlot) free_slots_.push_back(request.slot);
       if (request.kind == Request::Kind::control) return;
-      --peer.messages;
+      --peer.held_slots;
       sink_.sent(request.message, outcome);
       return;
   }
 }
 
 // The QP is gone, and with it whatever had not completed.
-void VerbsDomain::abandon(Peer& peer, Queue& queue) {
+void VerbsDomain::fail_remaining(Peer& peer, Queue& queue) {
   while (queue.tail < queue.head) {
     const Request request = queue.at(queue.tail);
     ++queue.tail;
-    ++completions_room_;
-    finish(peer, request, kPeerLost);
+    ++free_cq_entries_;
+    finish(peer, request, kConnectionClosed);
   }
 }
 
-Outcome VerbsDomain::describe_failure(const Peer& peer, const abi::Wc& wc) const {
-  if (!peer.broken.ok()) return peer.broken;  // it only followed another's failure
+Outcome VerbsDomain::describe_error(const Peer& peer, const abi::Wc& wc) const {
+  if (!peer.failure.ok()) return peer.failure;  // it only followed another's failure
   const auto code = static_cast<std::int64_t>(wc.status);
   std::string reason = std::string(library_.wc_status_str(wc.status)) + " (" + std::to_string(wc.status);
   if (wc.vendor_err != 0) reason += ", vendor's " + std::to_string(wc.vendor_err);
@@ -208,101 +210,102 @@ Outcome VerbsDomain::describe_failure(const Peer& peer, const abi::Wc& wc) const
 
 // ------------------------------------------------------------------------------------------------------- receives
 
-void VerbsDomain::post_immediates(std::uint32_t count) {
-  std::array<abi::RecvWr, kReceiveChain> requests;
+void VerbsDomain::post_immediate_receives(std::uint32_t count) {
+  std::array<abi::RecvWr, kMaxReceiveChain> requests;
   while (count > 0) {
-    const std::uint32_t length = std::min(count, kReceiveChain);
+    const std::uint32_t length = std::min(count, kMaxReceiveChain);
     for (std::uint32_t i = 0; i < length; ++i) {
       requests[i] = {make_wr_id(kImmediateReceive, 0), i + 1 < length ? &requests[i + 1] : nullptr, nullptr, 0};
     }
     abi::RecvWr* bad = nullptr;
-    const int result = abi::post_srq_recv(immediates_.get(), requests.data(), &bad);
+    const int result = abi::post_srq_recv(immediate_receives_.get(), requests.data(), &bad);
     const std::uint32_t accepted = result == 0      ? length
                                    : bad == nullptr ? 0
                                                     : static_cast<std::uint32_t>(bad - requests.data());
     count -= accepted;
     if (result != 0) break;
   }
-  immediates_taken_ = count;  // what was refused is tried again with the next arrival
+  immediate_receives_used_ = count;  // what was refused is tried again with the next arrival
 }
 
-void VerbsDomain::post_receives() {
-  while (!taken_slots_.empty()) {
-    const std::uint32_t slot = taken_slots_.back();
+void VerbsDomain::post_message_receives() {
+  while (!used_receive_slots_.empty()) {
+    const std::uint32_t slot = used_receive_slots_.back();
     abi::Sge memory{reinterpret_cast<std::uint64_t>(arena_.get() + slot * slot_nbytes_),
                     static_cast<std::uint32_t>(slot_nbytes_), arena_registration_->lkey};
     abi::RecvWr request{make_wr_id(kMessageReceive, slot), nullptr, &memory, 1};
     abi::RecvWr* bad = nullptr;
-    if (abi::post_srq_recv(receives_.get(), &request, &bad) != 0) return;
-    taken_slots_.pop_back();
+    if (abi::post_srq_recv(message_receives_.get(), &request, &bad) != 0) return;
+    used_receive_slots_.pop_back();
   }
 }
 
 // ------------------------------------------------------------------------------------------------ events and time
 
 // Returns whether anything happened.
-bool VerbsDomain::look_around() {
-  bool moved = drain_events();
+bool VerbsDomain::check_events() {
+  bool moved = poll_events();
   if (timer_due_ && Clock::now() >= *timer_due_) {
     std::uint64_t expirations = 0;
     [[maybe_unused]] const auto got = ::read(timer_.get(), &expirations, sizeof expirations);
     timer_due_.reset();
-    moved |= tick(Clock::now());
+    moved |= on_timer(Clock::now());
   }
-  mind_time();  // after the tick, which may leave something to mind
+  start_timer_if_needed();  // after the tick, which may leave something to mind
   return moved;
 }
 
 // Nobody else would wake an idle worker for it.
-void VerbsDomain::mind_time() {
-  if (!timer_due_ && minds_time()) keep_time();
+void VerbsDomain::start_timer_if_needed() {
+  if (!timer_due_ && has_deadlines()) start_timer();
 }
 
-void VerbsDomain::keep_time() {
+void VerbsDomain::start_timer() {
   if (timer_due_) return;
-  timer_due_ = Clock::now() + kTick;
-  const itimerspec when{{}, as_timespec(kTick)};
+  timer_due_ = Clock::now() + kTimerPeriod;
+  const itimerspec when{{}, as_timespec(kTimerPeriod)};
   ::timerfd_settime(timer_.get(), 0, &when, nullptr);
 }
 
 // Whether anything may end because time passes. Nothing is asked of an idle engine.
-bool VerbsDomain::minds_time() const noexcept {
-  if (!closing_regions_.empty() || port_down_since_ || !outboxes_.empty()) return true;
+bool VerbsDomain::has_deadlines() const noexcept {
+  if (!deregistering_.empty() || port_down_since_ || !blocked_outboxes_.empty()) return true;
   for (const auto& [number, peer] : peers_) {
-    if (peer->data.in_flight() + peer->frames.in_flight() != 0) return true;
+    if (peer->data.in_flight() + peer->messages.in_flight() != 0) return true;
   }
   return false;
 }
 
-bool VerbsDomain::tick(Clock::time_point now) {
-  bool moved = settle_regions();
+bool VerbsDomain::on_timer(Clock::time_point now) {
+  bool moved = finish_deregistrations();
   flush_outboxes();
   if (port_down_since_ && now - *port_down_since_ > settings_.port_down) {
-    break_all({Status::peer_lost, abi::event_port_err, "port " + port_.name + " is down"});
+    fail_all_connections({Status::peer_lost, abi::event_port_err, "port " + port_.name + " is down"});
     port_down_since_.reset();  // a new connection finds out by itself
     moved = true;
   }
   for (auto& [number, peer] : peers_) {
-    const bool still = peer->retired == peer->retired_before && peer->data.in_flight() + peer->frames.in_flight() != 0;
-    peer->retired_before = peer->retired;
-    if (!still || !peer->broken.ok()) {
-      peer->still_since.reset();
+    const bool still =
+        peer->retired == peer->retired_at_last_tick && peer->data.in_flight() + peer->messages.in_flight() != 0;
+    peer->retired_at_last_tick = peer->retired;
+    if (!still || !peer->failure.ok()) {
+      peer->stalled_since.reset();
       continue;
     }
-    if (!peer->still_since) peer->still_since = now;
-    const Seconds underway(static_cast<double>(peer->nbytes) / kSlowestBytesPerSecond);
-    if (now - *peer->still_since < settings_.stall + underway) continue;
-    const auto count = peer->data.in_flight() + peer->frames.in_flight();
-    break_off(*peer,
-              {Status::provider, ETIMEDOUT,
-               std::to_string(count) + " requests are under way and none has ended for " +
-                   std::to_string(static_cast<int>(settings_.stall.count())) + " s: the peer's engine is frozen"});
+    if (!peer->stalled_since) peer->stalled_since = now;
+    const Seconds underway(static_cast<double>(peer->nbytes) / kMinBytesPerSecond);
+    if (now - *peer->stalled_since < settings_.stall + underway) continue;
+    const auto count = peer->data.in_flight() + peer->messages.in_flight();
+    fail_connection(
+        *peer, {Status::provider, ETIMEDOUT,
+                std::to_string(count) + " requests are under way and none has ended for " +
+                    std::to_string(static_cast<int>(settings_.stall.count())) + " s: the peer's engine is frozen"});
     moved = true;
   }
   return moved;
 }
 
-bool VerbsDomain::drain_events() {
+bool VerbsDomain::poll_events() {
   bool moved = false;
   abi::AsyncEvent event{};
   while (library_.get_async_event(port_.context.get(), &event) == 0) {
@@ -323,14 +326,15 @@ void VerbsDomain::on_event(const abi::AsyncEvent& event) {
     case abi::event_qp_req_err:
     case abi::event_qp_access_err:
       for (auto& [number, peer] : peers_) {
-        if (peer->data.qp.get() != event.element.qp && peer->frames.qp.get() != event.element.qp) continue;
-        return break_off(*peer,
-                         {Status::provider, code, said + ": the peer was refused an access, or broke the protocol"});
+        if (peer->data.qp.get() != event.element.qp && peer->messages.qp.get() != event.element.qp) continue;
+        return fail_connection(
+            *peer, {Status::provider, code, said + ": the peer was refused an access, or broke the protocol"});
       }
       return;
     case abi::event_qp_last_wqe_reached:
       for (auto& [number, peer] : peers_) {
-        for (Queue* queue : {&peer->data, &peer->frames}) queue->emptied |= queue->qp.get() == event.element.qp;
+        for (Queue* queue : {&peer->data, &peer->messages})
+          queue->receives_returned |= queue->qp.get() == event.element.qp;
       }
       return;
     case abi::event_port_err:
@@ -343,8 +347,8 @@ void VerbsDomain::on_event(const abi::AsyncEvent& event) {
     case abi::event_cq_err:
     case abi::event_srq_err:
     case abi::event_device_fatal:
-      dead_ = {Status::provider, code, port_.name + ": " + said};
-      break_all(dead_);
+      device_failure_ = {Status::provider, code, port_.name + ": " + said};
+      fail_all_connections(device_failure_);
       return;
     default:
       return;  // addresses that change are read again with the next connection

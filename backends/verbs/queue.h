@@ -5,6 +5,7 @@
 // every chain ends with a signalled request, none waits for a completion that does not come.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -18,10 +19,10 @@ inline constexpr std::uint32_t kNoSlot = ~0u;
 // One work request on its way.
 struct Request {
   enum class Kind : std::uint8_t { piece, flush, message, control } kind = Kind::piece;
-  Flow* flow = nullptr;       // piece
-  TransferId message = 0;     // message
-  std::uint64_t nbytes = 0;   // of payload
-  std::uint64_t vouched = 0;  // the number of the request whose success proves this one's; mostly its own
+  Flow* flow = nullptr;            // piece
+  TransferId message = 0;          // message
+  std::uint64_t nbytes = 0;        // of payload
+  std::uint64_t confirmed_by = 0;  // the number of the request whose success proves this one's; mostly its own
   std::uint32_t slot = kNoSlot;
 };
 
@@ -33,17 +34,28 @@ struct Queue {
   std::uint64_t head = 0;     // number of the next request
   std::uint64_t tail = 0;     // number of the oldest that has not retired
   std::vector<Request> ring;  // a power of two, at least `depth`
-  bool broken = false;        // a request has failed: what follows was flushed, and nothing before it succeeds silently
-  bool emptied = false;       // the device has said that it holds no receive for it any more
+  bool failed = false;        // a request has failed: what follows was flushed, and nothing before it succeeds silently
+  bool receives_returned = false;  // the device has said that it holds no receive for it any more
 
   [[nodiscard]] std::uint32_t in_flight() const noexcept { return static_cast<std::uint32_t>(head - tail); }
   [[nodiscard]] std::uint32_t room() const noexcept { return depth - in_flight(); }
   [[nodiscard]] Request& at(std::uint64_t number) noexcept { return ring[number & (ring.size() - 1)]; }
 };
 
+inline constexpr std::uint32_t kMaxChain = 32;  // pieces per call into the device's driver
+
+// A chain of work requests on its way into a queue: one per piece, and perhaps a read that flushes them.
+struct Chain {
+  std::array<abi::SendWr, kMaxChain + 1> requests;  // left uninitialized beyond `total`
+  std::array<abi::Sge, kMaxChain + 1> memory;
+  std::uint32_t pieces = 0, total = 0;
+  const Piece* delivered = nullptr;  // the last piece whose payload must be visible when it is reported
+  std::uint32_t last_delivered = 0;  // its position
+};
+
 // A wr_id is the queue's id (24 bits) and the request's number (40 bits, enough for 12 days at a million a second; the
 // distance to the tail tells which 2^40 it is in). Receives have ids of their own.
-inline constexpr std::uint32_t kImmediateReceive = 0xffffff, kMessageReceive = 0xfffffe, kMostQueues = 0xfffff0;
+inline constexpr std::uint32_t kImmediateReceive = 0xffffff, kMessageReceive = 0xfffffe, kMaxQueues = 0xfffff0;
 inline constexpr std::uint64_t kNumberMask = (1ull << 40) - 1;
 
 constexpr std::uint64_t make_wr_id(std::uint32_t queue, std::uint64_t number) noexcept {

@@ -26,14 +26,14 @@ struct KeyBlob {
 static_assert(sizeof(KeyBlob) == 24);
 
 inline constexpr std::uint32_t kMagic = 0x31425641;  // "AVB1"
-inline constexpr std::size_t kMostGids = 64;
+inline constexpr std::size_t kMaxGids = 64;
 
 struct EndpointHead {
   std::uint32_t magic;
   std::uint16_t rail, rails;  // which of its owner's NICs this is, and how many there are
   std::uint32_t data_qpn, data_psn, message_qpn, message_psn;
-  std::uint64_t anchor_addr;  // readable host memory behind this NIC: see Piece flag kPieceDelivered
-  std::uint32_t anchor_rkey;
+  std::uint64_t flush_addr;  // readable host memory behind this NIC: see Piece flag kPieceDelivered
+  std::uint32_t flush_rkey;
   std::uint32_t slot_nbytes;  // the longest frame that its receives take
   std::uint16_t lid;
   std::uint8_t link_layer, mtu, max_dest_rd_atomic, grh_required;
@@ -61,14 +61,14 @@ Record read_record(std::string_view bytes) noexcept {
 }
 
 template <class Record>
-std::string bytes_of(const Record& record) {
+std::string to_bytes(const Record& record) {
   return {reinterpret_cast<const char*>(&record), sizeof record};
 }
 
 inline std::string pack(const EndpointBlob& blob) {
   EndpointHead head = blob.head;
   head.gids = static_cast<std::uint16_t>(blob.gids.size());
-  std::string bytes = bytes_of(head);
+  std::string bytes = to_bytes(head);
   for (const PortGid& gid : blob.gids) {
     bytes += static_cast<char>(gid.type);
     bytes.append(reinterpret_cast<const char*>(gid.raw.data()), gid.raw.size());
@@ -86,7 +86,7 @@ inline EndpointBlob unpack_endpoint(std::string_view bytes) {
   if (head.magic != kMagic) throw refuse("the endpoint is not one of verbs', or of another version");
   if (head.rails == 0 || head.rail >= head.rails) throw refuse("the endpoint's rail does not exist");
   if (head.mtu < 1 || head.mtu > 5) throw refuse("the endpoint's MTU is none");
-  if (head.gids > kMostGids || bytes.size() != 17u * head.gids) throw refuse("the endpoint's parts do not add up");
+  if (head.gids > kMaxGids || bytes.size() != 17u * head.gids) throw refuse("the endpoint's parts do not add up");
   for (; !bytes.empty(); bytes.remove_prefix(17)) {
     PortGid gid{static_cast<GidType>(bytes[0]), {}, 0};
     std::copy_n(bytes.begin() + 1, gid.raw.size(), gid.raw.begin());

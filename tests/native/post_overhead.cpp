@@ -114,7 +114,7 @@ int main(int argc, char** argv) {
   const std::string key = b.front()->register_local(20, {at(target), target.size(), access_remote_write, -1, 0});
   domain.register_remote(30, {1, target.size(), key, {}});
   Peer& peer = *domain.find(1);
-  while (!peer.greeted()) domain.progress(), b.front()->progress();
+  while (!peer.handshake_done()) domain.progress(), b.front()->progress();
 
   abi::Ep* ep = peer.channel->endpoint.get();
   abi::RmaOps rma = *(real_rma = ep->rma);
@@ -161,7 +161,7 @@ int main(int argc, char** argv) {
         for (std::uint32_t i = 0; i < kBatch; ++i) {
           const iovec from{source.data() + i * kPageNbytes, kPageNbytes};
           const abi::RmaIov to{remote.key.base + i * kPageNbytes, kPageNbytes, remote.key.key};
-          const abi::RmaMessage message{&from, &desc, 1, peer.partner().address, &to, 1, &contexts[i], 1};
+          const abi::RmaMessage message{&from, &desc, 1, peer.paired_nic().address, &to, 1, &contexts[i], 1};
           while (ep->rma->writemsg(ep, &message, abi::completion | abi::remote_cq_data) == -EAGAIN) {
           }
         }

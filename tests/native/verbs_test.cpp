@@ -39,7 +39,7 @@ std::string chosen(const std::vector<PortGid>& ours, const std::vector<PortGid>&
   if (!there) return "none";
   // Both ends come to the same pair.
   CLAIM(ours[there->first].raw == ours[back->second].raw && theirs[there->second].raw == theirs[back->first].raw);
-  return words(ours[there->first]) + " - " + words(theirs[there->second]);
+  return to_string(ours[there->first]) + " - " + to_string(theirs[there->second]);
 }
 
 void choice_of_addresses() {
@@ -103,7 +103,7 @@ void endpoints() {
 
 void numbers_of_requests() {
   CLAIM(queue_of(make_wr_id(kImmediateReceive, 0)) == kImmediateReceive);
-  CLAIM(queue_of(make_wr_id(kMostQueues - 1, ~0ull)) == kMostQueues - 1);
+  CLAIM(queue_of(make_wr_id(kMaxQueues - 1, ~0ull)) == kMaxQueues - 1);
   // The distance to the tail tells a number from its 40 low bits, also where they begin anew.
   for (const std::uint64_t tail : {std::uint64_t{0}, kNumberMask - 3, kNumberMask, 5 * (kNumberMask + 1) - 2}) {
     for (std::uint64_t number = tail; number < tail + 8; ++number) {
