@@ -1,4 +1,4 @@
-// Connecting, the questions peers ask each other below the contract, and fencing.
+// Connections: connecting, fencing, teardown.
 #include <sys/socket.h>
 
 #include <algorithm>
@@ -13,7 +13,7 @@ namespace aio::libfabric {
 
 namespace {
 
-constexpr int kMaxRounds = 1000;  // each serves 128 of the sockets that are ready, in turn
+constexpr int kMaxRounds = 1000;  // one round handles up to 128 ready sockets
 
 const Outcome kConnectionClosed{Status::peer_lost, 0, "the connection is closed"};
 
@@ -72,7 +72,8 @@ void FabricDomain::join(Peer& peer, const Endpoint& remote) {
   peer.remote_blob = remote.blob;
   peer.joined = true;
   peer.handshake_since = Clock::now();
-  // One side asks at once, so that the first write does not wait for the handshake; both at a time would collide.
+  // One side sends a query at once, so that the first write does not wait for the transport's handshake; if both did,
+  // their connections would collide.
   if (policy_.needs_handshake || peer.token < peer.paired_nic().token) schedule_query(peer.paired_nic());
   has_deferred_work_ = true;
   std::vector<std::string> early_messages;
@@ -87,10 +88,10 @@ void FabricDomain::admit(PeerNumber number, const Endpoint& other) {
   const EndpointBlob blob = accept(*peer, other);
   const std::uint64_t token = blob.head.token;
   if (peer->find(token) != nullptr) return;
-  RemoteNic end;
-  end.token = token;
-  end.address = insert(blob);
-  peer->nics.push_back(std::move(end));
+  RemoteNic nic;
+  nic.token = token;
+  nic.address = insert(blob);
+  peer->nics.push_back(std::move(nic));
 }
 
 void FabricDomain::disconnect(PeerNumber number, bool lost) {
@@ -100,8 +101,8 @@ void FabricDomain::disconnect(PeerNumber number, bool lost) {
   peer->disconnecting = true;
   peer->lost |= lost;
   resolve_suspended(*peer, &kConnectionClosed);
-  // A shared endpoint cannot be closed for one peer: what is under way ends by itself or by the device's timeout. Where
-  // closing waits for that, we wait for it, and serve the others meanwhile.
+  // A shared endpoint cannot be closed for one peer: its operations end by themselves or by the device's timeout. If
+  // closing blocks until then, wait for it here, and serve the other peers meanwhile.
   if (lost && peer->own && (!policy_.close_blocks || peer->in_flight == 0)) return fence(*peer);
   has_deferred_work_ = true;
 }
@@ -109,11 +110,11 @@ void FabricDomain::disconnect(PeerNumber number, bool lost) {
 void FabricDomain::teardown(Peer& peer) {
   peer.closing = true;
   if (peer.own) {
-    // Over tcp this closes the listener and every connection; what was queued is flushed into the queue as errors, and
-    // a peer that thaws later finds nobody at the port.
+    // Over tcp this closes the listener and every connection. What was queued comes back as errors, and a frozen peer
+    // that resumes later finds no listener at the port.
     if (policy_.close_forgets_connections) shut_down_connections(peer);
-    // The device forgets what is queued along with the queue pair, and its sender has been told that it is here; or the
-    // provider would handle it too late.
+    // Completions queued for the queue pair are dropped with it, although their senders were told that they arrived
+    // (efa); or the provider would handle them too late (rxm).
     if (policy_.close_drops_completions || policy_.drain_before_close) drain_completions();
     peer.own->endpoint.reset();
     drain_completions();
@@ -122,7 +123,7 @@ void FabricDomain::teardown(Peer& peer) {
       const Purpose forgotten = operation;
       if (operation.completed || policy_.close_drops_completions) {
         release_operation(operation);
-      } else {  // the provider forgot it; should its completion come yet, it must find the operation
+      } else {  // dropped by the provider; a late completion must still find the operation
         operation.kind = Operation::Kind::abandoned;
         operation.peer = nullptr;
       }
@@ -131,23 +132,23 @@ void FabricDomain::teardown(Peer& peer) {
     }
   }
   resolve_suspended(peer, &kConnectionClosed);
-  for (RemoteNic& end : peer.nics) {
-    if (end.address != abi::addr_unspec) av_->ops->remove(av_.get(), &end.address, 1, 0);
+  for (RemoteNic& nic : peer.nics) {
+    if (nic.address != abi::addr_unspec) av_->ops->remove(av_.get(), &nic.address, 1, 0);
   }
   tokens_.erase(peer.token);
   std::erase_if(unposted_receives_, [&peer](const auto& waiting) { return waiting.first == &peer; });
   peers_.erase(peer.number);
 }
 
-// fi_close() does not know of the connections that the listener has accepted and that have not asked for anything yet.
-// They keep a pointer to what it frees, and libfabric follows it once they ask, hang up or break: a crash. A peer that
-// froze or died while it connected is enough, or a stranger who found the port. So they are ended first, while what
-// they point to lives. libfabric 1.18 to 2.6; ofiwg/libfabric#12709.
+// fi_close() does not know the connections that the listener has accepted and that have sent no request yet. They keep
+// a pointer to what fi_close() frees, and libfabric follows it when they send one, close or break: a crash. A peer that
+// freezes or dies while connecting is enough, or a port scan. So they are shut down first, while the memory is valid.
+// libfabric 1.18 to 2.6; ofiwg/libfabric#12709.
 void FabricDomain::shut_down_connections(Peer& peer) {
   const std::vector<Socket> connections = shut_down_sockets(unpack_endpoint(peer.blob).address);
   const auto is_open = [](const Socket& connection) { return connection.open(); };
-  // One that has not asked is closed as soon as a round comes to it. What may stay open is an endpoint's and cannot be
-  // read to its end; fi_close() knows of those. Reading no completions drives libfabric, and tells nobody yet.
+  // A connection without a request is closed in the first round that reaches it. What stays open belongs to an endpoint
+  // and has unread data; fi_close() knows those. Reading zero completions drives libfabric without reporting anything.
   for (int round = 0; round < kMaxRounds && std::ranges::any_of(connections, is_open); ++round) {
     cq_->ops->read(cq_.get(), nullptr, 0);
   }
@@ -156,7 +157,7 @@ void FabricDomain::shut_down_connections(Peer& peer) {
 void FabricDomain::fence(Peer& peer) {
   const PeerNumber number = peer.number;
   teardown(peer);
-  finish_deregistrations();  // nothing waits for its answers any more
+  finish_deregistrations();  // the peer's replies are not waited for any more
   sink_.fenced(number);
 }
 

@@ -10,7 +10,7 @@ namespace aio::libfabric {
 
 namespace {
 
-constexpr int kDrainRounds = 64;  // of driving libfabric before an endpoint goes, without taking what it has
+constexpr int kDrainRounds = 64;  // passes of libfabric before an endpoint is closed, without reading completions
 
 Policy policy_of(const abi::Info& info, const Options& options) {
   const std::string provider = info.fabric_attr->prov_name;
@@ -44,7 +44,7 @@ Policy policy_of(const abi::Info& info, const Options& options) {
                 wheel ? "pip install 'aio-transfer[libfabric]'" : "aio-transfer devices");
 }
 
-// What is asked for, beyond the options.
+// What is requested beyond the options.
 struct HintVariant {
   std::string fabric;
   bool gpu = false;
@@ -63,7 +63,7 @@ InfoPtr make_hints(const Library& library, const Options& options, const std::st
   hints->ep_attr->type = abi::ep_rdm;
   hints->domain_attr->mr_mode = abi::mr_local | abi::mr_virt_addr | abi::mr_allocated | abi::mr_prov_key |
                                 abi::mr_endpoint | (variant.gpu ? abi::mr_hmem : 0);
-  hints->domain_attr->threading = abi::thread_domain;  // the core calls with its lock held
+  hints->domain_attr->threading = abi::thread_domain;  // calls are made with the core's lock held
   hints->domain_attr->control_progress = hints->domain_attr->data_progress = abi::progress_manual;
   hints->fabric_attr->prov_name = text(provider);
   hints->fabric_attr->name = text(variant.fabric);
@@ -71,8 +71,9 @@ InfoPtr make_hints(const Library& library, const Options& options, const std::st
   return hints;
 }
 
-// EFA offers GPU memory only where a GPU's library is, and its direct fabric to those who do not offer receives for
-// immediates only where the device needs none. Each is asked for in turn, the best first.
+// EFA offers GPU memory only if a GPU library is installed. Its direct fabric requires receives for immediates on older
+// devices, and hides itself from applications that do not offer them. Each combination is requested in turn, the best
+// first.
 std::vector<HintVariant> hint_variants(const Options& options, const std::string& provider) {
   const std::string fabric = option(options, "fabric", "");
   if (!provider.starts_with("efa")) return {{fabric}};
@@ -88,12 +89,12 @@ std::vector<HintVariant> hint_variants(const Options& options, const std::string
   return all;
 }
 
-// What may be opened, in the order in which it is asked for.
+// The domains that may be opened, in order.
 std::vector<abi::Info*> select_infos(abi::Info* list, const std::string& provider, const std::string& interfaces) {
   std::vector<abi::Info*> offered, chosen;
   std::set<std::string> seen;
   for (abi::Info* info = list; info != nullptr; info = info->next) {
-    // "tcp" also matches "tcp;ofi_rxm", which is another path with other promises.
+    // A request for "tcp" also returns "tcp;ofi_rxm", a different path with weaker guarantees.
     if (provider == info->fabric_attr->prov_name && seen.insert(info->domain_attr->name).second)
       offered.push_back(info);
   }
@@ -155,7 +156,7 @@ FabricDomain::FabricDomain(Sink& sink, const Library& library, InfoPtr info, con
   const std::string provider = info_->fabric_attr->prov_name;
   if ((mode & abi::mr_raw) != 0) unavailable(provider, "its memory keys exceed 64 bits (FI_MR_RAW)", 0);
   if (info_->domain_attr->cq_data_size < 4) unavailable(provider, "it carries no 32-bit immediate", 0);
-  // Registrations bound to one endpoint cannot serve an endpoint per peer.
+  // Memory that is registered with one endpoint cannot serve an endpoint per peer.
   if ((mode & abi::mr_endpoint) != 0) policy_.shared_endpoint = true;
   open_queues();
   if (policy_.shared_endpoint) {
@@ -169,7 +170,7 @@ FabricDomain::FabricDomain(Sink& sink, const Library& library, InfoPtr info, con
 }
 
 FabricDomain::~FabricDomain() {
-  // Endpoints first: then nothing can reach the memory whose registrations go next.
+  // Endpoints first: afterwards nothing can reach the memory whose registrations go next.
   for (auto& [number, peer] : peers_) {
     if (!peer->own) continue;
     if (policy_.close_forgets_connections) shut_down_connections(*peer);
@@ -199,15 +200,15 @@ void FabricDomain::open_queues() {
   domain_ = {domain, nullptr};
 
   abi::CqAttr cq_attr{};
-  // EFA's does not grow, and one that overflows is lost, with all that wait for it.
+  // EFA's CQ does not grow, and an overflow stops it for good, together with all operations that wait for it.
   cq_attr.size = cq_entries_ = policy_.close_drops_completions ? 32768 : 8192;
   cq_attr.format = abi::cq_format_data;
-  // ofi_rxm leaves an endpoint's queues in the list of what a descriptor waits for as it closes them, and the next
-  // fi_trywait follows it (rxm_ep_close; nothing calls ofi_wait_del_fid, 1.18 to 2.6): a crash. So it is polled.
+  // When an endpoint closes, ofi_rxm leaves its queues in the list that a wait descriptor refers to, and the next
+  // fi_trywait dereferences them (rxm_ep_close; nothing calls ofi_wait_del_fid, 1.18 to 2.6): a crash. So it is polled.
   cq_attr.wait_obj = is_rxm(info_->fabric_attr->prov_name) ? abi::wait_none : abi::wait_fd;
   abi::Cq* cq = nullptr;
   int result = domain->ops->cq_open(domain, &cq_attr, &cq, nullptr);
-  if (result < 0) {  // shm, sm2 and efa know no descriptor to wait for (-FI_ENOSYS in 2.5)
+  if (result < 0) {  // shm, sm2 and efa have no wait descriptor (-FI_ENOSYS in 2.5)
     cq_attr.wait_obj = abi::wait_none;
     result = domain->ops->cq_open(domain, &cq_attr, &cq, nullptr);
   }
@@ -228,7 +229,7 @@ void FabricDomain::set_attributes() {
   attributes_.name = info_->domain_attr->name;
   attributes_.provider = path_name();
   attributes_.same_host = provider == "shm" || provider == "sm2";
-  // One gigabyte, so that a stall can be told from a slow piece.
+  // 1 GiB, so that a stall can be told from a slow piece.
   attributes_.max_piece_nbytes = std::min<std::uint64_t>(info_->ep_attr->max_msg_size, 1ull << 30);
   attributes_.max_message_nbytes =
       std::min<std::uint64_t>(info_->ep_attr->max_msg_size, policy_.slot_nbytes) - sizeof(FrameHeader);
@@ -239,19 +240,19 @@ void FabricDomain::set_attributes() {
   attributes_.inline_pieces = 4;
   if (!provider.starts_with("efa")) return;
   attributes_.device_memory = true;
-  attributes_.inline_pieces = 1;  // about 0.45 us each there; more of them keep the caller from its loop
+  attributes_.inline_pieces = 1;  // about 0.45 us each; more would keep the caller from its event loop
   if (shared_channel_) return set_efa_attributes(*shared_channel_);
   set_efa_attributes(open_channel(false, nullptr));
 }
 
-// Which path was taken is asked, never assumed (libfabric #11626).
+// The path taken is queried, never assumed (libfabric #11626).
 void FabricDomain::set_efa_attributes(const Channel& channel) {
   bool emulated = true;
   std::size_t nbytes = sizeof emulated;
   abi::Ep* ep = channel.endpoint.get();
   const int result = ep->ops->getopt(&ep->fid, abi::opt_endpoint, abi::opt_efa_emulated_write, &emulated, &nbytes);
   if (result >= 0 && emulated && !policy_.unproven) {
-    // Software copies on after a key is closed, and EFA's datagrams keep no order that could prove the end of it.
+    // Software copies on after a key is closed, and EFA's datagrams have no order that could prove the end of a copy.
     unavailable(path_name(), "the device writes no remote memory itself (no RDMA write, or FI_EFA_USE_DEVICE_RDMA=0)",
                 0);
   }

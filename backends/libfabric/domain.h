@@ -1,5 +1,7 @@
-// The libfabric Domain. What its files do: domain.cpp opens and closes, memory.cpp registers and revokes, peers.cpp
-// connects and fences, data.cpp moves bytes, wire.h says what travels.
+// The libfabric Domain: one NIC, or one address of a software provider. Its methods are spread over domain.cpp
+// (opening, attributes), endpoint.cpp (endpoints, addresses), memory.cpp (regions), connection.cpp (connecting,
+// teardown, fences), queries.cpp (queries between peers), post.cpp (operations) and progress.cpp (completions, errors,
+// timers).
 #pragma once
 
 #include <sys/uio.h>
@@ -72,13 +74,13 @@ class FabricDomain final : public Domain {
   void teardown(Peer& peer);
   void shut_down_connections(Peer& peer);
   // queries.cpp
-  void schedule_query(RemoteNic& end) noexcept;
-  void queue_query(Peer& peer, RemoteNic& end, Clock::time_point now);
-  void build_query(Peer& peer, RemoteNic& end);
+  void schedule_query(RemoteNic& nic) noexcept;
+  void queue_query(Peer& peer, RemoteNic& nic, Clock::time_point now);
+  void build_query(Peer& peer, RemoteNic& nic);
   bool flush_outbox(Peer& peer);
   void on_frame(Peer& peer, const std::byte* frame, std::size_t nbytes);
-  void reply_to(Peer& peer, const RemoteNic& end, std::uint64_t number, std::string_view in_doubt);
-  void on_reply(Peer& peer, RemoteNic& end, std::uint64_t number, const std::set<std::uint64_t>& stale);
+  void reply_to(Peer& peer, const RemoteNic& nic, std::uint64_t number, std::string_view in_doubt);
+  void on_reply(Peer& peer, RemoteNic& nic, std::uint64_t number, const std::set<std::uint64_t>& stale);
   void resolve_suspended(Peer& peer, const Outcome* verdict);
   void mark_stale(Peer& peer, const std::set<std::uint64_t>& serials);
   // post.cpp
@@ -126,11 +128,11 @@ class FabricDomain final : public Domain {
   Handle<abi::Av> av_;
   int wait_fd_ = -1;
   std::uint64_t empty_target_memory_[8] = {};
-  Handle<abi::Mr> empty_target_;  // what pieces without payload name: EFA wants a valid region even then
+  Handle<abi::Mr> empty_target_;  // target of pieces without payload: EFA requires a valid region even for them
   std::optional<Channel> shared_channel_;
   std::size_t cq_entries_ = 0;
 
-  std::deque<Operation> operations_;  // stable addresses
+  std::deque<Operation> operations_;  // addresses are stable
   std::vector<Operation*> free_operations_;
   std::unordered_map<RegionNumber, LocalRegion> local_regions_;
   std::unordered_map<RegionNumber, RemoteRegion> remote_regions_;
@@ -138,33 +140,31 @@ class FabricDomain final : public Domain {
   std::uint64_t next_serial_ = 1;
   std::unordered_map<PeerNumber, std::unique_ptr<Peer>> peers_;
   std::unordered_map<std::uint64_t, Peer*> tokens_;
-  std::vector<std::pair<Peer*, std::uint32_t>> unposted_receives_;  // receive slots that found no room
+  std::vector<std::pair<Peer*, std::uint32_t>> unposted_receives_;  // receives that the provider had no room for
   bool arrival_seen_ = false;
-  bool has_deferred_work_ = false;  // some peer waits for time to pass, or for room
+  bool has_deferred_work_ = false;  // a peer waits for a deadline, or for room
   Clock::time_point last_arrival_{};
 };
 
-// Options, all optional; yes and no are "1"/"True" and "0"/"False":
-//   provider         exact provider name; "tcp"
-//   unproven         open providers that break promises (README.md): not tcp, nor efa on a device with RDMA,
-//                    nor verbs;ofi_rxm from libfabric 2.7 on; no
-//   address          source address (node); "127.0.0.1" for the IP providers, unless `interface` is given
-//   interface        domain name, as `aio-transfer devices` shows it
-//   interfaces       several, with commas, and in this order
-//   fabric           fabric name; of EFA's two the first that has device RDMA, "efa-direct" and then "efa"
-//   endpoints        on efa: "peer" (one each; a lost peer is kept out for certain) or "shared" (fewer queues)
-//   rnr_retry        on efa: how often the device tries again where it finds no receive, 0 to 7; 7 is for ever
-//   huge_pages       on efa: let the provider take huge pages for buffers of its own (FI_EFA_USE_HUGE_PAGE); its choice
-//   fork_safe        on efa: before Linux 5.13 the provider ends a process that forks, unless told (FI_EFA_FORK_SAFE);
-//                    not with huge_pages
-//   rails            at most this many domains; 1
-//   depth            operations in flight per peer; 256
-//   delivery         over tcp a write completes once the peer has it, not once the kernel does; yes
-//   post_deadline_s  a peer that takes nothing for this long fails the operation; 30
-//   verdict_s        a peer that does not answer for this long after its connection broke is lost; 5
-//   cpus             numbers of the cores where the worker may run, with commas
+// Options, all optional; aio_transfer's table of options has types, ranges and defaults.
+//   provider         exact provider name
+//   unproven         accept providers that break the contract (README.md)
+//   address          source address (node)
+//   interface        domain name, as listed by `aio-transfer devices`
+//   interfaces       several domain names, separated by commas, in this order
+//   fabric           fabric name
+//   endpoints        efa: "peer" (one endpoint per peer) or "shared"
+//   rnr_retry        efa: retries while the peer has no receive posted, 7: without limit
+//   huge_pages       efa: FI_EFA_USE_HUGE_PAGE; not with fork_safe
+//   fork_safe        efa: FI_EFA_FORK_SAFE; before Linux 5.13 the provider otherwise ends a process that forks
+//   rails            largest number of domains
+//   depth            operations in flight per peer
+//   delivery         tcp: a write completes when the peer has it, not when the local kernel does
+//   post_deadline_s  seconds without progress until an operation fails
+//   verdict_s        seconds without a reply after a connection broke until a peer is lost
+//   cpus             read by the core
 //   library, search  see library.h
-// Throws Failure(unavailable) when the library or the provider is missing, Failure(usage) for a malformed option.
+// Throws Failure(unavailable) if the library or the provider is missing, Failure(usage) for a malformed option.
 std::vector<std::unique_ptr<Domain>> open_domains(Sink& sink, const Options& options);
 
 }  // namespace aio::libfabric

@@ -1,4 +1,4 @@
-// Endpoints: ours, and whether one of a peer's will do.
+// Endpoints: creation, and checks of a peer's address.
 #include <sys/socket.h>
 
 #include <algorithm>
@@ -11,7 +11,7 @@ namespace aio::libfabric {
 
 namespace {
 
-// libfabric's address vectors trust what they are given: a socket address must be one before it gets there.
+// libfabric's address vectors do not check their input: a socket address is checked here.
 bool is_valid_address(std::uint32_t format, std::string_view address, std::size_t own_nbytes) {
   if (address.size() != own_nbytes) return false;
   const auto family = address.size() >= 2 ? read_record<std::uint16_t>(address) : std::uint16_t{0};
@@ -53,8 +53,8 @@ Channel FabricDomain::open_channel(bool shared, std::uint64_t* count) {
 
 void FabricDomain::set_efa_options(Channel& channel) const {
   abi::Ep* ep = channel.endpoint.get();
-  // Our own shm serves this host; the CUDA calls would run in the worker and may wait for a stream, and can only be
-  // forbidden where GPU memory was asked for. Old versions do not know the names, and then do neither.
+  // Our own shm serves the local host. CUDA calls would run in the worker and may wait for a stream; they can only be
+  // forbidden if GPU memory was requested. Older versions know neither option, and do neither.
   const bool permitted = false;
   for (const int name : {abi::opt_shared_memory_permitted, abi::opt_cuda_api_permitted}) {
     if (name == abi::opt_cuda_api_permitted && (info_->caps & abi::hmem) == 0) continue;
@@ -77,7 +77,7 @@ bool FabricDomain::is_efa() const noexcept {
   return std::string_view(info_->fabric_attr->prov_name).starts_with("efa");
 }
 
-// What both ends must have in common.
+// Name that both ends must have in common.
 std::string FabricDomain::path_name() const {
   return is_efa() ? info_->fabric_attr->name : info_->fabric_attr->prov_name;
 }
@@ -100,7 +100,7 @@ void FabricDomain::write_blob(Peer& peer) const {
   peer.blob = pack(blob);
 }
 
-// Throws unless it is an endpoint that ours can reach.
+// Throws unless our endpoint can reach it.
 EndpointBlob FabricDomain::accept(const Peer& peer, const Endpoint& remote) const {
   EndpointBlob blob = unpack_endpoint(remote.blob);
   const EndpointBlob own = unpack_endpoint(peer.blob);

@@ -1,4 +1,4 @@
-// Regions of ours and of peers.
+// Records of local and remote regions.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@ struct LocalRegion {
   unsigned access;
   Handle<abi::Mr> registration;
   bool queried = false;
-  // After the registration is closed: by peer, and its end's token, the answer that must have come.
+  // After the registration is closed: by peer and token of its NIC, the query whose reply must have arrived.
   std::map<std::pair<PeerNumber, std::uint64_t>, std::uint64_t> waits_for;
 };
 

@@ -1,4 +1,4 @@
-// What differs between providers.
+// Differences between providers.
 #pragma once
 
 #include <cstddef>
@@ -9,47 +9,46 @@ namespace aio::libfabric {
 
 // What differs between providers, and why.
 struct Policy {
-  // Each peer has an endpoint of its own, since closing that is what keeps out a peer that thaws: over tcp it closes
-  // the connections, on efa the queue pair that its writes name. Where all share one, a lost peer is kept out by
-  // closing registrations alone, and what is under way to it has to end by itself.
+  // Each peer normally has an endpoint of its own, since closing it is what fences a frozen peer: over tcp that closes
+  // the connections, on efa the queue pair that its writes name. With one shared endpoint, a lost peer is kept out by
+  // closing registrations only, and operations in flight to it have to end by themselves.
   bool shared_endpoint = false;
-  // efa: the NIC checks every packet against the key, so closing the registration is enough. The software providers
-  // (and rxm's receive path) look a key up when an operation begins and keep writing afterwards.
+  // efa: the NIC checks every packet against the key, so closing the registration suffices. Software providers (and
+  // rxm's receive path) look a key up when an operation begins, and write on afterwards.
   bool device_checks_keys = false;
-  // efa: once an endpoint is closed, nothing comes of what was posted to it.
+  // efa: once an endpoint is closed, no completion of its operations arrives.
   bool close_drops_completions = false;
-  // The fabric `efa`: closing an endpoint waits, on the calling thread, until the device has given up what is under
-  // way.
+  // Fabric `efa`: closing an endpoint blocks the calling thread until the device has given up the operations in flight.
   bool close_blocks = false;
-  // efa: the device takes remote accesses only from those whose address its owner has inserted (libfabric #11054), so
-  // nothing is written before the peer has answered. Nor, for want of another sign, after packets were lost.
+  // efa: the device accepts remote accesses only from NICs whose address its owner has inserted (libfabric #11054), so
+  // nothing is written before the peer has replied. The same after packets were lost, for want of another sign.
   bool needs_handshake = false;
-  // efa: how often the device offers a packet again that found no receive; 7 is for ever. -1: the provider's choice.
+  // efa: how often the device retries a packet that found no receive; 7: without limit. -1: the provider's default.
   int rnr_retry = -1;
-  // efa-direct built against an older rdma-core, or on an older device: a write's immediate uses a receive up.
+  // efa-direct, built against an older rdma-core or on an older device: the immediate of a write consumes a receive.
   bool immediates_use_receives = false;
-  // tcp completes a write when the kernel has taken the bytes: one that the peer then refuses, or never reads, has
-  // "succeeded". With FI_DELIVERY_COMPLETE the peer acknowledges, at the price of a system call for each write there
-  // (4 KiB pages: 90,000/s instead of 150,000). The stream is ordered, so only the last of a batch asks for it, and
-  // vouches for those before it.
+  // tcp completes a write when the local kernel has taken the bytes, so a write that the peer refuses or never reads
+  // has "succeeded". FI_DELIVERY_COMPLETE makes the peer acknowledge, at the cost of one system call per write there (4
+  // KiB pages: 90,000/s instead of 150,000/s). The stream is ordered, so only the last write of a batch requests it,
+  // and its acknowledgement covers those before it.
   bool delivery = false;
-  // tcp: closing an endpoint leaves connections behind that crash it later. See end_connections().
+  // tcp: closing an endpoint leaves connections behind that crash it later. See shut_down_connections().
   bool close_forgets_connections = false;
-  // ofi_rxm over tcp: a write that carries an immediate, and whose connection ends before its payload is in, is told to
-  // rxm as an error without a context, which rxm follows (rxm_handle_comp_error, 2.5.1): a crash of its target. A write
-  // without one is not told, and one without payload is never half in. So the payload goes ahead, and over a stream the
-  // immediate comes after it.
+  // ofi_rxm over tcp: if the connection ends before the payload of a write with an immediate has arrived, rxm gets an
+  // error without a context and dereferences it (rxm_handle_comp_error, 2.5.1): the target crashes. A write without
+  // immediate is not reported, and one without payload is never incomplete. So the payload is written first, and the
+  // immediate follows it on the same stream.
   bool payload_first = false;
-  // ofi_rxm over verbs has receives for each connection, since what takes one of a shared pool is taken for a message
-  // there (vrb_poll_cq, 2.5.1 and later), and an immediate is never told. Before 2.7, what has come and is not read as
-  // a connection closes is followed once that is freed, by posting its receive again (rxm_close_conn,
-  // rxm_flush_msg_cq). So it is read first. What comes in the microseconds between still crashes it.
+  // ofi_rxm over verbs posts receives per connection: with a shared pool, vrb_poll_cq (2.5.1 and later) takes an
+  // immediate for a message and does not report it. Before 2.7, completions that are not read when a connection closes
+  // are handled after it is freed, by posting its receives again (rxm_close_conn, rxm_flush_msg_cq): a crash. So they
+  // are read first. What arrives in the microseconds in between still crashes it.
   bool drain_before_close = false;
-  // ofi_rxm cuts what exceeds its buffers in segments. A message of which some have come as its connection closes is
-  // taken for something else, and followed (rxm_close_conn: deferred_sar_msgs, 2.5.1): a crash. And it fills 2,048
-  // buffers with zeros for each endpoint, which is why they are not longer.
+  // ofi_rxm sends messages longer than its buffers in segments. If a connection closes when some of them have arrived,
+  // rxm_close_conn takes the entry of the message (deferred_sar_msgs, 2.5.1) for a receive: a crash. Longer buffers are
+  // no way out: rxm zeroes 2,048 of them per endpoint.
   std::size_t slot_nbytes = kSlotNbytes;
-  bool unproven = false;  // the caller takes what README.md says against it
+  bool unproven = false;  // the user accepts what README.md lists
 };
 
 }  // namespace aio::libfabric

@@ -1,4 +1,4 @@
-// The data path: nothing here throws, but for memory running out.
+// Posting of operations. Nothing here throws, except for std::bad_alloc.
 #include <algorithm>
 #include <array>
 #include <cerrno>
@@ -11,20 +11,20 @@ namespace aio::libfabric {
 
 namespace {
 
-constexpr double kMinBytesPerSecond = 10e6;     // what is already under way may take this long before it is a stall
-constexpr std::uint64_t kAckNbytes = 64 << 10;  // from here on an acknowledgement costs nothing beside the copy
-// One operation of several pieces saves system calls on both sides; from here on they cost nothing beside the copy.
+constexpr double kMinBytesPerSecond = 10e6;  // time that the payload in flight is granted before it counts as stalled
+constexpr std::uint64_t kAckNbytes = 64 << 10;  // from this size on an acknowledgement is cheap beside the copy
+// Bundling saves system calls on both sides; from this size on they are cheap beside the copy.
 constexpr std::uint64_t kMaxBundleNbytes = 64 << 10;
-constexpr std::uint32_t kMaxBundlePieces = 256;  // as many counts as an immediate holds
-constexpr std::uint32_t kReservedSlots = 2;      // of the send slots: messages leave them to questions and answers
+constexpr std::uint32_t kMaxBundlePieces = 256;  // the counts that one immediate can carry
+constexpr std::uint32_t kReservedSlots = 2;      // send slots that messages leave to queries and replies
 
 const Outcome kConnectionClosed{Status::peer_lost, 0, "the connection is closed"};
 
 }  // namespace
 
-// ------------------------------------------------------------------------------------------------------ posting
+// ---------------------------------------------------------------------------------------------------------- posting
 
-// Takes one more piece in, or says that it must go by itself.
+// Appends a piece to the bundle. Returns false if it must go in another operation.
 bool FabricDomain::append_piece(Bundle& bundle, const Piece& piece, const LocalRegion* local,
                                 const RemoteRegion* remote) const {
   const std::uint32_t counts = (bundle.immediate >> 24) + (piece.immediate >> 24) + 2;
@@ -63,15 +63,15 @@ ssize_t FabricDomain::post_bundle(Peer& peer, Op op, Bundle& bundle, Operation& 
   abi::Ep* ep = peer.channel->endpoint.get();
   if (op == Op::read) return ep->rma->readmsg(ep, &message, abi::completion);
   operation.needs_ack = policy_.delivery;
-  // Never FI_MORE: on EFA it holds the doorbell back for a post that may not come.
+  // Never FI_MORE: on EFA it defers the doorbell to a later post, which may not come.
   std::uint64_t flags = abi::completion;
   if ((bundle.flags & kPieceImmediate) != 0) flags |= abi::remote_cq_data;
   if (operation.requests_ack || (bundle.flags & kPieceDelivered) != 0) flags |= abi::delivery_complete;
   return ep->rma->writemsg(ep, &message, flags);
 }
 
-// Under Policy::payload_ahead: leaves the bundle with its immediate alone. What becomes of the payload shows in what
-// becomes of the immediate, since both are lost with the same connection.
+// With Policy::payload_first: posts the payload, and leaves the immediate to the caller. The outcome of the immediate
+// covers the payload, since both are lost with the same connection.
 ssize_t FabricDomain::post_payload_first(Peer& peer, Bundle& bundle) {
   if (!policy_.payload_first || bundle.segments == 0 || (bundle.flags & kPieceImmediate) == 0) return 0;
   const std::uint32_t flags = std::exchange(bundle.flags, 0);
@@ -87,7 +87,7 @@ ssize_t FabricDomain::post_payload_first(Peer& peer, Bundle& bundle) {
   return 0;
 }
 
-// The provider has accepted it.
+// Accounts for an operation that the provider has accepted.
 void FabricDomain::on_posted(Operation& operation, std::uint64_t nbytes) {
   Peer& peer = *operation.peer;
   operation.nbytes = nbytes;
@@ -178,7 +178,7 @@ ssize_t FabricDomain::post_pieces(Peer& peer, Flow& flow, std::uint32_t end, Bun
   return 0;
 }
 
-// The batch ended early, so the writes at its end have nobody after them to vouch for them.
+// Requests an acknowledgement for the writes at the end of a batch that ended early: no later write covers them.
 void FabricDomain::post_trailing_ack(Peer& peer) {
   if (peer.unacknowledged.empty() || peer.unacknowledged.back()->requests_ack) return;
   Operation& operation = acquire_operation(Operation::Kind::control, &peer);
@@ -187,11 +187,11 @@ void FabricDomain::post_trailing_ack(Peer& peer) {
   const ssize_t result = post_bundle(peer, Op::write, bundle, operation);
   if (result == 0) return on_posted(operation, 0);
   release_operation(operation);
-  // Their connection is gone, and a later acknowledgement would come over another one, which proves nothing for them.
+  // Their connection is gone. A later acknowledgement would arrive over another connection, and would prove nothing.
   suspend_unacknowledged(peer, ECANCELED);
 }
 
-// No room for this peer now. It may stay so for a while, but not for ever and not in silence.
+// No room for this peer now. The post fails after `post_deadline_s` without progress.
 Posted FabricDomain::on_blocked(Peer& peer, Flow& flow) {
   const auto now = Clock::now();
   if (!peer.stalled) peer.stalled = now;

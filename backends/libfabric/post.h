@@ -1,4 +1,4 @@
-// Operations in the provider's hands.
+// Operations that the provider has accepted.
 #pragma once
 
 #include <sys/uio.h>
@@ -15,18 +15,18 @@ inline constexpr std::size_t kMaxSegments = 8;  // of one operation; tcp takes 4
 
 struct Peer;
 
-// What an operation is for.
+// Purpose of an operation.
 struct Purpose {
   enum class Kind : std::uint8_t { idle, piece, message, control, receive, abandoned } kind = Kind::idle;
-  // Under Policy::delivery. In Peer::unconfirmed while `ordered` and not `confirmed` and not `doubtful`.
+  // With Policy::delivery. In Peer::unacknowledged while neither acknowledged nor in doubt.
   bool needs_ack = false;
-  bool requests_ack = false;  // asks the peer for an acknowledgement
-  bool completed = false;     // the provider is done with it
+  bool requests_ack = false;  // posted with FI_DELIVERY_COMPLETE
+  bool completed = false;     // the provider has completed it
   bool acknowledged = false;  // the peer has it
-  bool in_doubt = false;      // its connection may have broken behind it
-  std::uint32_t pieces = 1;   // of `flow`, next to each other
+  bool in_doubt = false;      // its connection may have broken before it arrived
+  std::uint32_t pieces = 1;   // adjacent pieces of `flow`
   std::uint32_t slot = kNoSlot;
-  Peer* peer = nullptr;  // null: a receive on the shared endpoint
+  Peer* peer = nullptr;  // null: a receive of the shared endpoint
   Flow* flow = nullptr;
   TransferId message = 0;
   std::uint64_t serial = 0;  // of the remote region
@@ -36,15 +36,15 @@ struct Purpose {
   [[nodiscard]] bool slot_held() const noexcept { return slot != kNoSlot; }
 };
 
-// One operation in the provider's hands, named to it by its context. Never freed before its completion was read. Under
-// FI_CONTEXT and FI_CONTEXT2 the provider scribbles over the context, which therefore never needs to be wiped.
+// One operation, identified to the provider by its context. Never freed before its completion was read. With FI_CONTEXT
+// and FI_CONTEXT2 the context is scratch memory of the provider, which needs no initialization.
 struct Operation final : abi::Context, Purpose {
   static Operation& of(void* context) noexcept { return *static_cast<Operation*>(static_cast<abi::Context*>(context)); }
   [[nodiscard]] void* context() noexcept { return static_cast<abi::Context*>(this); }
 };
 
-// What goes to the provider as one operation: a piece, or several neighbours of one flow. A count is due once its
-// payload is visible, so that one immediate may stand for the counts of all.
+// One operation made of a piece, or of several adjacent pieces of one flow. A count is due once its payload is visible,
+// so one immediate may carry the counts of all of them.
 struct Bundle {
   std::array<iovec, kMaxSegments> local;
   std::array<void*, kMaxSegments> descs;

@@ -1,4 +1,4 @@
-// Completions, errors, and what one peer needs of time.
+// Progress: completions, errors, and the periodic work per peer.
 #include <algorithm>
 #include <array>
 #include <cerrno>
@@ -9,24 +9,26 @@ namespace aio::libfabric {
 
 namespace {
 
-inline constexpr std::size_t kMaxCompletionsPerPass = 1024;  // completions per round at most
-// After a goodbye nothing should come: the peer waited for its acknowledgements. This is for what needs none.
+// Per call, so that arrivals alone do not keep the worker from posting.
+constexpr std::size_t kMaxCompletionsPerPass = 1024;
+// Nothing should arrive after a goodbye, since the peer has waited for its acknowledgements; this is for operations
+// that need none.
 constexpr auto kQuietPeriod = std::chrono::milliseconds(50);
 constexpr auto kMaxDrainTime = std::chrono::seconds(1);
-constexpr auto kMaxInFlightTime = std::chrono::seconds(30);  // beyond any timeout of a device
+constexpr auto kMaxInFlightTime = std::chrono::seconds(30);  // longer than any timeout of a device
 
 const Outcome kConnectionClosed{Status::peer_lost, 0, "the connection is closed"};
 
-// The peer's side said that the key names nothing. EFA's device says it with a status of its own (efa_errno.h).
+// The peer's side found no region for the key. EFA's device has a status of its own for it (efa_errno.h).
 bool is_stale(const abi::CqErrorEntry& error, bool efa) noexcept {
   constexpr int efa_remote_bad_address = 7;
   return error.err == EACCES || error.err == EKEYREJECTED || error.err == ENOKEY || error.err == abi::err_nokey ||
          (efa && error.prov_errno == efa_remote_bad_address);
 }
 
-// EFA's device has sent it again and again, and nothing came back.
+// EFA's device has retransmitted without a response.
 bool is_unresponsive(const abi::CqErrorEntry& error) noexcept {
-  constexpr int efa_unresponsive = 13, efa_unreachable = 15;  // efa_io_defs.h; the latter had never answered
+  constexpr int efa_unresponsive = 13, efa_unreachable = 15;  // efa_io_defs.h; unreachable: it had never responded
   return error.prov_errno == efa_unresponsive || error.prov_errno == efa_unreachable;
 }
 
@@ -46,7 +48,7 @@ bool FabricDomain::progress() {
   if (!has_deferred_work_) return moved;
   has_deferred_work_ = false;
   const auto now = Clock::now();
-  std::vector<PeerNumber> numbers;  // tending may end a peer
+  std::vector<PeerNumber> numbers;  // a copy: service_peer() may remove a peer
   numbers.reserve(peers_.size());
   for (const auto& [number, peer] : peers_) numbers.push_back(number);
   for (const PeerNumber number : numbers) {
@@ -57,17 +59,17 @@ bool FabricDomain::progress() {
 
 std::optional<std::vector<int>> FabricDomain::arm() {
   if (wait_fd_ < 0) return std::vector<int>{};
-  // The descriptor may only be waited on after fi_trywait has said that nothing is queued: fi_cq(3).
+  // fi_cq(3): the descriptor may be waited on only after fi_trywait has found nothing queued.
   abi::Fid* fids[] = {cq_.fid()};
   if (fabric_->ops->trywait(fabric_.get(), fids, 1) != 0) return std::nullopt;
   return std::vector<int>{wait_fd_};
 }
 
-// What one peer needs of time and room. May end it. Returns whether anything moved.
+// Does what a peer needs after some time or when there is room; may remove it. Returns whether anything moved.
 bool FabricDomain::service_peer(Peer& peer, Clock::time_point now) {
   bool moved = false;
   if (peer.joined) {
-    for (RemoteNic& end : peer.nics) queue_query(peer, end, now);
+    for (RemoteNic& nic : peer.nics) queue_query(peer, nic, now);
     moved = flush_outbox(peer);
   }
   if (!peer.suspended.empty() && now - peer.suspended_at > verdict_) {
@@ -97,7 +99,6 @@ bool FabricDomain::service_peer(Peer& peer, Clock::time_point now) {
 bool FabricDomain::poll_completions() {
   std::array<abi::CqEntry, 64> entries;
   bool moved = false;
-  // Bounded, so that arrivals alone never keep the worker from posting.
   for (std::size_t batch = 0; batch < kMaxCompletionsPerPass / entries.size(); ++batch) {
     const ssize_t count = cq_->ops->read(cq_.get(), entries.data(), entries.size());
     if (count == -abi::err_avail) {
@@ -115,7 +116,7 @@ bool FabricDomain::poll_completions() {
   return moved;
 }
 
-// All that is queued now: each round reads some of it, and others may add to it meanwhile.
+// Reads everything that is queued now. Each call reads part of it, while more may arrive.
 void FabricDomain::drain_completions() {
   for (std::size_t round = 0; poll_completions() && round <= cq_entries_ / kMaxCompletionsPerPass; ++round) {
   }
@@ -139,7 +140,7 @@ void FabricDomain::on_completion(const abi::CqEntry& entry) {
   if (entry.nbytes >= sizeof(FrameHeader) && entry.nbytes <= channel.slot_nbytes) {
     std::uint64_t token = 0;
     std::memcpy(&token, bytes, sizeof token);
-    // Whoever does not quote a token that we gave out is not heard, nor is one who quotes another's.
+    // A frame must carry a token that we gave out, and the token of the endpoint's own peer.
     const auto found = tokens_.find(token);
     if (found != tokens_.end() && (owner == nullptr || owner == found->second))
       on_frame(*found->second, bytes, entry.nbytes);
@@ -147,7 +148,7 @@ void FabricDomain::on_completion(const abi::CqEntry& entry) {
   repost_receive(operation);
 }
 
-// A receive that was used up is posted again.
+// Posts a consumed receive again.
 void FabricDomain::repost_receive(Operation& operation) {
   Peer* owner = operation.peer;
   const std::uint32_t slot = operation.slot;
@@ -156,13 +157,13 @@ void FabricDomain::repost_receive(Operation& operation) {
     post_receive(owner == nullptr ? *shared_channel_ : *owner->channel, owner, slot);
 }
 
-// An error names its operation by op_context alone: the other fields are not set by every provider.
+// An error identifies its operation by op_context alone: not every provider sets the other fields.
 void FabricDomain::fail(const abi::CqErrorEntry& error) {
   if (error.op_context == nullptr) return;
   Operation& operation = Operation::of(error.op_context);
   Peer* peer = operation.peer;
   if (operation.kind == Operation::Kind::receive)
-    return repost_receive(operation);  // truncated: longer than any of ours
+    return repost_receive(operation);  // truncated: longer than any frame of ours
   if (operation.kind == Operation::Kind::abandoned) return release_operation(operation);
   if (operation.needs_ack) std::erase(peer->unacknowledged, &operation);
   const bool unresponsive = policy_.needs_handshake && is_unresponsive(error);
@@ -184,8 +185,8 @@ void FabricDomain::fail(const abi::CqErrorEntry& error) {
   finish(operation, {Status::provider, error.err, std::move(reason)});
 }
 
-// The link between the two NICs is gone, or one of them. Nothing more is written that way before the peer has answered
-// again; the core takes the other rails meanwhile.
+// The link between the two NICs is down, or one of them. Nothing more is written over it before the peer has replied
+// again; the core uses the other rails meanwhile.
 void FabricDomain::mark_rail_unreachable(Peer& peer) {
   if (!peer.handshake_done() || !peer.joined || peer.disconnecting) return;
   peer.handshake_query = peer.paired_nic().sent_query + 1;
@@ -193,7 +194,7 @@ void FabricDomain::mark_rail_unreachable(Peer& peer) {
   schedule_query(peer.paired_nic());
 }
 
-// A write under Policy::delivery that the provider has completed.
+// Handles the local completion of a write with Policy::delivery.
 void FabricDomain::on_write_completed(Operation& operation) {
   operation.completed = true;
   if (operation.in_doubt) return suspend(operation, ECANCELED);
@@ -209,7 +210,7 @@ void FabricDomain::on_write_completed(Operation& operation) {
   }
 }
 
-// Its end is told once the peer has said why the connection broke, or cannot.
+// Holds the outcome back until the peer has said why the connection broke, or is lost.
 void FabricDomain::suspend(Operation& operation, int code) {
   Peer& peer = *operation.peer;
   if (operation.kind != Operation::Kind::control) {
@@ -222,7 +223,7 @@ void FabricDomain::suspend(Operation& operation, int code) {
   finish(operation, kDone);
 }
 
-// The connection broke: whether those that had left arrived is not known. The others' completions are still to come.
+// The connection broke: whether writes that had left arrived is unknown. Completions of the others are still to come.
 void FabricDomain::suspend_unacknowledged(Peer& peer, int code) {
   std::deque<Operation*> unacknowledged;
   unacknowledged.swap(peer.unacknowledged);

@@ -1,4 +1,4 @@
-// The questions that peers ask each other below the contract, and their answers.
+// Queries between peers, below the engine's contract, and their replies: revocation, and which regions are gone.
 #include <algorithm>
 #include <cerrno>
 
@@ -11,7 +11,8 @@ namespace {
 constexpr auto kQueryRetry = std::chrono::milliseconds(100);  // doubled each time, up to 32 times
 constexpr std::size_t kMaxSerials = (kMinSlotNbytes - sizeof(FrameHeader)) / sizeof(std::uint64_t) / 2;
 constexpr std::size_t kMaxStale = 16384;
-constexpr std::size_t kMaxQueuedFrames = 1024;  // frames kept for a peer that cannot take or name them yet
+// Frames kept for a peer that cannot take them, or whose sender is not known yet.
+constexpr std::size_t kMaxQueuedFrames = 1024;
 
 std::string make_frame(std::uint64_t token, FrameKind kind, std::uint32_t revoked, std::uint64_t number,
                        std::uint64_t from) {
@@ -22,36 +23,36 @@ std::string make_frame(std::uint64_t token, FrameKind kind, std::uint32_t revoke
 
 }  // namespace
 
-void FabricDomain::schedule_query(RemoteNic& end) noexcept {
-  end.wanted_query = end.sent_query + 1;
+void FabricDomain::schedule_query(RemoteNic& nic) noexcept {
+  nic.wanted_query = nic.sent_query + 1;
   has_deferred_work_ = true;
 }
 
-void FabricDomain::build_query(Peer& peer, RemoteNic& end) {
-  end.queried_serials.clear();
-  for (const std::uint64_t serial : end.revocations) {
-    if (end.queried_serials.size() < kMaxSerials) end.queried_serials.insert(serial);
+void FabricDomain::build_query(Peer& peer, RemoteNic& nic) {
+  nic.queried_serials.clear();
+  for (const std::uint64_t serial : nic.revocations) {
+    if (nic.queried_serials.size() < kMaxSerials) nic.queried_serials.insert(serial);
   }
-  end.query = make_frame(end.token, FrameKind::query, static_cast<std::uint32_t>(end.queried_serials.size()),
-                         ++end.sent_query, peer.token);
-  for (const std::uint64_t serial : end.queried_serials) append_record(end.query, serial);
-  if (&end != &peer.paired_nic()) return;  // we hold no keys of its
+  nic.query = make_frame(nic.token, FrameKind::query, static_cast<std::uint32_t>(nic.queried_serials.size()),
+                         ++nic.sent_query, peer.token);
+  for (const std::uint64_t serial : nic.queried_serials) append_record(nic.query, serial);
+  if (&nic != &peer.paired_nic()) return;  // we hold no keys of it
   std::set<std::uint64_t> in_doubt;
   for (const Suspended& suspended : peer.suspended) {
     if (suspended.serial != 0 && in_doubt.size() < kMaxSerials) in_doubt.insert(suspended.serial);
   }
-  for (const std::uint64_t serial : in_doubt) append_record(end.query, serial);
+  for (const std::uint64_t serial : in_doubt) append_record(nic.query, serial);
 }
 
-void FabricDomain::queue_query(Peer& peer, RemoteNic& end, Clock::time_point now) {
-  if (!end.query_pending()) return;
-  const bool fresh = end.sent_query == end.on_reply;
-  if (fresh) build_query(peer, end);
-  // Asked again, since either way may have been lost with a connection.
-  if (!fresh && (now - end.sent_at <= kQueryRetry * (1 << std::min(end.resends, 5)) || !peer.outbox.empty())) return;
-  peer.outbox.emplace_back(end.address, end.query);
-  end.sent_at = now;
-  end.resends = fresh ? 0 : end.resends + 1;
+void FabricDomain::queue_query(Peer& peer, RemoteNic& nic, Clock::time_point now) {
+  if (!nic.query_pending()) return;
+  const bool fresh = nic.sent_query == nic.answered_query;
+  if (fresh) build_query(peer, nic);
+  // Repeated, since the query or the reply may have been lost with a connection.
+  if (!fresh && (now - nic.sent_at <= kQueryRetry * (1 << std::min(nic.resends, 5)) || !peer.outbox.empty())) return;
+  peer.outbox.emplace_back(nic.address, nic.query);
+  nic.sent_at = now;
+  nic.resends = fresh ? 0 : nic.resends + 1;
 }
 
 bool FabricDomain::flush_outbox(Peer& peer) {
@@ -60,7 +61,7 @@ bool FabricDomain::flush_outbox(Peer& peer) {
     const ssize_t result =
         post_frame(peer, Operation::Kind::control, 0, peer.outbox.front().second, peer.outbox.front().first);
     if (result == -EAGAIN) break;
-    peer.outbox.pop_front();  // a failure is made good by the asker, who asks again
+    peer.outbox.pop_front();  // if it fails, the peer repeats its query
     moved = true;
   }
   return moved;
@@ -74,9 +75,9 @@ void FabricDomain::on_frame(Peer& peer, const std::byte* bytes, std::size_t nbyt
   }
   const auto head = read_record<FrameHeader>(rest);
   rest.remove_prefix(sizeof head);
-  RemoteNic* end = peer.find(head.from);
-  if (end == nullptr) return;
-  const bool paired = end == &peer.paired_nic();  // the others' keys are none that we hold
+  RemoteNic* nic = peer.find(head.from);
+  if (nic == nullptr) return;
+  const bool paired = nic == &peer.paired_nic();  // we hold no keys of the others
   switch (head.kind) {
     case FrameKind::message:
       if (!peer.disconnecting || peer.own) sink_.message(peer.number, std::string(rest));
@@ -84,22 +85,22 @@ void FabricDomain::on_frame(Peer& peer, const std::byte* bytes, std::size_t nbyt
     case FrameKind::query: {
       const std::size_t revoked = std::min(std::size_t{head.revoked}, rest.size() / 8);
       if (paired) mark_stale(peer, read_serials(rest.substr(0, 8 * revoked)));
-      return reply_to(peer, *end, head.number, rest.substr(8 * revoked));
+      return reply_to(peer, *nic, head.number, rest.substr(8 * revoked));
     }
     case FrameKind::reply:
-      return on_reply(peer, *end, head.number, paired ? read_serials(rest) : std::set<std::uint64_t>{});
+      return on_reply(peer, *nic, head.number, paired ? read_serials(rest) : std::set<std::uint64_t>{});
   }
 }
 
-// Says which of the regions that the peer asks about are gone.
-void FabricDomain::reply_to(Peer& peer, const RemoteNic& end, std::uint64_t number, std::string_view sent_query) {
+// Replies with the serials that are no longer registered, of those that the peer asks about.
+void FabricDomain::reply_to(Peer& peer, const RemoteNic& nic, std::uint64_t number, std::string_view sent_query) {
   std::set<std::uint64_t> in_doubt = read_serials(sent_query);
   for (const auto& [region_number, region] : local_regions_) {
     if (!deregistering_.contains(region_number)) in_doubt.erase(region.serial);
   }
-  std::string reply = make_frame(end.token, FrameKind::reply, 0, number, peer.token);
+  std::string reply = make_frame(nic.token, FrameKind::reply, 0, number, peer.token);
   for (const std::uint64_t serial : in_doubt) append_record(reply, serial);
-  if (peer.outbox.size() < kMaxQueuedFrames) peer.outbox.emplace_back(end.address, std::move(reply));
+  if (peer.outbox.size() < kMaxQueuedFrames) peer.outbox.emplace_back(nic.address, std::move(reply));
   has_deferred_work_ = true;
 }
 
@@ -112,18 +113,18 @@ void FabricDomain::mark_stale(Peer& peer, const std::set<std::uint64_t>& serials
   }
 }
 
-void FabricDomain::on_reply(Peer& peer, RemoteNic& end, std::uint64_t number, const std::set<std::uint64_t>& stale) {
-  if (number != end.sent_query || number == end.on_reply) return;  // of a question that was asked twice
-  end.on_reply = number;
-  for (const std::uint64_t serial : end.queried_serials) end.revocations.erase(serial);
-  end.queried_serials.clear();
-  if (!end.revocations.empty()) schedule_query(end);
+void FabricDomain::on_reply(Peer& peer, RemoteNic& nic, std::uint64_t number, const std::set<std::uint64_t>& stale) {
+  if (number != nic.sent_query || number == nic.answered_query) return;  // a duplicate, of a query that was repeated
+  nic.answered_query = number;
+  for (const std::uint64_t serial : nic.queried_serials) nic.revocations.erase(serial);
+  nic.queried_serials.clear();
+  if (!nic.revocations.empty()) schedule_query(nic);
   mark_stale(peer, stale);
-  if (&end == &peer.paired_nic() && number >= peer.verdict_query) resolve_suspended(peer, nullptr);
+  if (&nic == &peer.paired_nic() && number >= peer.verdict_query) resolve_suspended(peer, nullptr);
   finish_deregistrations();
 }
 
-// Ends what was suspended: by `verdict`, or by what the peer has told.
+// Ends suspended operations: with `verdict`, or by what the peer has replied.
 void FabricDomain::resolve_suspended(Peer& peer, const Outcome* verdict) {
   std::vector<Suspended> suspended;
   suspended.swap(peer.suspended);

@@ -1,5 +1,5 @@
-// What travels outside of memory: endpoint blobs and key blobs over the control connection, frames over the fabric.
-// Little endian throughout; everything read from a peer is checked before it is believed.
+// Wire formats: blobs for the control connection, frames over the fabric. All integers are little endian; everything
+// received from a peer is checked before use.
 #pragma once
 
 #include <bit>
@@ -16,9 +16,9 @@ namespace aio::libfabric {
 static_assert(std::endian::native == std::endian::little, "the blobs are copied as they lie");
 
 struct KeyBlob {
-  std::uint64_t base;    // virtual address, or 0 where offsets count from the region's start
+  std::uint64_t base;    // virtual address, or 0 if offsets count from the start of the region
   std::uint64_t key;     // libfabric's
-  std::uint64_t serial;  // ours; unlike a key it is never used again
+  std::uint64_t serial;  // ours; unlike a key it is never reused
 };
 
 struct EndpointHead {
@@ -38,11 +38,11 @@ inline constexpr std::uint32_t kMagic = 0x32464c41;  // "ALF2"
 enum class FrameKind : std::uint32_t { message = 1, query = 2, reply = 3 };
 
 struct FrameHeader {
-  std::uint64_t token;  // the receiver's, so that its very first message can be attributed
+  std::uint64_t token;  // the receiver's, so that even its first message has a known sender
   FrameKind kind;
-  std::uint32_t revoked;  // question: how many of the serials that follow are revoked; the others are asked about
+  std::uint32_t revoked;  // query: how many of the following serials are revoked; it asks about the others
   std::uint64_t number;
-  std::uint64_t from;  // the sender's: a peer with more NICs than ours speaks from each
+  std::uint64_t from;  // the sender's: a peer with more NICs sends from each of them
 };
 static_assert(sizeof(FrameHeader) == 32);
 

@@ -1,5 +1,5 @@
-// Who comes to the listening socket. Until a visitor has proved that it has read a blob of ours, it may say 56 bytes,
-// for five seconds, along with a bounded number of others.
+// Accepts connections. An unauthenticated connection may send at most 56 bytes within 5 s, and at most 256 of them are
+// held at a time.
 #include <netinet/tcp.h>
 #include <sys/epoll.h>
 
@@ -14,7 +14,7 @@ namespace {
 
 constexpr auto kHandshakeTimeout = std::chrono::seconds(5);
 constexpr std::size_t kMaxPending = 256;
-constexpr int kAcceptsPerPass = 64;  // per turn
+constexpr int kAcceptsPerPass = 64;  // fairness: streams run in between
 
 }  // namespace
 
@@ -23,7 +23,7 @@ void TcpDomain::accept_pending() {
     Fd fd(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
     if (!fd) {
       if (errno != EMFILE && errno != ENFILE && errno != ENOBUFS && errno != ENOMEM) return;
-      // It stays readable, and we would turn around it for ever.
+      // Out of descriptors: the listener stays readable, and epoll would report it in a busy loop.
       ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, listener_.get(), nullptr);
       accept_paused_ = true;
       return start_timer();
@@ -31,7 +31,7 @@ void TcpDomain::accept_pending() {
     const int on = 1;
     ::setsockopt(fd.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     if (pending_.size() >= kMaxPending) {
-      // The one that has been silent for longest makes room; a peer that was shown out dials again.
+      // The oldest silent connection makes room. A real peer that is rejected here dials again.
       const auto silent = std::ranges::find_if(pending_, [](const PendingConnection& one) { return !one.complete(); });
       if (silent == pending_.end()) continue;
       reject(silent->id);
@@ -46,25 +46,26 @@ void TcpDomain::accept_pending() {
 }
 
 void TcpDomain::read_hello(PendingConnection& pending) {
-  const ssize_t heard =
-      ::recv(pending.fd.get(), pending.said.data() + pending.heard, pending.said.size() - pending.heard, 0);
-  if (heard < 0 && (errno == EAGAIN || errno == EINTR)) return;
-  if (heard <= 0) return reject(pending.id);
-  pending.heard += static_cast<std::size_t>(heard);
+  const ssize_t received =
+      ::recv(pending.fd.get(), pending.hello.data() + pending.nbytes, pending.hello.size() - pending.nbytes, 0);
+  if (received < 0 && (errno == EAGAIN || errno == EINTR)) return;
+  if (received <= 0) return reject(pending.id);
+  pending.nbytes += static_cast<std::size_t>(received);
   if (!pending.complete()) return;
-  const auto hello = read_record<Hello>(pending.said.data());
+  const auto hello = read_record<Hello>(pending.hello.data());
   const auto found = peers_by_name_.find(hello.to.name);
   if (hello.magic != kMagic || found == peers_by_name_.end() || !equal(found->second->token.secret, hello.to.secret)) {
     return reject(pending.id);
   }
   if (accept(pending)) return reject(pending.id);
-  // Ours has not been told of it yet. What it says meanwhile is left where it is.
+  // The peer is not registered yet: the connection waits for join(). What it sends meanwhile stays in the kernel.
   ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, pending.fd.get(), nullptr);
 }
 
-// Whether it is gone from the door: let in, or of no use.
+// Attaches a connection that has proved itself to its stream. Returns true if it is no longer pending: accepted, or of
+// no use.
 bool TcpDomain::accept(PendingConnection& pending) {
-  const auto hello = read_record<Hello>(pending.said.data());
+  const auto hello = read_record<Hello>(pending.hello.data());
   const auto found = peers_by_name_.find(hello.to.name);
   if (found == peers_by_name_.end() || found->second->disconnecting) return true;
   const auto stream = std::ranges::find_if(found->second->streams,
@@ -83,7 +84,7 @@ bool TcpDomain::accept(PendingConnection& pending) {
 
 void TcpDomain::reject(StreamId pending) noexcept {
   const auto found = std::ranges::find(pending_, pending, &PendingConnection::id);
-  close_socket(found->fd);  // nothing where it was let in
+  close_socket(found->fd);  // no effect if it was accepted: the stream owns it
   pending_.erase(found);
 }
 

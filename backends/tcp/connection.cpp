@@ -1,10 +1,10 @@
-// Connections: who dials, how both ends prove themselves, and how it ends.
+// Connections: dialing, the handshake, and teardown.
 //
-// Of two ends the one with the smaller name dials. It quotes the other's token, and is answered with its own secret:
-// each has read the other's blob then. Nothing else is sent before.
+// The end with the smaller name dials. It sends the other end's token, and receives its own secret in reply: each side
+// has proved that it has read the other's blob. Nothing else is sent before.
 //
-// A goodbye (`bye`, then the end of the stream) is answered by the domain itself, behind what it had sent: the other
-// side reads up to there, so nothing that ended well is lost, and nobody has to wait for an event loop.
+// A goodbye (`bye`, then end of stream) is answered by the domain itself, behind everything it had sent. The other side
+// reads up to there, so nothing that ended successfully is lost, and neither side waits for an event loop.
 #include <netinet/tcp.h>
 #include <sys/epoll.h>
 #include <sys/random.h>
@@ -21,13 +21,15 @@ namespace {
 using namespace std::chrono_literals;
 
 constexpr auto kMaxRedialDelay = 500ms;
-// A peer that left and is silent for so long is frozen, or was killed; and so long it may send what it had to.
+// A peer that has said goodbye and sends nothing for this long is frozen or dead; one that keeps sending may do so for
+// kMaxDrainTime.
 constexpr auto kQuietPeriod = 500ms;
 constexpr auto kMaxDrainTime = 5s;
-// The end of a process, or a goodbye, is told by the control connection, in better words: it goes first.
+// The control connection reports the death of a process, or a goodbye, with a better reason: it gets this much time to
+// be first.
 constexpr auto kReportDelay = 200ms;
 
-const Outcome kPeerSaidBye{Status::peer_lost, 0, "the peer has said goodbye"};
+const Outcome kPeerSaidBye{Status::peer_lost, 0, "the peer closed the connection"};
 
 Token make_token() {
   Token token;
@@ -59,7 +61,7 @@ Endpoint TcpDomain::connect(PeerNumber number, const std::optional<Endpoint>& re
   if (blob) {
     const std::size_t known = peer.streams.size();
     join(peer, *blob);
-    // Those that were admitted before it are not written to.
+    // Streams that were admitted before are not written to: the main stream goes to the front.
     if (peer.streams.size() != known) std::ranges::rotate(peer.streams, peer.streams.end() - 1);
   }
   return {pack(peer.end), {}};
@@ -76,7 +78,8 @@ void TcpDomain::join(Peer& peer, const EndpointBlob& remote) {
   for (auto& known : peer.streams) {
     if (equal(known->remote.token.name, remote.token.name)) return;
   }
-  if (peer.token.name == remote.token.name) throw Failure(Failure::Kind::usage, "connect", "the endpoint is our own");
+  if (peer.token.name == remote.token.name)
+    throw Failure(Failure::Kind::usage, "connect", "the endpoint is this engine's own");
   auto& stream = *peer.streams.emplace_back(std::make_unique<Stream>());
   stream.id = next_id_++;
   stream.peer = &peer;
@@ -87,22 +90,22 @@ void TcpDomain::join(Peer& peer, const EndpointBlob& remote) {
   streams_.emplace(stream.id, &stream);
   start_timer();
   if (stream.dials) return dial(stream);
-  for (auto next = pending_.begin(); next != pending_.end();) {  // it may have come before we knew it
+  for (auto next = pending_.begin(); next != pending_.end();) {  // it may have connected before this call
     PendingConnection& pending = *next++;
     if (pending.complete() && accept(pending)) reject(pending.id);
   }
 }
 
-// ---------------------------------------------------------------------------------------------------------- dialling
+// ----------------------------------------------------------------------------------------------------------- dialing
 
 void TcpDomain::dial(Stream& stream) {
   stream.fd = Fd(::socket(stream.address.family(), SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!stream.fd) return retry_dial(stream, errno);
   const int on = 1;
-  if (local_address_.family() ==
-      stream.address.family()) {  // leave by the NIC that we listen at; otherwise by the kernel's choice
+  // Leave by the NIC that we listen at. For the other address family the kernel chooses.
+  if (local_address_.family() == stream.address.family()) {
     Address from = local_address_;
-    reinterpret_cast<sockaddr_in&>(from.storage).sin_port = 0;  // where IPv6 has it, too
+    reinterpret_cast<sockaddr_in&>(from.storage).sin_port = 0;  // sin6_port lies at the same offset
     ::setsockopt(stream.fd.get(), IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on);
     static_cast<void>(::bind(stream.fd.get(), from.get(), from.nbytes));
   }
@@ -120,7 +123,7 @@ void TcpDomain::send_hello(Stream& stream) {
   ::getsockopt(stream.fd.get(), SOL_SOCKET, SO_ERROR, &code, &nbytes);
   if (code != 0) return retry_dial(stream, code);
   const Hello hello{kMagic, 0, stream.remote.token, stream.peer->token.name};
-  // An empty socket takes so little whole.
+  // An empty send buffer takes so few bytes whole.
   if (::send(stream.fd.get(), &hello, sizeof hello, MSG_NOSIGNAL) != sizeof hello) return retry_dial(stream, errno);
   stream.state = Stream::State::handshaking;
   watch(stream.fd.get(), stream.id, false, true);
@@ -128,20 +131,21 @@ void TcpDomain::send_hello(Stream& stream) {
 
 void TcpDomain::read_welcome(Stream& stream) {
   Welcome welcome{};
-  // Looked at until it is whole, so that what follows is left to receive().
-  const ssize_t heard = ::recv(stream.fd.get(), &welcome, sizeof welcome, MSG_PEEK);
-  if (heard < 0 && (errno == EAGAIN || errno == EINTR)) return;
-  if (heard <= 0) return retry_dial(stream, heard == 0 ? ECONNRESET : errno);
-  if (static_cast<std::size_t>(heard) < sizeof welcome) return;
+  // Peeked at until it is complete, so that what follows is left for receive().
+  const ssize_t received = ::recv(stream.fd.get(), &welcome, sizeof welcome, MSG_PEEK);
+  if (received < 0 && (errno == EAGAIN || errno == EINTR)) return;
+  if (received <= 0) return retry_dial(stream, received == 0 ? ECONNRESET : errno);
+  if (static_cast<std::size_t>(received) < sizeof welcome) return;
   if (welcome.magic != kMagic || !equal(welcome.secret, stream.peer->token.secret)) {
-    return fail(stream,
-                {Status::provider, EACCES, "whoever listens at " + to_string(stream.address) + " is not the peer"});
+    return fail(stream, {Status::provider, EACCES,
+                         "the process that listens at " + to_string(stream.address) + " is not the peer"});
   }
   static_cast<void>(::recv(stream.fd.get(), &welcome, sizeof welcome, 0));
   on_connected(stream);
 }
 
-// What is refused is gone: it listened before it told us where. What hung up may have had too many at its door.
+// A refused connection is final: the peer listened before it sent its address. One that was closed may have met a full
+// list of pending connections.
 void TcpDomain::retry_dial(Stream& stream, int code) {
   close_socket(stream.fd);
   stream.state = Stream::State::waiting;
@@ -159,10 +163,10 @@ void TcpDomain::on_connected(Stream& stream) {
   schedule(stream);
 }
 
-// --------------------------------------------------------------------------------------------------------- the end
+// ---------------------------------------------------------------------------------------------------------- teardown
 
-// It is broken. Pieces stop at once, since nothing can move; the engine is told a little later (kSecondHand), or now
-// where only we can know.
+// Pieces stop at once, since nothing can move any more. The engine is told after kReportDelay, or at once if no other
+// component can know the reason.
 void TcpDomain::fail(Stream& stream, const Outcome& outcome) {
   if (stream.state == Stream::State::closed) return;
   const bool known_elsewhere = outcome.status == Status::peer_lost;
@@ -191,17 +195,17 @@ void TcpDomain::on_end_of_stream(Stream& stream) {
     close(stream);
     return abort_operations(stream, kPeerSaidBye);
   }
-  // Level-triggered: an end would be told again and again.
+  // epoll is level-triggered: it would report the end of the stream again and again.
   ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, stream.fd.get(), nullptr);
   stream.bye_queued = true;
   send_frames(stream);
-  if (stream.connected() && !stream.bye_sent) {  // whoever has ended its half takes the rest of ours, or is gone
+  if (stream.connected() && !stream.bye_sent) {  // it has closed its half, so it reads the rest of ours or is gone
     close(stream);
     abort_operations(stream, kPeerSaidBye);
   }
 }
 
-// Ends everything that is under way, in either direction. Its memory is not touched any more.
+// Ends all operations of both directions. Their memory is not touched any more.
 void TcpDomain::abort_operations(Stream& stream, const Outcome& outcome) {
   Outgoing out;
   std::swap(out, stream.out);
@@ -231,10 +235,10 @@ void TcpDomain::close(Stream& stream) noexcept {
   stream.control.clear();
 }
 
-// Nothing of ours follows; what had been sent arrives.
+// Sends `bye` as the last frame; what was sent before still arrives.
 void TcpDomain::say_goodbye(Stream& stream) {
   if (!stream.connected()) {
-    // It may have let us in already, and would take our end for a crash.
+    // It may have accepted us already, and would take a bare end of stream for a crash.
     const FrameHeader bye{Kind::bye, 0, 0, 0, 0, 0};
     if (stream.state == Stream::State::handshaking) {
       static_cast<void>(::send(stream.fd.get(), &bye, sizeof bye, MSG_NOSIGNAL | MSG_DONTWAIT));
@@ -242,10 +246,10 @@ void TcpDomain::say_goodbye(Stream& stream) {
     close(stream);
     return abort_operations(stream, kConnectionClosed);
   }
-  const bool torn = stream.out.busy();  // a frame stays unfinished: its source may be used for something else now
+  const bool incomplete = stream.out.busy();  // the frame stays incomplete: its source may be reused from here on
   abort_operations(stream, kConnectionClosed);
   stream.bye_queued = true;
-  if (torn) {
+  if (incomplete) {
     ::shutdown(stream.fd.get(), SHUT_WR);
     stream.bye_sent = true;
   } else {
@@ -263,9 +267,9 @@ void TcpDomain::disconnect(PeerNumber number, bool lost) {
   peer.disconnecting_since = Clock::now();
   for (auto& stream : peer.streams) {
     if (lost && stream->fd) {
-      // A reset: what lies in the kernel's queues is of no use to anybody, and the peer learns of it.
-      const linger hard{1, 0};
-      ::setsockopt(stream->fd.get(), SOL_SOCKET, SO_LINGER, &hard, sizeof hard);
+      // Reset instead of FIN: what is queued in the kernel is of no use any more, and the peer notices.
+      const linger reset{1, 0};
+      ::setsockopt(stream->fd.get(), SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
     }
     if (lost) {
       close(*stream);
@@ -278,7 +282,8 @@ void TcpDomain::disconnect(PeerNumber number, bool lost) {
   fence_disconnected();
 }
 
-// No byte of theirs can come any more, since nobody receives it; and what had come is counted.
+// Reports peers as fenced once none of their bytes can arrive any more. Everything that arrived before has been
+// counted.
 void TcpDomain::fence_disconnected() {
   const auto now = Clock::now();
   for (auto next = peers_.begin(); next != peers_.end();) {

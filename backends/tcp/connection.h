@@ -1,4 +1,4 @@
-// A peer and its sockets, and the sockets that have not proved yet whose they are.
+// Peers with their sockets, and accepted sockets whose handshake is not complete.
 #pragma once
 
 #include <array>
@@ -9,7 +9,7 @@
 
 namespace aio::tcp {
 
-// A peer. It may have more NICs than we: the others write to us, and are not written to.
+// A peer. It may have more NICs than this engine: the surplus ones write to us and are never written to.
 struct Peer {
   PeerNumber number = 0;
   Token token{};
@@ -21,15 +21,15 @@ struct Peer {
   [[nodiscard]] Stream* write_stream() noexcept { return streams.empty() ? nullptr : streams.front().get(); }
 };
 
-// Somebody at our door who has not said yet who he is, or whom we do not know yet.
+// An accepted socket that has not completed its handshake, or whose peer is not registered yet.
 struct PendingConnection {
   StreamId id = 0;
   Fd fd;
-  std::array<std::byte, sizeof(Hello)> said{};
-  std::size_t heard = 0;
+  std::array<std::byte, sizeof(Hello)> hello{};
+  std::size_t nbytes = 0;
   Clock::time_point last_progress;
 
-  [[nodiscard]] bool complete() const noexcept { return heard == said.size(); }
+  [[nodiscard]] bool complete() const noexcept { return nbytes == hello.size(); }
 };
 
 }  // namespace aio::tcp

@@ -1,3 +1,4 @@
+// Opening of tcp domains: options, listening sockets, attributes.
 #include "domain.h"
 
 #include <sys/epoll.h>
@@ -20,14 +21,14 @@ constexpr double kMaxRails = 8;
 
 std::vector<Address> addresses(const Options& options) {
   std::vector<Address> all;
-  std::istringstream words(option(options, "address", "127.0.0.1"));
-  for (std::string word; std::getline(words, word, ',');) {
-    const auto address = parse_address(word);
-    if (!address) usage_error("option address is " + word + ", which is neither an IPv4 nor an IPv6 address");
-    if (is_wildcard(*address)) usage_error("option address is " + word + ", which no peer can dial");
+  std::istringstream list(option(options, "address", "127.0.0.1"));
+  for (std::string item; std::getline(list, item, ',');) {
+    const auto address = parse_address(item);
+    if (!address) usage_error("option address is " + item + ": not an IPv4 or IPv6 address");
+    if (is_wildcard(*address)) usage_error("option address is " + item + ": peers cannot dial a wildcard address");
     all.push_back(*address);
   }
-  if (all.empty()) usage_error("option address names none");
+  if (all.empty()) usage_error("option address is empty");
   return all;
 }
 
@@ -40,18 +41,22 @@ std::vector<Address> addresses(const Options& options) {
 std::vector<std::unique_ptr<Domain>> open_domains(Sink& sink, const Options& options) {
   for (const auto& [name, value] : options) {
     constexpr std::array known{"address", "rails", "connect_s", "post_deadline_s", "progress", "spin_us", "cpus"};
-    if (std::ranges::find(known, name) == known.end()) usage_error("there is no option " + name);
+    if (std::ranges::find(known, name) != known.end()) continue;
+    std::string all;
+    for (const char* one : known) all.append(all.empty() ? "" : ", ").append(one);
+    usage_error("unknown option " + name + "; allowed are " + all);
   }
-  const std::vector<Address> where = addresses(options);
-  const double rails = number("tcp", options, "rails", static_cast<double>(where.size()), 1, kMaxRails);
+  const std::vector<Address> listen_at = addresses(options);
+  const double rails = number("tcp", options, "rails", static_cast<double>(listen_at.size()), 1, kMaxRails);
   const auto count = static_cast<std::size_t>(rails);
-  if (static_cast<double>(count) != rails) usage_error("option rails is " + option(options, "rails", ""));
+  if (static_cast<double>(count) != rails)
+    usage_error("option rails is " + option(options, "rails", "") + ": not an integer");
   using Seconds = std::chrono::duration<double>;
   const Settings settings{Seconds(number("tcp", options, "connect_s", 10, 0.01, 1e6)),
                           Seconds(number("tcp", options, "post_deadline_s", 30, 0.01, 1e6))};
   std::vector<std::unique_ptr<Domain>> domains;
   for (std::size_t i = 0; i < count; ++i) {
-    domains.push_back(std::make_unique<TcpDomain>(sink, where[i % where.size()], settings));
+    domains.push_back(std::make_unique<TcpDomain>(sink, listen_at[i % listen_at.size()], settings));
   }
   return domains;
 }
@@ -86,13 +91,13 @@ TcpDomain::~TcpDomain() {
 void TcpDomain::listen(Address address) {
   listener_ = Fd(::socket(address.family(), SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   const std::string name = to_string(address);
-  if (!listener_) unavailable("a socket for " + name);
+  if (!listener_) unavailable("socket for " + name);
   if (::bind(listener_.get(), address.get(), address.nbytes) != 0 || ::listen(listener_.get(), kBacklog) != 0) {
-    unavailable("listening at " + name);
+    unavailable("cannot listen at " + name);
   }
   local_address_.nbytes = sizeof local_address_.storage;
   if (::getsockname(listener_.get(), local_address_.get(), &local_address_.nbytes) != 0)
-    unavailable("the address of " + name);
+    unavailable("getsockname of " + name);
 }
 
 std::uint64_t TcpDomain::handles() const noexcept {

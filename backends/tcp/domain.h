@@ -1,5 +1,7 @@
-// The Domain itself. Its methods are in domain.cpp (opening, turns, time), memory.cpp (regions), peers.cpp (connections
-// and their ends), door.cpp (strangers), post.cpp, send.cpp and receive.cpp.
+// The tcp Domain: one listening address, its sockets, an epoll and a timer. Its methods are spread over domain.cpp
+// (opening, attributes), endpoint.h (addresses), memory.cpp (regions), connection.cpp (dialing and teardown),
+// acceptor.cpp (the listening socket), post.cpp (what the core posts), send.cpp and receive.cpp (frames), progress.cpp
+// (epoll events, timers).
 #pragma once
 
 #include <list>
@@ -15,7 +17,7 @@
 
 namespace aio::tcp {
 
-// Of the two descriptors that are no stream's, in the epoll's events.
+// epoll data of the listener and the timer; streams are numbered from 16 on.
 inline constexpr StreamId kListener = 0, kTimer = 1, kFirstStream = 16;
 
 struct Settings {
@@ -130,32 +132,31 @@ class TcpDomain final : public Domain {
   DomainAttributes attributes_;
   Fd epoll_, timer_, listener_;
   bool timer_running_ = false;
-  bool accept_paused_ = false;  // no descriptor is left for who comes in: tried again with the next tick
+  bool accept_paused_ = false;  // out of descriptors: accepting starts again with the next timer event
   Address local_address_;
 
-  StreamId next_id_ = kFirstStream;  // below: the listener and the timer
+  StreamId next_id_ = kFirstStream;
   std::unordered_map<PeerNumber, std::unique_ptr<Peer>> peers_;
   std::map<std::array<std::uint8_t, 16>, Peer*> peers_by_name_;
   std::unordered_map<StreamId, Stream*> streams_;
   std::list<PendingConnection> pending_;
-  std::vector<StreamId> runnable_;  // have something to send, and are not blocked
-  unsigned disconnecting_ = 0;      // links
+  std::vector<StreamId> runnable_;  // streams with output that are not blocked
+  unsigned disconnecting_ = 0;      // peers that are being disconnected
 
   std::unordered_map<RegionNumber, LocalRegion> local_regions_;
-  std::unordered_map<RegionNumber, RemoteRegion> remote_regions_;  // its nodes stay where they are
-  std::vector<RegionNumber> slots_;                                // 0: free
+  std::unordered_map<RegionNumber, RemoteRegion> remote_regions_;
+  std::vector<RegionNumber> slots_;  // region of each slot, 0: free
   std::vector<std::uint32_t> free_slots_;
   Clock::time_point now_;
 };
 
-// Options, all optional:
-//   address          where to listen, and what peers are told to dial: an IPv4 or IPv6 address of this machine, no
-//                    wildcard; or several, with commas, for a rail each; 127.0.0.1
-//   rails            this many domains, 1 … 8; as many as addresses
-//   connect_s        a peer with whom no connection comes about for this long is lost; 10
-//   post_deadline_s  so is one that neither takes nor sends a byte for this long, though something is under way; 30
-//   and of the core: progress, spin_us, cpus
-// Throws Failure(usage) for a malformed or unknown option, Failure(unavailable) where an address cannot be listened at.
+// Options, all optional; aio_transfer's table of options has types, ranges and defaults.
+//   address          listening addresses, separated by commas: one rail each
+//   rails            number of domains, 1 to 8
+//   connect_s        connect timeout in seconds
+//   post_deadline_s  seconds without a byte in either direction, with operations in flight, until a peer fails
+//   progress, spin_us, cpus: read by the core
+// Throws Failure(usage) for an unknown or malformed option, Failure(unavailable) if an address cannot be bound.
 std::vector<std::unique_ptr<Domain>> open_domains(Sink& sink, const Options& options);
 
 }  // namespace aio::tcp

@@ -1,6 +1,6 @@
-// Regions, and taking them back: at once, since it is our own code that places the bytes of peers, and stops. No write
-// has ended well by then that is not in memory: its end is the acknowledgement. Those that come later are refused, one
-// by one, and innocent ones beside them go on.
+// Registration and revocation of regions. A region is revoked at once: our own code places peers' bytes, and stops. A
+// write that ended successfully is in memory by then, since its end is the acknowledgement. Later writes are refused
+// one by one, and writes to other regions go on.
 #include <sys/random.h>
 
 #include <algorithm>
@@ -43,7 +43,7 @@ std::string TcpDomain::register_local(RegionNumber number, const LocalMemory& me
 void TcpDomain::register_remote(RegionNumber number, const RemoteMemory& memory) {
   const auto key = unpack<KeyBlob>(memory.keys, "region key");
   if (key.nbytes != memory.nbytes || key.secret == 0) {
-    throw Failure(Failure::Kind::usage, "region key", "its fields contradict each other");
+    throw Failure(Failure::Kind::usage, "region key", "inconsistent fields");
   }
   if (!peers_.contains(memory.peer)) throw Failure(Failure::Kind::usage, "register", "the peer is not connected");
   RemoteRegion region;
@@ -64,8 +64,8 @@ void TcpDomain::deregister(RegionNumber number) {
   sink_.released(number);
 }
 
-// Stops whoever is in the middle of it: what comes goes nowhere, and what leaves is filled up with zeros, and called
-// stale behind them.
+// Stops transfers that are in the middle of the region: the rest of an incoming payload is dropped, and an outgoing
+// response is filled up with zeros and marked stale in its trailer.
 void TcpDomain::discard_region_traffic(RegionNumber number) {
   static std::array<std::byte, 64 << 10> zeros{};
   for (auto& [id, stream] : streams_) {
@@ -78,7 +78,7 @@ void TcpDomain::discard_region_traffic(RegionNumber number) {
     if (!out.busy() || out.source != number) continue;
     const std::size_t tail = out.has_tail ? 1 : 0;
     const std::size_t first = std::max<std::size_t>(out.at, 1);
-    if (first + tail >= out.parts.size()) continue;  // its payload is out
+    if (first + tail >= out.parts.size()) continue;  // its payload has been sent
     std::uint64_t left = 0;
     for (std::size_t i = first; i + tail < out.parts.size(); ++i) left += out.parts[i].iov_len;
     const iovec end = out.parts.back();

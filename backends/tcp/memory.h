@@ -1,4 +1,4 @@
-// Regions: ours by number and by the key that a peer names, and those of peers.
+// Records of local and remote regions.
 #pragma once
 
 #include <cstdint>
@@ -14,14 +14,14 @@ struct LocalRegion {
   std::uint64_t secret;
 };
 
-// A peer's region, as runs name it.
+// A peer's region, as runs refer to it.
 struct RemoteRegion {
   PeerNumber peer = 0;
   std::uint64_t nbytes = 0;
   KeyBlob key{};
 };
 
-// A region of ours by the key that a peer names; nothing where it may not.
+// Result of looking up a local region by the key that a peer sent.
 struct RegionLookup {
   RegionNumber number = 0;
   LocalRegion* region = nullptr;

@@ -1,4 +1,4 @@
-// What the core asks for: pieces, reads and messages, taken as far as they fit.
+// Posting of pieces, reads and messages, as far as they fit.
 #include <algorithm>
 #include <cerrno>
 
@@ -8,7 +8,7 @@ namespace aio::tcp {
 
 namespace {
 
-constexpr std::size_t kMaxQueuedNbytes = 256 << 10;  // messages beyond this wait in the core
+constexpr std::size_t kMaxQueuedNbytes = 256 << 10;  // more messages than this wait in the core
 constexpr std::size_t kMaxUnacknowledged = 1024;
 
 iovec target_of(const Piece& piece) noexcept { return {reinterpret_cast<void*>(piece.local_addr), piece.nbytes}; }
@@ -51,14 +51,14 @@ Posted TcpDomain::post(Flow& flow, std::uint32_t budget) {
   RemoteRegion* const remote = found_remote == remote_regions_.end() ? nullptr : &found_remote->second;
   if (const auto refused = piece_error(flow, flow.pieces[flow.next], remote)) return end_next(*refused);
   if (stream->out.busy() || stream->segmented.flow != nullptr || stream->unacknowledged.size() >= kMaxUnacknowledged) {
-    stream->core_waiting = stream->segmented.flow == nullptr;  // a piece that is cut must come to its end first
+    stream->core_waiting = stream->segmented.flow == nullptr;  // a segmented piece must end first
     return Posted::full;
   }
   now_ = Clock::now();
   const bool idle = !stream->awaits_peer();
   if (idle) stream->last_progress = now_;
   const bool is_read = flow.run.op == Op::read;
-  if (is_read && flow.pieces[flow.next].nbytes == 0) return end_next({});  // there is nothing to wait for
+  if (is_read && flow.pieces[flow.next].nbytes == 0) return end_next({});  // an empty read ends at once
   const Posted posted =
       is_read ? post_read(*stream, flow, *remote, budget) : post_writes(*stream, flow, remote, budget);
   if (idle && stream->connected() && stream->awaits_peer()) start_timer();
@@ -71,7 +71,7 @@ Posted TcpDomain::post_writes(Stream& stream, Flow& flow, RemoteRegion* remote, 
     const std::uint32_t most = std::min({budget, flow.run.count - flow.next, kMaxFramePieces});
     std::uint32_t pieces = 0;
     std::uint64_t nbytes = 0;
-    // What is refused is left for the next call, which begins with it.
+    // A refused piece is left for the next call, which begins with it.
     while (pieces < most && nbytes + first[pieces].nbytes <= kMaxFramePayload &&
            !piece_error(flow, first[pieces], remote)) {
       nbytes += first[pieces++].nbytes;

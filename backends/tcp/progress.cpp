@@ -1,3 +1,4 @@
+// Progress: epoll events, scheduling of streams, timers and deadlines.
 #include <sys/epoll.h>
 #include <sys/timerfd.h>
 
@@ -12,7 +13,7 @@ namespace aio::tcp {
 
 namespace {
 
-constexpr std::size_t kEventsPerPass = 64;  // handled per turn: the others are told again
+constexpr std::size_t kEventsPerPass = 64;  // epoll is level-triggered: the rest is reported again
 constexpr long kTimerPeriodNs = 20'000'000;
 
 std::string to_string(std::chrono::duration<double> time) {
@@ -23,7 +24,7 @@ std::string to_string(std::chrono::duration<double> time) {
 
 }  // namespace
 
-// ------------------------------------------------------------------------------------------------------------ turns
+// ------------------------------------------------------------------------------------------------------------ epoll
 
 void TcpDomain::watch(int fd, StreamId id, bool output, bool known) const noexcept {
   epoll_event event{};
@@ -32,8 +33,8 @@ void TcpDomain::watch(int fd, StreamId id, bool output, bool known) const noexce
   ::epoll_ctl(epoll_.get(), known ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, fd, &event);
 }
 
-// Closes a socket for certain. A forked child may hold it, too, and closing it here would then neither end the
-// connection nor take it out of the epoll, which would tell of it for ever.
+// Shuts the connection down explicitly. A forked child may hold the descriptor too; close() alone would then neither
+// end the connection nor remove it from the epoll set, which would report it for ever.
 void TcpDomain::close_socket(Fd& fd) const noexcept {
   if (!fd) return;
   ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd.get(), nullptr);
@@ -81,7 +82,7 @@ void TcpDomain::on_ready(std::uint32_t events, StreamId id) {
   if (stream.connected() && !stream.blocked && stream.has_output()) schedule(stream);
 }
 
-// It has something to say.
+// Puts a stream with output on the list of the next pass.
 void TcpDomain::schedule(Stream& stream) {
   if (stream.scheduled) return;
   stream.scheduled = true;
@@ -103,9 +104,9 @@ bool TcpDomain::run_scheduled() {
   return moved;
 }
 
-// ------------------------------------------------------------------------------------------------------------- time
+// ----------------------------------------------------------------------------------------------------------- timers
 
-// Deadlines are looked at every 20 ms while there are any, and not at all otherwise.
+// Deadlines are checked every 20 ms while there are any, and never otherwise: an idle engine is not woken.
 void TcpDomain::start_timer() noexcept {
   if (timer_running_) return;
   timer_running_ = true;
@@ -136,12 +137,12 @@ void TcpDomain::check_deadline(Stream& stream) {
     if (!stream.awaits_peer() || waited < settings_.post_deadline) return;
     return fail(stream, {Status::provider, ETIMEDOUT,
                          "no byte has moved for " + to_string(waited) +
-                             ", though something is under way: the peer is frozen, or no packet reaches it"});
+                             " with operations in flight: the peer is frozen, or no packet reaches it"});
   }
   if (waited >= settings_.connect) {
     return fail(stream, {Status::provider, ETIMEDOUT,
-                         "no connection to " + to_string(stream.address) + " came about for " + to_string(waited) +
-                             ": a firewall may be between"});
+                         "no connection to " + to_string(stream.address) + " within " + to_string(waited) +
+                             ": a firewall may block it"});
   }
   if (stream.dials && !stream.fd && now_ >= stream.redial_at) dial(stream);
 }

@@ -1,5 +1,5 @@
-// The receiving half: one call takes the rest of a payload straight into its targets, and what follows it into a
-// buffer. Nothing that a peer says is believed before it is checked; who says what none of ours would is hung up on.
+// Receiving: one readv takes the rest of a payload straight into its targets, and what follows into the read-ahead
+// buffer. Everything received is checked before use; a protocol error closes the connection.
 #include <sys/uio.h>
 
 #include <algorithm>
@@ -31,7 +31,7 @@ Outcome outcome_of(AccessResult result) {
 
 }  // namespace
 
-// What one readv is asked for: the rest of the current payload, then the read-ahead buffer.
+// What one readv asks for: the rest of the current payload, then the read-ahead buffer.
 TcpDomain::ReadPlan TcpDomain::plan_read(Stream& stream, std::array<iovec, kMaxParts + 1>& parts) noexcept {
   const Incoming& in = stream.in;
   ReadPlan plan;
@@ -45,7 +45,7 @@ TcpDomain::ReadPlan TcpDomain::plan_read(Stream& stream, std::array<iovec, kMaxP
     }
   }
   plan.nbytes = plan.payload;
-  // The headers that follow are read in the same call, but only where no payload may come before them.
+  // Following headers are read in the same call, but only if the whole payload comes before them.
   if (plan.payload == in.left) {
     const std::size_t room = stream.buffer->size() - stream.end;
     parts[plan.count++] = {stream.buffer->data() + stream.end, room};
@@ -82,7 +82,7 @@ bool TcpDomain::receive(Stream& stream) {
   return received != 0;
 }
 
-// What is in the buffer: payload of the frame that it belongs to, and heads.
+// Parses what is in the buffer: payload of the current frame, and headers.
 void TcpDomain::parse_buffer(Stream& stream) {
   while (stream.connected()) {
     const std::byte* const from = stream.buffer->data() + stream.begin;
@@ -108,13 +108,13 @@ void TcpDomain::parse_buffer(Stream& stream) {
     on_header(stream, header, from + sizeof header);
   }
   if (!stream.connected()) return;
-  // What is left is less than a header, and goes to the front.
+  // An incomplete header remains, and moves to the front.
   std::memmove(stream.buffer->data(), stream.buffer->data() + stream.begin, stream.end - stream.begin);
   stream.end -= stream.begin;
   stream.begin = 0;
 }
 
-// So much payload is where it belongs.
+// Accounts for payload that has been placed or discarded.
 void TcpDomain::advance_payload(Stream& stream, std::uint64_t nbytes) {
   Incoming& in = stream.in;
   in.left -= nbytes;
@@ -131,11 +131,12 @@ void TcpDomain::advance_payload(Stream& stream, std::uint64_t nbytes) {
   if (in.left == 0) on_payload_complete(stream);
 }
 
-// Counts the pieces from `first` on that are there now. Adjacent ones mostly name one counter: one call for all.
+// Reports the counts of the pieces from `first` on that are complete. Adjacent pieces usually name one counter: one
+// call for all of them. The payload was copied before by this thread, as Sink::counted requires.
 void TcpDomain::notify_counts(Incoming& in, std::size_t first) {
-  if (in.left == 0) in.at = in.targets.size();  // those of no bytes at the end, too
+  if (in.left == 0) in.at = in.targets.size();  // and empty pieces at the end
   std::uint32_t id = 0, counts = 0;
-  const auto tell = [&] {
+  const auto report = [&] {
     if (counts != 0) sink_.counted((counts - 1) << 24 | id);
     counts = 0;
   };
@@ -143,21 +144,21 @@ void TcpDomain::notify_counts(Incoming& in, std::size_t first) {
     const WritePiece& piece = in.pieces[i];
     if (!piece.counts()) continue;
     const std::uint32_t more = (piece.immediate >> 24) + 1;
-    if ((piece.immediate & kCounterIdMask) != id || counts + more > 256) tell();
+    if ((piece.immediate & kCounterIdMask) != id || counts + more > 256) report();
     id = piece.immediate & kCounterIdMask;
     counts += more;
   }
-  tell();
+  report();
 }
 
 void TcpDomain::protocol_error(Stream& stream, std::string_view why) {
-  fail(stream, {Status::provider, EPROTO, "it sent what is not of this protocol: " + std::string(why)});
+  fail(stream, {Status::provider, EPROTO, "protocol error: " + std::string(why)});
 }
 
 // ------------------------------------------------------------------------------------------------------------ frames
 
 void TcpDomain::on_header(Stream& stream, const FrameHeader& header, const std::byte* records) {
-  if (stream.bye_received) return protocol_error(stream, "something after its goodbye");
+  if (stream.bye_received) return protocol_error(stream, "a frame after bye");
   stream.in.header = header;
   switch (header.kind) {
     case Kind::write:
@@ -241,12 +242,12 @@ void TcpDomain::begin_data(Stream& stream) {
   in.at = 0;
   in.region = 0;
   in.targets.clear();
-  // Once we say goodbye nobody waits for it, and its memory is another's.
+  // After our `bye` the read has been aborted, and its memory may have another use.
   in.discard = stream.pending_reads.empty() && stream.bye_queued;
   if (in.discard) return;
   if (stream.pending_reads.empty() || stream.pending_reads.front().number != in.header.number ||
       stream.pending_reads.front().left < in.left) {
-    return protocol_error(stream, "an answer to nothing that was asked");
+    return protocol_error(stream, "a response to no pending read");
   }
   PendingRead& read = stream.pending_reads.front();
   read.left -= in.left;
@@ -278,8 +279,7 @@ void TcpDomain::on_payload_complete(Stream& stream) {
 
 void TcpDomain::on_read(Stream& stream, const std::byte* records) {
   const FrameHeader& header = stream.in.header;
-  if (stream.read_requests.size() >= kMaxReads)
-    return protocol_error(stream, "more reads at once than may be asked for");
+  if (stream.read_requests.size() >= kMaxReads) return protocol_error(stream, "more outstanding reads than allowed");
   ReadRequest request{header.number, header.slot, header.value, {}, 0, 0};
   for (std::uint16_t i = 0; i < header.count; ++i) {
     request.pieces.push_back(read_record<ReadPiece>(records + i * sizeof(ReadPiece)));
@@ -293,7 +293,7 @@ void TcpDomain::on_read_done(Stream& stream) {
   const auto result = static_cast<AccessResult>(header.flags);
   const bool answers = !stream.pending_reads.empty() && stream.pending_reads.front().number == header.number;
   if (!answers || (result == AccessResult::ok && stream.pending_reads.front().left != 0)) {
-    return protocol_error(stream, "the end of no read, or before its time");
+    return protocol_error(stream, "the end of no pending read, or before all its data");
   }
   const PendingRead read = std::move(stream.pending_reads.front());
   stream.pending_reads.pop_front();
@@ -301,22 +301,22 @@ void TcpDomain::on_read_done(Stream& stream) {
 }
 
 void TcpDomain::on_ack(Stream& stream, std::uint64_t number) {
-  if (number >= stream.next_number) return protocol_error(stream, "an acknowledgement of what was not sent");
+  if (number >= stream.next_number) return protocol_error(stream, "an acknowledgement of a frame that was not sent");
   while (!stream.unacknowledged.empty() && stream.unacknowledged.front().last <= number) {
     const Unacknowledged one = std::move(stream.unacknowledged.front());
     if (stream.out.number != 0 && one.last >= stream.out.number)
-      return protocol_error(stream, "an acknowledgement too early");
+      return protocol_error(stream, "an acknowledgement of a frame that is still being sent");
     stream.unacknowledged.pop_front();
     sink_.stopped(*one.flow, one.pieces, one.outcome);
   }
 }
 
-// It comes before the acknowledgement of the same write.
+// Comes before the acknowledgement of the same write.
 void TcpDomain::on_refused(Stream& stream) {
   const FrameHeader& header = stream.in.header;
   const Outcome outcome = outcome_of(static_cast<AccessResult>(header.flags));
   if (stream.segmented.flow != nullptr && stream.segmented.offset != 0 && header.number >= stream.segmented.first) {
-    stream.refused_from = stream.segmented.first;  // so are those of it that are on their way
+    stream.refused_from = stream.segmented.first;  // later frames of the piece are refused too
     stream.refused_to = stream.next_number - 1;
     return stop_segmented(stream, outcome);
   }
@@ -326,7 +326,7 @@ void TcpDomain::on_refused(Stream& stream) {
     return;
   }
   if (stream.bye_queued || (header.number >= stream.refused_from && header.number <= stream.refused_to)) return;
-  protocol_error(stream, "a refusal of what it had let in");
+  protocol_error(stream, "a refusal of a write that it had acknowledged");
 }
 
 }  // namespace aio::tcp

@@ -1,5 +1,5 @@
-// The sending half. One frame at a time: small things that have to be said, then a head, then payload, all in one call;
-// where the kernel takes less than that, the rest follows when it has room.
+// Sending: one frame at a time. Queued control frames, header and payload leave in one sendmsg; what the kernel does
+// not take follows when the socket is writable again.
 #include <sys/socket.h>
 
 #include <algorithm>
@@ -11,7 +11,7 @@ namespace aio::tcp {
 
 namespace {
 
-constexpr std::size_t kMaxControlNbytes = 4 << 20;  // answers that a peer asks for and does not read
+constexpr std::size_t kMaxControlNbytes = 4 << 20;  // queued replies of a peer that does not read them
 
 WritePiece piece_of(const Piece& piece) noexcept {
   const std::uint32_t counts = piece.has_immediate() ? WritePiece::kCounts : 0;
@@ -28,7 +28,7 @@ FrameHeader done_header(const ReadRequest& request, AccessResult result) noexcep
 
 // ------------------------------------------------------------------------------------------------------------ frames
 
-// What had to be said goes first.
+// Control frames and the acknowledgement go first.
 void TcpDomain::begin_frame(Stream& stream) {
   Outgoing& out = stream.out;
   out.header.clear();
@@ -47,10 +47,11 @@ void TcpDomain::build_write(Stream& stream, Flow& flow, std::uint32_t pieces, Re
   const Piece* const first = flow.pieces + flow.next;
   std::uint64_t nbytes = 0;
   for (std::uint32_t i = 0; i < pieces; ++i) nbytes += first[i].nbytes;
-  const bool names = nbytes != 0;  // what moves nothing names no region
+  const bool has_payload = nbytes != 0;  // a write without payload names no region
   const std::uint64_t number = out.number = stream.next_number++;
-  append_record(out.header, FrameHeader{Kind::write, kWantsAck, static_cast<std::uint16_t>(pieces),
-                                        names ? remote->key.slot : 0, names ? remote->key.secret : 0, number});
+  append_record(out.header,
+                FrameHeader{Kind::write, kWantsAck, static_cast<std::uint16_t>(pieces),
+                            has_payload ? remote->key.slot : 0, has_payload ? remote->key.secret : 0, number});
   out.parts.resize(1);
   for (std::uint32_t i = 0; i < pieces; ++i) {
     append_record(out.header, piece_of(first[i]));
@@ -60,7 +61,7 @@ void TcpDomain::build_write(Stream& stream, Flow& flow, std::uint32_t pieces, Re
   stream.unacknowledged.push_back({number, number, &flow, pieces, {}});
 }
 
-// The next part of a piece that was cut. It counts with its last.
+// Builds the next segment of a long piece. The count is due with the last one.
 void TcpDomain::build_segment(Stream& stream) {
   begin_frame(stream);
   Outgoing& out = stream.out;
@@ -82,8 +83,8 @@ void TcpDomain::build_segment(Stream& stream) {
   segmented = {};
 }
 
-// Builds the next response frame of the oldest read request. False: no request is left whose region may be read; those
-// refused were answered on the way.
+// Builds the next response frame of the oldest read request. Returns false if no request is left whose region may be
+// read; the refused ones were answered.
 bool TcpDomain::build_read_response(Stream& stream) {
   while (!stream.read_requests.empty()) {
     ReadRequest& request = stream.read_requests.front();
@@ -137,11 +138,11 @@ bool TcpDomain::build_next_frame(Stream& stream) {
     stream.out.is_bye = true;
     append_record(stream.control, FrameHeader{Kind::bye, 0, 0, 0, 0, 0});
   } else if (!std::exchange(stream.core_waiting, false)) {
-    // In turns, so that neither what we write nor what we are asked for keeps the other waiting.
-    const bool serves =
+    // Alternate, so that neither our writes nor the peer's reads starve.
+    const bool responds =
         !stream.read_requests.empty() && (stream.segmented.flow == nullptr || !stream.read_response_last);
-    stream.read_response_last = serves;
-    if (serves && build_read_response(stream)) return true;
+    stream.read_response_last = responds;
+    if (responds && build_read_response(stream)) return true;
     if (stream.segmented.flow != nullptr) {
       build_segment(stream);
       return true;
@@ -155,7 +156,7 @@ bool TcpDomain::build_next_frame(Stream& stream) {
 
 // ----------------------------------------------------------------------------------------------------------- sending
 
-// Sends what is begun. Whether the kernel has all of it.
+// Sends the current frame. Returns whether the kernel has taken all of it.
 bool TcpDomain::send_frame(Stream& stream) {
   Outgoing& out = stream.out;
   while (out.at < out.parts.size()) {
@@ -204,7 +205,7 @@ void TcpDomain::on_frame_sent(Stream& stream) {
   if (stream.end_received) close(stream);
 }
 
-// A piece that was cut goes no further. What is being sent of it is read from its memory until it is out.
+// Stops a segmented piece. The segment being sent is read from its memory until it is out.
 void TcpDomain::stop_segmented(Stream& stream, const Outcome& outcome) {
   stream.segmented.stop = outcome;
   if (stream.out.busy()) return;
@@ -212,7 +213,7 @@ void TcpDomain::stop_segmented(Stream& stream, const Outcome& outcome) {
   sink_.stopped(*segmented.flow, 1, segmented.stop);
 }
 
-// Sends for one turn. Returns whether anything moved.
+// Sends for one pass. Returns whether anything moved.
 bool TcpDomain::send_frames(Stream& stream) {
   bool moved = false;
   std::uint64_t sent = 0;
@@ -223,7 +224,7 @@ bool TcpDomain::send_frames(Stream& stream) {
     if (!send_frame(stream)) break;
   }
   if (stream.connected() && stream.control.size() > kMaxControlNbytes) {
-    protocol_error(stream, "it asks for answers and does not read them");
+    protocol_error(stream, "it does not read the replies that it asks for");
   }
   return moved;
 }

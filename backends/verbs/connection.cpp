@@ -1,4 +1,4 @@
-// Connecting, and ending connections.
+// Connections: creation of QPs, connecting them, and teardown.
 #include <poll.h>
 
 #include <algorithm>
@@ -15,14 +15,13 @@ namespace {
 
 const Outcome kConnectionClosed{Status::peer_lost, 0, "the connection is closed"};
 
-// A receiver that is out of receives asks to be tried again after this code's time: 0.64 ms, as perftest and UCX have
-// it by default within a factor of two. ibv_modify_qp(3).
+// RNR NAK timer code of 0.64 ms; perftest's and UCX's defaults are within a factor of two. ibv_modify_qp(3).
 constexpr std::uint8_t kRnrTimer = 12;
 constexpr std::uint64_t kMaxReadPacketsOnRxe = 64;
-constexpr int kMaxRounds = 64;  // of completions, each up to 1,024
+constexpr int kMaxRounds = 64;  // of up to 1,024 completions each
 
-// For the event that ends a QP's hold on shared receives. A device says it within microseconds; Linux 6.1's rdma_rxe
-// never does, and is given the time to run its tasklet.
+// Time for the event that says that a QP holds no more shared receives. A device sends it within microseconds. Linux
+// 6.1's rdma_rxe never does; its tasklet gets 1 ms to finish.
 constexpr std::chrono::milliseconds kReceivesTimeout{20}, kReceivesTimeoutOnRxe{1};
 
 void check(const char* what, int result) {
@@ -50,7 +49,7 @@ Queue VerbsDomain::create_queue(std::uint32_t depth, std::uint32_t inline_nbytes
   attr.srq = srq;
   attr.qp_type = abi::qp_type_rc;
   abi::Qp* qp = nullptr;
-  // How much fits into a request is not asked for anywhere, only refused.
+  // The largest inline size cannot be queried; ibv_create_qp only refuses what is too large.
   for (std::uint32_t wanted = inline_nbytes;; wanted = wanted > 64 ? 64 : 0) {
     attr.cap = {depth, 0, 1, 0, wanted};
     errno = 0;
@@ -67,7 +66,7 @@ Queue VerbsDomain::create_queue(std::uint32_t depth, std::uint32_t inline_nbytes
   abi::QpAttr init{};
   init.qp_state = abi::state_init;
   init.port_num = port_.number;
-  init.qp_access_flags = abi::access_remote_read | abi::access_remote_write;  // each region says what of it
+  init.qp_access_flags = abi::access_remote_read | abi::access_remote_write;  // each memory region limits it further
   check(
       "ibv_modify_qp to INIT",
       library_.modify_qp(qp, &init, abi::mask_state | abi::mask_pkey_index | abi::mask_port | abi::mask_access_flags));
@@ -110,8 +109,8 @@ void VerbsDomain::join(Peer& peer, const Endpoint& remote) {
   }
   const EndpointBlob blob = unpack_endpoint(remote.blob);
   const EndpointHead own = read_record<EndpointHead>(peer.blob);
-  // Rail k is joined to rail k. The side with more NICs serves what it plans for the surplus ones by those that have a
-  // partner: the fewer are the narrow place anyway, and a QP has one partner only.
+  // Rail k connects to rail k. On the side with more NICs, surplus rails pass their traffic to one that has a partner:
+  // the smaller number of NICs is the bottleneck anyway, and a QP connects to one other only.
   if (blob.head.rail != rail_ % blob.head.rails) {
     throw Failure(Failure::Kind::usage, "connect", "the peer's endpoint is another rail's");
   }
@@ -157,23 +156,23 @@ void VerbsDomain::connect_queue(Queue& queue, const abi::AhAttr& route, const En
                                abi::mask_rnr_retry | abi::mask_max_rd_atomic));
 }
 
-// ------------------------------------------------------------------------------------------------------------- ends
+// ---------------------------------------------------------------------------------------------------------- teardown
 
 void VerbsDomain::disconnect(PeerNumber number, bool /*lost*/) {
   Peer* peer = find(number);
   if (peer != nullptr) {
-    // What has ended well is told so, and what the peer had sent is counted. It may have left in peace or be frozen:
-    // there is one fence for both, since a peer that said goodbye had waited for its acknowledgements before.
+    // Report what has ended successfully, and count what the peer had sent. One fence serves both a goodbye and a lost
+    // peer: before a goodbye, the peer has waited for its acknowledgements.
     for (int round = 0; round < kMaxRounds && poll_completions(); ++round) {
     }
     peer->failure = kConnectionClosed;
     destroy(*peer);
   }
-  finish_deregistrations();  // nothing waits for its answers any more
+  finish_deregistrations();  // the peer's acknowledgements are not waited for any more
   sink_.fenced(number);
 }
 
-// When it returns, nothing of the peer's can reach our memory, and nothing is in flight.
+// When it returns, nothing of the peer can reach our memory, and nothing is in flight.
 void VerbsDomain::destroy(Peer& peer) {
   destroy_queues(peer);
   blocked_outboxes_.erase(peer.number);
@@ -181,8 +180,8 @@ void VerbsDomain::destroy(Peer& peer) {
 }
 
 void VerbsDomain::destroy_queues(Peer& peer) {
-  // In the error state the device takes no packet any more. What it had taken before is polled while the QP exists:
-  // some providers drop the completions of a QP that is destroyed, and with them counts.
+  // In the error state the device accepts no more packets. What it had accepted before is polled while the QP exists:
+  // some providers drop the completions of a destroyed QP, and with them counts.
   move_to_error(library_, peer.data);
   move_to_error(library_, peer.messages);
   wait_for_receives(peer);
@@ -195,11 +194,12 @@ void VerbsDomain::destroy_queues(Peer& peer) {
     fail_remaining(peer, *queue);
     queues_.erase(queue->id);
   }
-  poll_completions();  // completions that a provider leaves behind would fill the queue
+  poll_completions();  // completions that a provider leaves behind would fill the CQ
 }
 
-// A QP takes receives from the shared queues before the messages have come whole. They complete when it is in the error
-// state, and then the device says so; those of a QP that is destroyed before are lost, until none is left for anybody.
+// A QP takes receives from the shared queues before the messages are complete. In the error state they complete, and
+// the device reports the last one. Receives of a QP that is destroyed earlier are lost, until none is left for any
+// peer.
 void VerbsDomain::wait_for_receives(const Peer& peer) {
   if (!peer.joined || peer.served_by != nullptr) return;
   const auto until = Clock::now() + (port_.is_rxe() ? kReceivesTimeoutOnRxe : kReceivesTimeout);
@@ -214,14 +214,15 @@ void VerbsDomain::wait_for_receives(const Peer& peer) {
 
 void VerbsDomain::fail_connection(Peer& peer, Outcome cause) {
   if (!peer.failure.ok()) return;
-  // The cause is one request's; all that follows it failed since there is no connection any more.
+  // The cause belongs to one request; every later one failed because the connection is gone.
   if (cause.status != Status::peer_lost) {
     cause = {Status::peer_lost, cause.code, "the connection broke: " + cause.reason};
   }
   peer.failure = std::move(cause);
   move_to_error(library_, peer.data);
   move_to_error(library_, peer.messages);
-  // What is in flight comes back flushed, or is reported when the engine disconnects, as it does when it is told this.
+  // Requests in flight come back flushed. The engine disconnects when it learns of the failure; what is left is
+  // reported then. A copy, since the peer may be gone when peer_failed() returns.
   const Outcome told = peer.failure;
   sink_.peer_failed(peer.number, told);
 }

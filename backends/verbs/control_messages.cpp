@@ -1,5 +1,5 @@
-// What travels over the message QPs: the engine's messages, and revocations. Reliable and in order, so nothing is asked
-// twice; when one is lost, so is the connection.
+// Frames over the message QPs: the engine's messages, and revocations. Reliable and in order, so nothing is
+// retransmitted here; if a frame is lost, so is the connection.
 #include <arpa/inet.h>
 
 #include <cerrno>
@@ -40,11 +40,11 @@ Posted VerbsDomain::send(PeerNumber number, TransferId message, const std::strin
   return Posted::more;
 }
 
-// False: there is no room, or the connection has just broken.
+// Returns false if there is no room, or if the connection has just failed.
 bool VerbsDomain::post_frame(Peer& peer, FrameKind kind, TransferId message, const std::string& bytes) {
   Queue& queue = peer.messages;
   if (queue.room() == 0 || free_cq_entries_ == 0) return false;
-  const bool within = bytes.size() <= queue.inline_nbytes;  // the request itself carries it, and is copied
+  const bool within = bytes.size() <= queue.inline_nbytes;  // inline: the device copies it while posting
   if (!within && free_slots_.empty()) return false;
   const std::uint32_t slot = within ? kNoSlot : free_slots_.back();
   const char* source = bytes.data();
@@ -93,7 +93,7 @@ void VerbsDomain::flush_outbox(Peer& peer) {
   if (!peer.failure.ok()) peer.outbox.clear();
 }
 
-// Called whenever room may have come back. A peer that has nothing under way would never see it by itself.
+// Called whenever slots may have been freed: a peer with nothing in flight gets no completion of its own.
 void VerbsDomain::flush_outboxes() {
   for (auto next = blocked_outboxes_.begin(); next != blocked_outboxes_.end();) {
     Peer* peer = find(*next);

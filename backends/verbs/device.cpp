@@ -26,7 +26,7 @@ std::string reason_of(const std::string& device, int code) {
   return reason;
 }
 
-// What an InfiniBand lane carries, by ibv_port_attr's active_speed; RoCE reports the nearest of them.
+// Data rate of one InfiniBand lane by ibv_port_attr::active_speed; RoCE reports the nearest one.
 double lane_gigabits(std::uint8_t speed) {
   switch (speed) {
     case 1:
@@ -49,13 +49,13 @@ double lane_gigabits(std::uint8_t speed) {
   }
 }
 
-// Appends every usable port of a device; a reason for every other.
+// Appends every usable port of a device, and a reason for each of the others.
 void add_ports(const Library& library, abi::DeviceNode* node, std::vector<Port>& ports, std::string& reasons) {
   const std::string device = library.get_device_name(node);
   const auto refuse = [&](const std::string& why) { reasons += (reasons.empty() ? "" : "; ") + why; };
   abi::DeviceAttr attr{};
   for (int number = 1; number == 1 || number <= attr.phys_port_cnt; ++number) {
-    // One context for each: its asynchronous events then are one port's.
+    // One context per port, so that its asynchronous events are that port's.
     Port port;
     errno = 0;
     abi::Context* context = library.open_device(node);
@@ -69,14 +69,14 @@ void add_ports(const Library& library, abi::DeviceNode* node, std::vector<Port>&
     if (port.attr.link_layer != abi::link_infiniband && port.attr.link_layer != abi::link_ethernet) {
       refuse(port.name + ": neither InfiniBand nor RoCE");
     } else if (attr.max_srq == 0) {
-      refuse(port.name + ": has no shared receive queues");  // EFA, for one, which libfabric serves
+      refuse(port.name + ": has no shared receive queues");  // EFA, for example, which the libfabric backend supports
     } else {
       ports.push_back(std::move(port));
     }
   }
 }
 
-// Opening a device takes its time, so those that nobody named are left alone.
+// Opening a device takes time: devices that are not named are not opened.
 bool is_named(const std::string& devices, const std::string& device) {
   return devices.empty() || ("," + devices + ",").find("," + device + ",") != std::string::npos ||
          ("," + devices).find("," + device + ":") != std::string::npos;
@@ -119,7 +119,7 @@ double Port::gigabits() const noexcept {
                     : attr.active_width == 2 ? 4
                     : attr.active_width == 4 ? 8
                     : attr.active_width == 8 ? 12
-                                             : 2;  // 16
+                                             : 2;  // code 16
   return lanes * lane_gigabits(attr.active_speed);
 }
 
@@ -136,7 +136,7 @@ std::vector<Port> open_ports(const Library& library, const std::string& devices,
   std::sort(ports.begin(), ports.end(), [](const Port& one, const Port& other) {
     return std::pair(-one.gigabits(), one.name) < std::pair(-other.gigabits(), other.name);
   });
-  // Rails carry equal shares, so a slower one, or one of another kind, would hold the others up.
+  // Rails carry equal shares, so a slower port, or one of another link layer, would slow the others down.
   std::erase_if(ports, [&ports = std::as_const(ports)](const Port& port) {
     return port.gigabits() < ports.front().gigabits() || port.is_infiniband() != ports.front().is_infiniband();
   });

@@ -23,17 +23,17 @@ Settings settings_of(const Options& options) {
   };
   Settings settings{};
   settings.depth = static_cast<std::uint32_t>(number("verbs", options, "depth", 512, 2, 32768));
-  // What perftest asks for with its latency tests: enough for a token, less than a cache line pair costs to fetch.
+  // As perftest's latency tests: enough for a token, and cheaper than fetching two cache lines.
   settings.inline_nbytes = static_cast<std::uint32_t>(number("verbs", options, "inline_nbytes", 220, 0, 4096));
   settings.relaxed_ordering = yes_or_no("verbs", options, "relaxed_ordering").value_or(true);
   settings.service_level = byte_option("service_level", 0, 15);
   settings.traffic_class = byte_option("traffic_class", 0, 255);
   // ibv_modify_qp(3). perftest uses 14 (67 ms), NCCL 20 (4.3 s); a device may wait up to four times as long. With 17
-  // and six retries a peer that is cut off is told of after 3.8 to 15 s, and a cable may be gone for a second. Seven
-  // retries are for ever on Linux 6.1's rdma_rxe.
+  // and six retries an unreachable peer is reported after 3.8 to 15 s, and a cable may be unplugged for a second. Seven
+  // retries mean without limit on Linux 6.1's rdma_rxe.
   settings.timeout = byte_option("timeout", 17, 31);
   settings.retries = byte_option("retries", 6, 7);
-  // For ever: a receiver's receives run out for moments under load, and whether it is alive is watched elsewhere.
+  // Without limit: under load a peer may briefly run out of receives; whether it is alive is checked elsewhere.
   settings.rnr_retries = byte_option("rnr_retries", 7, 7);
   settings.port_down = Seconds(number("verbs", options, "port_down_s", 2, 0, 1e6));
   settings.stall = Seconds(number("verbs", options, "stall_s", 30, 0, 1e6));
@@ -116,8 +116,8 @@ void VerbsDomain::open_queues() {
   channel_ = {require(library_.create_comp_channel(port_.context.get()), port_.name + ": ibv_create_comp_channel"),
               library_.destroy_comp_channel};
   set_nonblocking(channel_->fd);
-  // Every receive has its entry. The rest is shared by all send queues: what is in flight is counted, so that however
-  // many peers there are, an entry is there for every completion.
+  // One CQ entry per receive; the send queues of all peers share the rest. Requests in flight are counted, so that with
+  // any number of peers every completion finds an entry.
   const auto receives = static_cast<int>(kImmediateReceives + kSlots);
   const int wanted = receives + kConcurrentFullQueues * static_cast<int>(settings_.depth + kMessageDepth);
   const int entries = std::min({wanted, port_.device.max_cqe, kMaxCompletions});
@@ -131,13 +131,14 @@ void VerbsDomain::open_queues() {
     return Handle<abi::Srq>(require(library_.create_srq(pd_.get(), &attr), port_.name + ": ibv_create_srq"),
                             library_.destroy_srq);
   };
-  // An immediate takes a receive, whichever is next. So messages have others: theirs would be used up.
+  // A write with immediate consumes the next receive, whichever it is. Messages have a shared receive queue of their
+  // own, so that immediates do not use up theirs.
   immediate_receives_ = shared(kImmediateReceives, 1);
   message_receives_ = shared(kSlots, 1);
 }
 
 VerbsDomain::~VerbsDomain() {
-  // QPs first: then nothing can reach the memory whose registrations go next.
+  // QPs first: afterwards nothing can reach the memory whose registrations go next.
   for (auto& [number, peer] : peers_) {
     peer->data.qp.reset();
     peer->messages.qp.reset();
@@ -150,18 +151,19 @@ void VerbsDomain::describe() {
   const auto newest = std::max_element(port_.gids.begin(), port_.gids.end(),
                                        [](const PortGid& one, const PortGid& other) { return one.type < other.type; });
   attributes_.name = port_.name;
-  // Peers are matched by it, and the two do not reach each other.
+  // Peers are matched by provider; InfiniBand and RoCE cannot reach each other.
   attributes_.provider = port_.is_infiniband() ? "infiniband" : "roce";
   attributes_.protocol = "RC write with immediate";
   if (!port_.is_infiniband()) {
     attributes_.protocol += newest == port_.gids.end() || newest->type != GidType::roce_v2 ? ", RoCE v1" : ", RoCE v2";
   }
   attributes_.protocol += ", MTU " + std::to_string(128u << port_.attr.active_mtu);
-  // One gigabyte at most, so that a stall can be told from a slow piece.
+  // At most 1 GiB, so that a stall can be told from a slow piece.
   attributes_.max_piece_nbytes = std::min<std::uint64_t>(port_.attr.max_msg_sz, 1ull << 30);
   attributes_.max_message_nbytes = rail_ == 0 ? kMessageSlotNbytes : UINT64_MAX >> 1;
   attributes_.device_memory = library_.reg_dmabuf_mr != nullptr;
-  // Posting moves no bytes, so only their number counts. But rdma_rxe sends the packets itself before it returns.
+  // Posting copies no payload, so only the number of pieces counts. rdma_rxe, however, sends the packets itself before
+  // ibv_post_send returns.
   attributes_.inline_nbytes = port_.is_rxe() ? kInlineNbytesOnRxe : UINT64_MAX;
   attributes_.inline_pieces = 32;
   attributes_.tells_of_ends = true;

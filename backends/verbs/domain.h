@@ -1,6 +1,6 @@
-// The verbs Domain. What its files do: domain.cpp opens, closes and arms, memory.cpp registers and revokes, peers.cpp
-// connects and fences, data.cpp posts, completions.cpp harvests, frames.cpp carries messages, events.cpp minds what the
-// device says and what time brings.
+// The verbs Domain: one port of an RDMA device. Its methods are spread over domain.cpp (opening, attributes),
+// endpoint.cpp (blobs, routes), memory.cpp (regions), connection.cpp (QPs, teardown), post.cpp (work requests),
+// progress.cpp (completions, events, timers) and control_messages.cpp (messages, revocations).
 #pragma once
 
 #include <chrono>
@@ -31,7 +31,7 @@ struct Settings {
 
 class VerbsDomain;
 
-// The ports of one engine, which may stand in for each other. All are driven under one lock.
+// The ports of one engine; a surplus port passes its traffic on to another. All are driven under one lock.
 struct Rails {
   std::vector<VerbsDomain*> domains;
 };
@@ -88,7 +88,7 @@ class VerbsDomain final : public Domain {
                             const LocalRegion* local, const RemoteRegion* remote) noexcept;
   void append_flush_read(Chain& chain, const Peer& peer, const RemoteRegion& remote) noexcept;
   void record_posted(const Chain& chain, std::uint32_t accepted, Peer& peer, Flow& flow) noexcept;
-  // progress.cpp
+  // progress.cpp: completions
   bool poll_completions();
   void on_completion(const abi::Wc& wc);
   void retire(Peer& peer, Queue& queue, std::uint64_t number, const Outcome& outcome, bool confirms_earlier);
@@ -104,7 +104,7 @@ class VerbsDomain final : public Domain {
   void flush_outboxes();
   void on_frame(Peer& peer, FrameKind kind, std::string_view bytes);
   void acknowledge_revocations(Peer& peer);
-  // progress.cpp: events and time
+  // progress.cpp: events, timers
   bool check_events();
   bool poll_events();
   void on_event(const abi::AsyncEvent& event);
@@ -127,51 +127,51 @@ class VerbsDomain final : public Domain {
   Handle<abi::CompChannel> channel_;
   Handle<abi::Cq> cq_;
   Handle<abi::Srq> immediate_receives_, message_receives_;
-  // Frames: slots [0, kSlots) receive, [kSlots, 2 * kSlots) send; then a word that flushing reads go to, and one that
-  // peers' flushing reads come from.
+  // Message slots: [0, kSlots) receive, [kSlots, 2 * kSlots) send. Behind them a word that flushing reads are written
+  // to, and one that peers' flushing reads read.
   std::size_t slot_nbytes_ = 0;
   std::unique_ptr<std::byte[]> arena_;
   Handle<abi::Mr> arena_registration_, flush_source_registration_;
-  std::vector<std::uint32_t> free_slots_;          // to send from
-  std::vector<std::uint32_t> used_receive_slots_;  // receives to be posted again
-  std::uint32_t immediate_receives_used_ = 0;      // likewise
-  std::uint32_t free_cq_entries_ = 0;              // entries of the CQ that no request in flight may need
+  std::vector<std::uint32_t> free_slots_;          // for sending
+  std::vector<std::uint32_t> used_receive_slots_;  // receives to post again
+  std::uint32_t immediate_receives_used_ = 0;      // receives to post again
+  std::uint32_t free_cq_entries_ = 0;              // CQ entries that no posted request can need
 
   RecentMap<RegionNumber, LocalRegion> local_regions_;
   RecentMap<RegionNumber, RemoteRegion> remote_regions_;
   std::set<RegionNumber> deregistering_;
   std::uint64_t next_serial_ = 1;
   RecentMap<PeerNumber, std::unique_ptr<Peer>> peers_;
-  std::set<PeerNumber> blocked_outboxes_;                      // of peers whose frames wait for room
-  RecentMap<std::uint32_t, std::pair<Peer*, Queue*>> queues_;  // by their ids
+  std::set<PeerNumber> blocked_outboxes_;                      // peers with frames that did not fit
+  RecentMap<std::uint32_t, std::pair<Peer*, Queue*>> queues_;  // by id
   RecentMap<std::uint32_t, Peer*> peers_by_qpn_;
   std::uint32_t next_queue_ = 1;
 
   std::uint32_t progress_calls_ = 0;
-  bool armed_ = false;                  // the CQ will ring, or has rung and was not heard
+  bool armed_ = false;                  // the CQ will signal its channel, or has and the event was not taken
   bool polled_some_ = false;            // since the last arm()
-  std::uint32_t arms_since_check_ = 0;  // arms since the last look_around()
+  std::uint32_t arms_since_check_ = 0;  // since the last check_events()
   std::optional<Clock::time_point> timer_due_;
   std::optional<Clock::time_point> port_down_since_;
-  Outcome device_failure_;  // not ok: the device is gone for good
+  Outcome device_failure_;  // not ok: the device is unusable
 };
 
-// Options, all optional; yes and no are "1"/"True" and "0"/"False":
-//   devices           "mlx5_0,mlx5_1:2": these ports, as rails in this order
-//   rails             without `devices`: at most this many ports, the fastest that are up; 1
-//   depth             work requests in flight per peer and rail; 512
-//   inline_nbytes     payloads up to this size travel within the request, where the device offers it; 220
-//   relaxed_ordering  let the device write payload in any order on the PCIe bus; yes
-//   service_level     of InfiniBand, or the RoCE priority; 0
-//   traffic_class     of the GRH: DSCP and ECN bits on RoCE v2; 0
-//   timeout           a packet is sent again after 4.096 us * 2^timeout without an answer; 17 (0.54 s)
-//   retries           as often as this, 0 … 7; 6
-//   rnr_retries       as often as this when the peer has no receive posted, 7 for ever; 7
-//   port_down_s       a port that is down for this long loses its peers; 2
-//   stall_s           as does a peer on whose connection nothing completes for this long; 30
-//   revoke_s          a peer that has not let go of a region by then has its connection broken; 2
+// Options, all optional; aio_transfer's table of options has types, ranges and defaults.
+//   devices           ports, in the order of the rails: "mlx5_0,mlx5_1:2"
+//   rails             without `devices`: number of ports, the fastest that are up
+//   depth             work requests in flight per peer and rail
+//   inline_nbytes     largest payload sent inline, if the device offers it
+//   relaxed_ordering  allow relaxed PCIe ordering of payload
+//   service_level     InfiniBand service level, or RoCE priority
+//   traffic_class     GRH traffic class: DSCP and ECN bits on RoCE v2
+//   timeout           ACK timeout: 4.096 us * 2^timeout
+//   retries           transport retries after a timeout
+//   rnr_retries       retries while the peer has no receive posted, 7: without limit
+//   port_down_s       seconds until a port that is down fails its peers
+//   stall_s           seconds without a completion until a peer fails
+//   revoke_s          seconds that deregistration waits for a peer
 //   library           path of libibverbs.so.1
-// Throws Failure(unavailable) when the library or a device is missing, Failure(usage) for a malformed option.
+// Throws Failure(unavailable) if the library or a device is missing, Failure(usage) for a malformed option.
 std::vector<std::unique_ptr<Domain>> open_domains(Sink& sink, const Options& options);
 
 }  // namespace aio::verbs

@@ -1,4 +1,4 @@
-// What a peer is told of our end, and the route to its end.
+// Endpoint blobs, and the route to a peer's endpoint.
 #include <algorithm>
 #include <cerrno>
 #include <random>
@@ -9,14 +9,14 @@ namespace aio::verbs {
 
 namespace {
 
-constexpr std::uint8_t kHopLimit = 64;          // routers between RoCE v2 subnets, as IP's customary default
+constexpr std::uint8_t kHopLimit = 64;          // routers between RoCE v2 subnets: IP's usual default
 constexpr std::uint8_t kMaxReadsInFlight = 16;  // what ConnectX offers
-// Linux 6.1's rdma_rxe gives up reads that take long to be answered, and asks again, and again. In the virtual machine
-// of tests/vm one read of 8 MiB, or four of 1 MiB at once, did not end within 40 s; four of 256 KiB at once came with 5
-// MB/s and 37 repetitions; of 1 MiB one after another, 64 came with 16 MB/s and without any.
+// Linux 6.1's rdma_rxe times out reads that take long, and repeats them without end. Measured in the virtual machine of
+// tests/vm: one read of 8 MiB, or four of 1 MiB at once, did not end within 40 s; four of 256 KiB at once reached 5
+// MB/s with 37 retries; 64 reads of 1 MiB one after another reached 16 MB/s without retries.
 constexpr std::uint8_t kMaxReadsInFlightOnRxe = 1;
 
-// Random, so that a packet of a former connection that comes late is not taken for one of this. 24 bits.
+// Random, so that a late packet of an earlier connection is not accepted by this one. 24 bits.
 std::uint32_t random_psn() {
   std::random_device random;
   return random() & 0xffffff;
@@ -25,7 +25,7 @@ std::uint32_t random_psn() {
 }  // namespace
 
 void VerbsDomain::write_blob(Peer& peer) {
-  refresh(library_, port_);  // addresses come and go
+  refresh(library_, port_);  // GIDs may have changed
   EndpointBlob blob;
   blob.head = {kMagic,
                rail_,
@@ -47,7 +47,7 @@ void VerbsDomain::write_blob(Peer& peer) {
   peer.blob = pack(blob);
 }
 
-// How many reads a QP may have under way, of those that its device and the peer's can take.
+// Number of reads a QP may have in flight: limited by its device and the peer's.
 std::uint8_t VerbsDomain::max_reads(int offered) const noexcept {
   return static_cast<std::uint8_t>(
       std::clamp<int>(offered, 1, port_.is_rxe() ? kMaxReadsInFlightOnRxe : kMaxReadsInFlight));
@@ -66,7 +66,7 @@ abi::AhAttr VerbsDomain::make_route(const EndpointBlob& remote) const {
   if (port_.is_infiniband()) {
     if (remote.head.lid == 0) throw refuse("the peer's port has no LID yet: is a subnet manager running?");
     route.dlid = remote.head.lid;
-    // Within a subnet LIDs are enough. Between subnets, or where the port says so, addresses travel along.
+    // Within a subnet LIDs suffice. Between subnets, or if a port requires it, packets carry a GRH.
     const bool routed =
         (port_.attr.flags & abi::port_grh_required) != 0 || remote.head.grh_required != 0 ||
         (pair && !std::equal(port_.gids[pair->first].raw.begin(), port_.gids[pair->first].raw.begin() + 8,

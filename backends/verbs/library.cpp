@@ -78,7 +78,7 @@ Library open_library(const std::string& path) {
     ::dlclose(handle);
     throw Failure(Failure::Kind::unavailable, "verbs", why, 0, kHint);
   }
-  // Where it really came from: the loader's own search hides it.
+  // The path it was loaded from, which the loader's search does not tell.
   Dl_info where{};
   const bool known = ::dladdr(reinterpret_cast<void*>(library.get_device_list), &where) != 0;
   library.path = known ? where.dli_fname : path;
@@ -93,7 +93,7 @@ int Library::query_port(abi::Context* context, std::uint8_t port, abi::PortAttr*
   if (reinterpret_cast<std::uintptr_t>(context->abi_compat) == abi::extended_abi) {
     char* const around = reinterpret_cast<char*>(context) - offsetof(abi::ExtendedContext, context);
     const auto& extended = *reinterpret_cast<abi::ExtendedContext*>(around);
-    // It grows at its beginning, where this call lies: a library that knows less than we do lacks it.
+    // The structure grows at its beginning, where this call is: it is missing in a library that knows a shorter one.
     if (extended.nbytes >= sizeof extended && extended.query_port != nullptr) {
       return extended.query_port(context, port, attr, sizeof *attr);
     }
@@ -103,7 +103,7 @@ int Library::query_port(abi::Context* context, std::uint8_t port, abi::PortAttr*
 
 const Library& load(const Options& options) {
   static std::mutex mutex;
-  static std::map<std::string, Library> loaded;  // by path: one process may use two
+  static std::map<std::string, Library> loaded;  // by path: a process may use two
   const auto asked = options.find("library");
   const std::string path = asked == options.end() || asked->second.empty() ? "libibverbs.so.1" : asked->second;
   const std::lock_guard lock(mutex);

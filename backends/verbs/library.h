@@ -1,4 +1,4 @@
-// libibverbs itself: found at run time, so that the package builds and imports without it.
+// libibverbs, loaded at run time: the package builds and imports without it.
 #pragma once
 
 #include <sys/types.h>
@@ -12,7 +12,7 @@
 
 namespace aio::verbs {
 
-// Owns one object of the library, and counts it where it belongs to a region or a peer.
+// Owner of one libibverbs object; counts it if it belongs to a region or a peer.
 template <class Object>
 class Handle {
  public:
@@ -34,7 +34,8 @@ class Handle {
   }
   ~Handle() { reset(); }
 
-  // Returns an error number. What was refused to close is still owned, and counted: the leak check then shows it.
+  // Returns an error number. If the library refuses to close the object, it is still owned and counted: the leak check
+  // reports it.
   int reset() noexcept {
     if (object_ == nullptr) return 0;
     const int result = close_(object_);
@@ -53,7 +54,7 @@ class Handle {
   std::uint64_t* count_ = nullptr;
 };
 
-// The entry points of one loaded library. Never unloaded: it keeps its providers' libraries, and they keep handlers.
+// Entry points of one loaded library. Never unloaded: it keeps its providers' libraries, and they keep handlers.
 struct Library {
   std::string path;
 
@@ -85,19 +86,18 @@ struct Library {
   const char* (*wc_status_str)(std::uint32_t) = nullptr;
   const char* (*event_type_str)(std::uint32_t) = nullptr;
 
-  // Null where the library is older: relaxed ordering came with rdma-core 28, dma-buf with 34.
+  // Null in older libraries: relaxed ordering came with rdma-core 28, dma-buf with 34.
   abi::Mr* (*reg_mr_iova2)(abi::Pd*, void* addr, std::size_t nbytes, std::uint64_t iova, unsigned access) = nullptr;
   abi::Mr* (*reg_dmabuf_mr)(abi::Pd*, std::uint64_t offset, std::size_t nbytes, std::uint64_t iova, int fd,
                             int access) = nullptr;
   int (*fork_init)() = nullptr;
 
-  // ibv_query_port(3) is no plain call: the symbol of that name serves programs built long ago, and knows no flags.
+  // ibv_query_port(3) is a macro. The symbol of that name serves old binaries, and does not know the port flags.
   int (*query_port_legacy)(abi::Context*, std::uint8_t port, abi::PortAttr*) = nullptr;
   int query_port(abi::Context* context, std::uint8_t port, abi::PortAttr* attr) const noexcept;
 };
 
-// The option `library` alone when it is given, else the loader's libibverbs.so.1.
-// Throws Failure(unavailable) with the reason why it will not do.
+// Loads the library of the option `library`, or libibverbs.so.1. Throws Failure(unavailable) with the reason.
 const Library& load(const Options& options);
 
 }  // namespace aio::verbs

@@ -1,4 +1,4 @@
-// Regions of ours and of peers.
+// Records of local and remote regions.
 #pragma once
 
 #include <cstdint>
@@ -11,9 +11,9 @@ namespace aio::verbs {
 struct LocalRegion {
   std::uint64_t addr, nbytes, serial;
   unsigned access;
-  bool cpu_accessible;  // may be read by this process: not a device's memory
+  bool cpu_accessible;  // not a device's memory
   Handle<abi::Mr> registration;
-  std::set<PeerNumber> waits_for;  // while it is taken back: those that may still be using it
+  std::set<PeerNumber> waits_for;  // while it is being deregistered: peers that have not acknowledged
   Clock::time_point deregistering_since;
 };
 

@@ -1,4 +1,4 @@
-// Posting: nothing here throws, but for memory running out.
+// Posting of work requests. Nothing here throws, except for std::bad_alloc.
 #include <arpa/inet.h>
 
 #include <algorithm>
@@ -13,7 +13,7 @@ namespace aio::verbs {
 
 namespace {
 
-constexpr std::uint32_t kSignalInterval = 16;  // slots come back in lots of this many
+constexpr std::uint32_t kSignalInterval = 16;  // slots are freed in batches of this size
 constexpr std::uint32_t kFlushNbytes = 8;
 
 const Outcome kConnectionClosed{Status::peer_lost, 0, "the connection is closed"};
@@ -34,9 +34,9 @@ Posted VerbsDomain::post(Flow& flow, std::uint32_t budget) {
   if (!peer->failure.ok()) return refuse(peer->failure);
   const RemoteRegion* remote = remote_regions_.find(run.remote_region);
   const LocalRegion* local = local_regions_.find(run.local_region);
-  start_timer();  // of what will be under way
+  start_timer();  // for the stall check of what is posted now
   while (budget > 0 && flow.next < run.count) {
-    // One slot more than pieces, for the read that flushes them.
+    // One slot is reserved for the read that flushes the pieces.
     const std::uint32_t room = std::min(peer->data.room(), free_cq_entries_);
     if (room < 2) return Posted::full;
     const std::uint32_t wanted = std::min({budget, room - 1, run.count - flow.next, kMaxChain});
@@ -53,8 +53,8 @@ Posted VerbsDomain::post(Flow& flow, std::uint32_t budget) {
   return Posted::more;
 }
 
-// How many of the flow's next pieces can go into one chain. Sets `refused` to what is wrong with the piece after them,
-// where something is; otherwise that piece, if one is wanted, is a read too long for a single request.
+// Counts how many of the flow's next pieces fit into one chain. Sets `refused` if the piece after them is invalid;
+// otherwise that piece, if one is wanted, is a read that must be segmented.
 std::uint32_t VerbsDomain::count_valid(const Peer& peer, const Flow& flow, std::uint32_t wanted,
                                        const LocalRegion* local, const RemoteRegion* remote,
                                        const Outcome*& refused) const noexcept {
@@ -67,7 +67,7 @@ std::uint32_t VerbsDomain::count_valid(const Peer& peer, const Flow& flow, std::
   return valid;
 }
 
-// Posts what comes next of a read that is cut. Each part counts as in flight; the piece is accepted with its last.
+// Posts the next segment of a long read. Each segment counts as in flight; the piece is accepted with its last one.
 bool VerbsDomain::post_read_segment(Peer& peer, Flow& flow, const LocalRegion& local, const RemoteRegion& remote) {
   Queue& queue = peer.data;
   const Piece& piece = flow.pieces[flow.next];
@@ -89,7 +89,7 @@ bool VerbsDomain::post_read_segment(Peer& peer, Flow& flow, const LocalRegion& l
     flow.offset = 0;
     ++flow.next;
   }
-  if (result == 0 || bad == nullptr) {  // see chain()
+  if (result == 0 || bad == nullptr) {  // see post_chain()
     Request& entry = queue.at(queue.head);
     entry = {};
     entry.flow = &flow;
@@ -106,7 +106,8 @@ bool VerbsDomain::post_read_segment(Peer& peer, Flow& flow, const LocalRegion& l
   return false;
 }
 
-// Posts `count` pieces as one chain. On failure the connection is over; what the device accepted comes back flushed.
+// Posts `count` pieces as one chain. On failure the connection is over; what the device had accepted comes back
+// flushed.
 bool VerbsDomain::post_chain(Peer& peer, Flow& flow, std::uint32_t count, const LocalRegion* local,
                              const RemoteRegion* remote) {
   Queue& queue = peer.data;
@@ -116,7 +117,7 @@ bool VerbsDomain::post_chain(Peer& peer, Flow& flow, std::uint32_t count, const 
   if (chain.delivered != nullptr) append_flush_read(chain, peer, *remote);
   chain.requests[chain.total - 1].next = nullptr;
   chain.requests[chain.total - 1].send_flags |= abi::send_signaled;
-  // None in between where a read flushes: it would report what the read has yet to prove.
+  // If a read flushes, no earlier request is signaled: its completion would report what the read has yet to prove.
   for (std::uint32_t i = kSignalInterval - 1; chain.delivered == nullptr && i < chain.total; i += kSignalInterval) {
     chain.requests[i].send_flags |= abi::send_signaled;
   }

@@ -1,5 +1,5 @@
-// Harvesting completions. wc.opcode is undefined where the status is an error, so what a completion is about is told by
-// its wr_id alone.
+// Progress: completions, asynchronous events, timers. wc.opcode is undefined in a failed completion, so a completion is
+// attributed by its wr_id alone.
 #include <arpa/inet.h>
 #include <sys/timerfd.h>
 #include <unistd.h>
@@ -15,16 +15,16 @@ namespace aio::verbs {
 
 namespace {
 
-constexpr int kMaxBatches = 16;                  // so that arrivals alone never keep the worker from posting
+constexpr int kMaxBatches = 16;  // bounds a call, so that arrivals alone do not keep the worker from posting
 constexpr std::uint32_t kPassesPerCheck = 4096;  // half a millisecond
 constexpr std::uint32_t kMaxReceiveChain = 64;
-// Receives are made up for in lots, not by a call for each word that comes alone.
+// Receives are posted again in batches, not by one call per arriving immediate.
 constexpr std::uint32_t kReceiveBatch = 16;
 static_assert(kReceiveBatch < kImmediateReceives / 64);
 
-constexpr std::uint32_t kArmsPerCheck = 64;  // at the latest, where every wake-up brings completions
+constexpr std::uint32_t kArmsPerCheck = 64;  // upper limit, if every wake-up brings completions
 constexpr auto kTimerPeriod = std::chrono::milliseconds(250);
-constexpr double kMinBytesPerSecond = 10e6;  // what is under way may take this long before it is a stall
+constexpr double kMinBytesPerSecond = 10e6;  // time that the payload in flight is granted before it counts as stalled
 
 const Outcome kConnectionClosed{Status::peer_lost, 0, "the connection is closed"};
 
@@ -36,13 +36,13 @@ timespec as_timespec(std::chrono::nanoseconds time) {
 
 bool VerbsDomain::progress() {
   bool moved = poll_completions();
-  // A worker that is about to sleep looks at the other descriptors itself: arm(). One that never sleeps does so here.
+  // A worker about to sleep checks the other descriptors in arm(). One that never sleeps does so here.
   if (++progress_calls_ % kPassesPerCheck == 0) moved |= check_events();
   return moved;
 }
 
 std::optional<std::vector<int>> VerbsDomain::arm() {
-  // What woke us was most likely a completion, and then nothing else is asked: each question is a system call.
+  // The wake-up was most likely a completion; then no other descriptor is checked, since each check is a system call.
   const bool looks = !std::exchange(polled_some_, false) || ++arms_since_check_ == kArmsPerCheck;
   bool moved = false;
   if (looks) {
@@ -51,17 +51,18 @@ std::optional<std::vector<int>> VerbsDomain::arm() {
   } else {
     start_timer_if_needed();
   }
-  // An arm rings once, and an event that is not taken would keep the descriptor readable.
+  // Arming signals once, and an event that is not taken would keep the descriptor readable.
   abi::Cq* cq = nullptr;
   void* context = nullptr;
   if (armed_ && library_.get_cq_event(channel_.get(), &cq, &context) == 0) {
     library_.ack_cq_events(cq_.get(), 1);
     armed_ = false;
   }
-  // One that has not rung yet still holds; should its event have been lost, it is made good when next there is time.
+  // An armed CQ that has not signaled stays armed. Should its event have been lost, it is armed again at the next
+  // check.
   if (!armed_ || looks) {
     armed_ = abi::req_notify_cq(cq_.get()) == 0;
-    // What came before the arm rings no more, so it is looked for once more.
+    // What arrived before arming is not signaled: poll once more.
     moved |= poll_completions();
   }
   if (moved) return std::nullopt;
@@ -82,9 +83,10 @@ bool VerbsDomain::poll_completions() {
     if (immediate_receives_used_ >= kReceiveBatch) post_immediate_receives(immediate_receives_used_);
     post_message_receives();
     moved = polled_some_ = true;
-    if (static_cast<std::size_t>(count) < entries.size()) break;  // mostly there is no more, and what comes later rings
+    if (static_cast<std::size_t>(count) < entries.size())
+      break;  // usually there are no more, and later ones signal the channel
   }
-  // What has retired may have been another peer's: room and slots are shared.
+  // Slots and CQ entries are shared: what has retired may unblock another peer.
   if (moved && !blocked_outboxes_.empty()) flush_outboxes();
   return moved;
 }
@@ -93,7 +95,7 @@ void VerbsDomain::on_completion(const abi::Wc& wc) {
   const std::uint32_t id = queue_of(wc.wr_id);
   if (id == kImmediateReceive) {
     ++immediate_receives_used_;
-    // Of a connection that is over nothing counts any more.
+    // Immediates of a closed connection are not counted.
     if (wc.status == abi::wc_success && (wc.wc_flags & abi::wc_with_imm) != 0 &&
         peers_by_qpn_.find(wc.qp_num) != nullptr) {
       sink_.counted(ntohl(wc.imm_data));
@@ -111,15 +113,15 @@ void VerbsDomain::on_completion(const abi::Wc& wc) {
     return;
   }
   const auto* found = queues_.find(id);
-  if (found == nullptr) return;  // of a QP that was destroyed
+  if (found == nullptr) return;  // of a destroyed QP
   const auto [peer, queue] = *found;
   const std::uint64_t number = queue->tail + ((wc.wr_id - queue->tail) & kNumberMask);
-  if (number >= queue->head) return;  // it retired with one before: no provider should say so
+  if (number >= queue->head) return;  // already retired; a correct provider never reports this
   if (wc.status == abi::wc_success) {
     retire(*peer, *queue, number, kDone, true);
   } else {
     const Outcome failure = describe_error(*peer, wc);
-    // What was flushed says nothing of those before it.
+    // A flushed request proves nothing about those before it.
     const bool first = wc.status != abi::wc_flush_err && !queue->failed;
     queue->failed = true;
     retire(*peer, *queue, number, failure, first);
@@ -127,8 +129,8 @@ void VerbsDomain::on_completion(const abi::Wc& wc) {
   }
 }
 
-// One completion ends its request and, in the order of posting, all before it. Those before the first that failed
-// succeeded silently, unless a later request was to vouch for them.
+// A completion retires its request and all earlier ones in posting order. Those before the first failure have
+// succeeded, unless a later request was to confirm them.
 void VerbsDomain::retire(Peer& peer, Queue& queue, std::uint64_t number, const Outcome& outcome,
                          bool confirms_earlier) {
   Flow* flow = nullptr;
@@ -142,11 +144,11 @@ void VerbsDomain::retire(Peer& peer, Queue& queue, std::uint64_t number, const O
     const bool good = outcome.ok() || (confirms_earlier && request.confirmed_by < number);
     ++free_cq_entries_;
     ++peer.retired;
-    // Its slot is free now, and what is reported may lead to a post: what is needed of it is taken first.
+    // The slot is free now, and reporting may post again and reuse it: copy what is needed first.
     if (good && request.kind == Request::Kind::piece) {
       Flow* const own = request.flow;
       peer.nbytes -= request.nbytes;
-      if (own != flow) report();  // neighbours of one flow are reported together
+      if (own != flow) report();  // adjacent pieces of one flow are reported in one call
       flow = own;
       ++run;
       continue;
@@ -177,7 +179,7 @@ void VerbsDomain::finish(Peer& peer, const Request& request, const Outcome& outc
   }
 }
 
-// The QP is gone, and with it whatever had not completed.
+// The QP is destroyed: whatever had not completed ends as lost.
 void VerbsDomain::fail_remaining(Peer& peer, Queue& queue) {
   while (queue.tail < queue.head) {
     const Request request = queue.at(queue.tail);
@@ -188,7 +190,7 @@ void VerbsDomain::fail_remaining(Peer& peer, Queue& queue) {
 }
 
 Outcome VerbsDomain::describe_error(const Peer& peer, const abi::Wc& wc) const {
-  if (!peer.failure.ok()) return peer.failure;  // it only followed another's failure
+  if (!peer.failure.ok()) return peer.failure;  // a consequence of an earlier failure
   const auto code = static_cast<std::int64_t>(wc.status);
   std::string reason = std::string(library_.wc_status_str(wc.status)) + " (" + std::to_string(wc.status);
   if (wc.vendor_err != 0) reason += ", vendor's " + std::to_string(wc.vendor_err);
@@ -197,7 +199,7 @@ Outcome VerbsDomain::describe_error(const Peer& peer, const abi::Wc& wc) const {
   switch (wc.status) {
     case abi::wc_rem_access_err:
       return {Status::stale_region, code, reason + ": the peer has deregistered the region"};
-    case abi::wc_flush_err:  // the device had ended it before it said why
+    case abi::wc_flush_err:  // the device failed the QP before it reported the cause
       return {Status::peer_lost, code, reason + ": the connection has ended"};
     case abi::wc_retry_exc_err:
       return {Status::peer_lost, code, reason + ": no packet is answered by the peer on " + port_.name};
@@ -208,7 +210,7 @@ Outcome VerbsDomain::describe_error(const Peer& peer, const abi::Wc& wc) const {
   }
 }
 
-// ------------------------------------------------------------------------------------------------------- receives
+// ---------------------------------------------------------------------------------------------------------- receives
 
 void VerbsDomain::post_immediate_receives(std::uint32_t count) {
   std::array<abi::RecvWr, kMaxReceiveChain> requests;
@@ -225,7 +227,7 @@ void VerbsDomain::post_immediate_receives(std::uint32_t count) {
     count -= accepted;
     if (result != 0) break;
   }
-  immediate_receives_used_ = count;  // what was refused is tried again with the next arrival
+  immediate_receives_used_ = count;  // tried again with the next arrival
 }
 
 void VerbsDomain::post_message_receives() {
@@ -240,9 +242,9 @@ void VerbsDomain::post_message_receives() {
   }
 }
 
-// ------------------------------------------------------------------------------------------------ events and time
+// ----------------------------------------------------------------------------------------------------- events, timers
 
-// Returns whether anything happened.
+// Checks asynchronous events and deadlines. Returns whether anything happened.
 bool VerbsDomain::check_events() {
   bool moved = poll_events();
   if (timer_due_ && Clock::now() >= *timer_due_) {
@@ -251,11 +253,11 @@ bool VerbsDomain::check_events() {
     timer_due_.reset();
     moved |= on_timer(Clock::now());
   }
-  start_timer_if_needed();  // after the tick, which may leave something to mind
+  start_timer_if_needed();  // after on_timer(), which may leave deadlines
   return moved;
 }
 
-// Nobody else would wake an idle worker for it.
+// Without a timer nothing would wake an idle worker for a deadline.
 void VerbsDomain::start_timer_if_needed() {
   if (!timer_due_ && has_deadlines()) start_timer();
 }
@@ -267,7 +269,7 @@ void VerbsDomain::start_timer() {
   ::timerfd_settime(timer_.get(), 0, &when, nullptr);
 }
 
-// Whether anything may end because time passes. Nothing is asked of an idle engine.
+// Whether anything can end by timeout. An idle engine has no timer.
 bool VerbsDomain::has_deadlines() const noexcept {
   if (!deregistering_.empty() || port_down_since_ || !blocked_outboxes_.empty()) return true;
   for (const auto& [number, peer] : peers_) {
@@ -281,7 +283,7 @@ bool VerbsDomain::on_timer(Clock::time_point now) {
   flush_outboxes();
   if (port_down_since_ && now - *port_down_since_ > settings_.port_down) {
     fail_all_connections({Status::peer_lost, abi::event_port_err, "port " + port_.name + " is down"});
-    port_down_since_.reset();  // a new connection finds out by itself
+    port_down_since_.reset();  // a new connection will find out by itself
     moved = true;
   }
   for (auto& [number, peer] : peers_) {
@@ -309,7 +311,7 @@ bool VerbsDomain::poll_events() {
   bool moved = false;
   abi::AsyncEvent event{};
   while (library_.get_async_event(port_.context.get(), &event) == 0) {
-    // Told at once, since destroying a QP waits for it. The QP is compared and never followed.
+    // Acknowledged at once, since destroying a QP waits for it. The QP pointer is compared, never dereferenced.
     library_.ack_async_event(&event);
     on_event(event);
     moved = true;
@@ -338,7 +340,7 @@ void VerbsDomain::on_event(const abi::AsyncEvent& event) {
       }
       return;
     case abi::event_port_err:
-      // A cable that comes back soon costs nothing: the requests under way are tried again meanwhile.
+      // A short interruption costs nothing: the requests in flight are retransmitted.
       if (event.element.port_num == port_.number && !port_down_since_) port_down_since_ = Clock::now();
       return;
     case abi::event_port_active:
@@ -351,7 +353,7 @@ void VerbsDomain::on_event(const abi::AsyncEvent& event) {
       fail_all_connections(device_failure_);
       return;
     default:
-      return;  // addresses that change are read again with the next connection
+      return;  // GIDs are read again with the next connection
   }
 }
 

@@ -1,5 +1,5 @@
-// What travels outside of memory: endpoint blobs and key blobs over the control connection, frames over the message
-// QPs. Little endian throughout; everything read from a peer is checked before it is believed.
+// Wire formats: blobs for the control connection, frames for the message QPs. All integers are little endian;
+// everything received from a peer is checked before use.
 #pragma once
 
 #include <algorithm>
@@ -19,7 +19,7 @@ static_assert(std::endian::native == std::endian::little, "the blobs are copied 
 
 struct KeyBlob {
   std::uint64_t addr;
-  std::uint64_t serial;  // ours; unlike a key it is never used again
+  std::uint64_t serial;  // ours; unlike a key it is never reused
   std::uint32_t rkey;
   std::uint32_t access;  // access_remote_read | access_remote_write
 };
@@ -30,11 +30,11 @@ inline constexpr std::size_t kMaxGids = 64;
 
 struct EndpointHead {
   std::uint32_t magic;
-  std::uint16_t rail, rails;  // which of its owner's NICs this is, and how many there are
+  std::uint16_t rail, rails;  // index of this NIC, and number of NICs of its engine
   std::uint32_t data_qpn, data_psn, message_qpn, message_psn;
-  std::uint64_t flush_addr;  // readable host memory behind this NIC: see Piece flag kPieceDelivered
+  std::uint64_t flush_addr;  // readable host memory behind this NIC: see kPieceDelivered
   std::uint32_t flush_rkey;
-  std::uint32_t slot_nbytes;  // the longest frame that its receives take
+  std::uint32_t slot_nbytes;  // longest frame that its receives take
   std::uint16_t lid;
   std::uint8_t link_layer, mtu, max_dest_rd_atomic, grh_required;
   std::uint16_t gids;
@@ -49,8 +49,8 @@ struct EndpointBlob {
 // In the immediate of a frame.
 enum class FrameKind : std::uint32_t {
   message = 1,
-  revoke = 2,   // a serial of the sender's: forget it, and say when nothing posted before is under way any more
-  revoked = 3,  // the answer
+  revoke = 2,   // serial of a sender's region: stop using it, and acknowledge once nothing posted before is in flight
+  revoked = 3,  // the acknowledgement
 };
 
 template <class Record>
