@@ -2,8 +2,6 @@
 
 #include <poll.h>
 #include <pthread.h>
-#include <sys/eventfd.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -34,12 +32,6 @@ constexpr std::size_t kSparePieces = 64;
 
 const Outcome kPeerLost{Status::peer_lost, 0, "the connection is closed"};
 
-Fd make_eventfd() {
-  const int fd = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-  if (fd < 0) throw Failure(Failure::Kind::provider, "eventfd", std::strerror(errno), errno);
-  return Fd(fd);
-}
-
 // Takes out what has only failed: the descriptors of a device that is gone, which would wake the worker for ever.
 // Returns whether there are such, and nothing else has anything to say.
 bool drop_dead(std::vector<pollfd>& fds) noexcept {
@@ -63,19 +55,7 @@ void clear(int eventfd) noexcept {
 
 }  // namespace
 
-Core::Wiring Core::private_wiring() {
-  struct Kept {
-    Mapping memory;
-    Fd doorbell;
-  };
-  void* base = ::mmap(nullptr, sizeof(CounterMemory), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (base == MAP_FAILED)
-    throw Failure(Failure::Kind::provider, "mmap of the counter table", std::strerror(errno), errno);
-  auto kept = std::make_shared<Kept>(Kept{Mapping(base, sizeof(CounterMemory)), make_eventfd()});
-  return {static_cast<CounterMemory*>(base), kept->doorbell.get(), kept};
-}
-
-Core::Core(Wiring wiring, const CoreOptions& options, const Opener& open)
+Core::Core(Wiring wiring, const CoreOptions& options, const DomainOpener& open)
     : wiring_(std::move(wiring)),
       options_(options),
       counters_(wiring_.counters, wiring_.doorbell_fd),
@@ -86,7 +66,7 @@ Core::Core(Wiring wiring, const CoreOptions& options, const Opener& open)
   domains_ = open(*this);
   for (auto& domain : domains_) rails_.push_back(Rail{domain.get(), {}, {}});
   const bool spins = options_.always_spin || options_.spin.count() > 0;
-  const auto told = [](const auto& domain) { return domain->attributes().tells_of_arrivals; };
+  const auto told = [](const auto& domain) { return domain->attributes().notifies_arrivals; };
   if (!options_.stepped && !spins && std::ranges::all_of(domains_, told)) watch_.emplace(wiring_.doorbell_fd);
   if (!options_.stepped) worker_ = std::thread([this] { run(); });
 }
@@ -336,11 +316,11 @@ std::vector<std::uint32_t> Core::post_each(TransferId first, const Run* runs, st
   bool look = true;
   std::unique_lock lock(mutex_, std::defer_lock);
   if (is_small(nbytes, n_pieces, runs, n_runs) && lock.try_lock()) {
-    for (auto& domain : domains_) domain->hold_bells();
+    for (auto& domain : domains_) domain->hold_doorbells();
     for (std::uint32_t i = 0; i < n_runs; ++i) {
       if (transfers[i] && !post_inline(std::move(transfers[i]))) left.push_back(i);
     }
-    for (auto& domain : domains_) rung &= domain->release_bells();
+    for (auto& domain : domains_) rung &= domain->release_doorbells();
     look = !rung || (!left.empty() && needs_a_look());
     lock.unlock();
   } else {
@@ -359,7 +339,7 @@ std::vector<std::uint32_t> Core::post_each(TransferId first, const Run* runs, st
 bool Core::needs_a_look() const {
   if (transfers_.size() > kFewTransfers) return true;
   return std::ranges::any_of(rails_, [](const Rail& rail) {
-    return !rail.active.empty() || !rail.domain->attributes().tells_of_ends || rail.domain->needs_progress();
+    return !rail.active.empty() || !rail.domain->attributes().notifies_completions || rail.domain->needs_progress();
   });
 }
 
@@ -420,7 +400,7 @@ std::uint16_t Core::way_to(PeerNumber peer, std::uint16_t rail) const noexcept {
   const std::size_t rails = rails_.size();
   for (std::size_t i = 0; i < rails && rails > 1; ++i) {
     const auto next = static_cast<std::uint16_t>((rail + i) % rails);
-    if (rails_[next].domain->reaches(peer)) return next;
+    if (rails_[next].domain->is_reachable(peer)) return next;
   }
   return rail;
 }
@@ -670,7 +650,7 @@ void Core::run() noexcept {
     ::pthread_setaffinity_np(::pthread_self(), sizeof cpus, &cpus);
   }
   const bool spins = options_.always_spin && std::any_of(domains_.begin(), domains_.end(),
-                                                         [](auto& domain) { return domain->gains_by_spinning(); });
+                                                         [](auto& domain) { return domain->benefits_from_spinning(); });
   unsigned idle_rounds = 0;
   auto idle_since = Clock::now();
   while (!stop_.load(std::memory_order_relaxed)) {

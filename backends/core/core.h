@@ -17,11 +17,13 @@
 #include <unordered_set>
 #include <vector>
 
+#include "core_options.h"
 #include "counters.h"
 #include "domain.h"
 #include "event_ring.h"
 #include "handles.h"
 #include "loop_watch.h"
+#include "wiring.h"
 
 namespace aio {
 
@@ -39,13 +41,6 @@ struct Transfer {
 // How long an event loop may look at a counter before it goes to sleep, if it is told to spin.
 inline constexpr std::chrono::microseconds kLinger{100};
 
-struct CoreOptions {
-  std::chrono::microseconds spin{0};  // how long the worker looks again before it blocks
-  bool always_spin = false;
-  std::vector<int> cpus;  // where the worker may run; empty: anywhere
-  bool stepped = false;   // no worker: every drain() moves things on by one pass, on its caller's thread
-};
-
 struct CoreStatistics {
   std::uint64_t transfers, writes, reads, nbytes, inline_batches, handed_over, failed, counts, dropped, handles, queued,
       loop_passes;
@@ -53,17 +48,7 @@ struct CoreStatistics {
 
 class Core final : private Sink {
  public:
-  // Where counters live and how the loop is woken: a process-private table by default; shm brings a shared one.
-  struct Wiring {
-    CounterMemory* counters = nullptr;
-    int doorbell_fd = -1;
-    std::shared_ptr<void> keep;  // owns both
-  };
-  static Wiring private_wiring();
-
-  using Opener = std::function<std::vector<std::unique_ptr<Domain>>(Sink&)>;
-
-  Core(Wiring wiring, const CoreOptions& options, const Opener& open);
+  Core(Wiring wiring, const CoreOptions& options, const DomainOpener& open);
   ~Core();  // stops the worker, then the domains; never waits for a peer
 
   [[nodiscard]] const std::vector<std::unique_ptr<Domain>>& domains() const noexcept { return domains_; }

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -56,14 +57,16 @@ struct DomainAttributes {
   std::string protocol;  // how a write is done, in words
   std::uint64_t max_piece_nbytes = UINT64_MAX;
   std::uint64_t max_message_nbytes = 0;
+  // Which backend `auto` takes where several reach a peer: the highest. Of one driver, its first rail's counts.
+  int preference = 0;
   bool same_host = false;
   bool grants = false;
   bool device_memory = false;  // a dma-buf can be registered
   // The descriptors that arm() returns tell of whatever arrives, are the same for as long as the domain lives, and what
   // progress() then does is short enough for the event loop's thread.
-  bool tells_of_arrivals = false;
+  bool notifies_arrivals = false;
   // They tell of the end of whatever a post has left under way too, once armed: nobody has to look meanwhile.
-  bool tells_of_ends = false;
+  bool notifies_completions = false;
   // A batch of at most this many bytes and pieces is posted by the calling thread itself; what exceeds either, or finds
   // the domain busy, is handed to the worker. Measured per transport: benchmarks/log.md.
   std::uint64_t inline_nbytes = 0;
@@ -110,8 +113,8 @@ class Domain {
   virtual Posted post(Flow& flow, std::uint32_t budget) = 0;
   // Between the two, peers that are written to need not be woken, so that many are written to before any is. The second
   // returns whether all have been; otherwise progress() does it.
-  virtual void hold_bells() {}
-  virtual bool release_bells() { return true; }
+  virtual void hold_doorbells() {}
+  virtual bool release_doorbells() { return true; }
   // Send one message; its bytes are copied if they are needed after the call. `full`: try again after progress.
   virtual Posted send(PeerNumber peer, TransferId message, const std::string& payload) = 0;
   // Harvest completions, arrivals, fences. Returns whether anything happened.
@@ -123,12 +126,15 @@ class Domain {
   virtual std::optional<std::vector<int>> arm() = 0;
   [[nodiscard]] virtual bool polled() const noexcept { return false; }
   // A worker that never blocks hears of arrivals sooner.
-  [[nodiscard]] virtual bool gains_by_spinning() const noexcept { return true; }
+  [[nodiscard]] virtual bool benefits_from_spinning() const noexcept { return true; }
   // Packets come through to this peer, as far as is known. Where they do not, what has not begun leaves by another
   // rail.
-  [[nodiscard]] virtual bool reaches(PeerNumber) const noexcept { return true; }
+  [[nodiscard]] virtual bool is_reachable(PeerNumber) const noexcept { return true; }
   // Open native handles, for leak checks: zero once every region and peer is gone.
   [[nodiscard]] virtual std::uint64_t handles() const noexcept = 0;
 };
+
+// Opens the domains of one backend, one per rail, that report to the sink. May throw Failure.
+using DomainOpener = std::function<std::vector<std::unique_ptr<Domain>>(Sink&)>;
 
 }  // namespace aio

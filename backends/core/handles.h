@@ -1,12 +1,17 @@
-// Owners of what the kernel lends us.
+// RAII owners of file descriptors and mappings.
 #pragma once
 
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <utility>
+
+#include "types.h"
 
 namespace aio {
 
@@ -33,6 +38,12 @@ class Fd {
  private:
   int fd_ = -1;
 };
+
+inline Fd make_eventfd() {
+  const int fd = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  if (fd < 0) throw Failure(Failure::Kind::provider, "eventfd", std::strerror(errno), errno);
+  return Fd(fd);
+}
 
 // Makes an eventfd readable. It can only fail when the counter is full, and then it is readable already.
 inline void ring(int eventfd) noexcept {

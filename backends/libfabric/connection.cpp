@@ -24,7 +24,7 @@ Peer* FabricDomain::find(PeerNumber number) noexcept {
   return found == peers_.end() ? nullptr : found->second.get();
 }
 
-bool FabricDomain::reaches(PeerNumber number) const noexcept {
+bool FabricDomain::is_reachable(PeerNumber number) const noexcept {
   const auto found = peers_.find(number);
   return !policy_.needs_handshake || found == peers_.end() || found->second->handshake_done();
 }
@@ -33,17 +33,17 @@ Endpoint FabricDomain::connect(PeerNumber number, const std::optional<Endpoint>&
   Peer* peer = find(number);
   if (peer != nullptr && peer->disconnecting)
     throw Failure(Failure::Kind::usage, "connect", "the peer is being disconnected");
-  const bool fresh = peer == nullptr;
-  if (fresh) {
-    auto made = std::make_unique<Peer>();
-    peer = made.get();
+  const bool is_new = peer == nullptr;
+  if (is_new) {
+    auto created = std::make_unique<Peer>();
+    peer = created.get();
     std::random_device random;
     peer->number = number;
     peer->token = std::uint64_t{random()} << 32 | random();
     if (!shared_channel_) peer->own = open_channel(false, &handles_);
     peer->channel = shared_channel_ ? &*shared_channel_ : &*peer->own;
     write_blob(*peer);
-    peers_.emplace(number, std::move(made));
+    peers_.emplace(number, std::move(created));
     tokens_.emplace(peer->token, peer);
     if (peer->own) {
       for (std::uint32_t slot = 0; slot < peer->own->receives; ++slot) post_receive(*peer->own, peer, slot);
@@ -53,7 +53,7 @@ Endpoint FabricDomain::connect(PeerNumber number, const std::optional<Endpoint>&
     try {
       join(*peer, *remote);
     } catch (const Failure&) {
-      if (fresh) teardown(*peer);
+      if (is_new) teardown(*peer);
       throw;
     }
   }
@@ -63,7 +63,7 @@ Endpoint FabricDomain::connect(PeerNumber number, const std::optional<Endpoint>&
 void FabricDomain::join(Peer& peer, const Endpoint& remote) {
   if (peer.joined) {
     if (remote.blob == peer.remote_blob) return;
-    throw Failure(Failure::Kind::usage, "connect", "the peer is already connected, at another endpoint");
+    throw Failure(Failure::Kind::usage, "connect", "the peer is already connected to another endpoint");
   }
   EndpointBlob blob = accept(peer, remote);
   peer.paired_nic().address = insert(blob);
@@ -120,15 +120,15 @@ void FabricDomain::teardown(Peer& peer) {
     drain_completions();
     for (Operation& operation : operations_) {
       if (operation.peer != &peer || operation.kind == Operation::Kind::idle) continue;
-      const Purpose forgotten = operation;
+      const Purpose dropped = operation;
       if (operation.completed || policy_.close_drops_completions) {
         release_operation(operation);
       } else {  // dropped by the provider; a late completion must still find the operation
         operation.kind = Operation::Kind::abandoned;
         operation.peer = nullptr;
       }
-      if (forgotten.kind == Operation::Kind::piece) sink_.stopped(*forgotten.flow, forgotten.pieces, kConnectionClosed);
-      if (forgotten.kind == Operation::Kind::message) sink_.sent(forgotten.message, kConnectionClosed);
+      if (dropped.kind == Operation::Kind::piece) sink_.stopped(*dropped.flow, dropped.pieces, kConnectionClosed);
+      if (dropped.kind == Operation::Kind::message) sink_.sent(dropped.message, kConnectionClosed);
     }
   }
   resolve_suspended(peer, &kConnectionClosed);

@@ -1,3 +1,4 @@
+// Opening of libfabric domains: options, discovery, queues, attributes.
 #include "domain.h"
 
 #include <algorithm>
@@ -24,15 +25,12 @@ Policy policy_of(const abi::Info& info, const Options& options) {
     policy.payload_first = is_rxm(provider);
   } else if (provider.starts_with("efa")) {
     const bool direct = info.fabric_attr->name == std::string_view("efa-direct");
-    const std::string endpoints = option(options, "endpoints", "peer");
-    if (endpoints != "shared" && endpoints != "peer") {
-      throw Failure(Failure::Kind::usage, "libfabric", "option endpoints is " + endpoints);
-    }
-    policy.shared_endpoint = endpoints == "shared";
+    policy.shared_endpoint = one_of("libfabric", options, "endpoints", "peer", {"peer", "shared"}) == "shared";
     policy.device_checks_keys = policy.needs_handshake = policy.close_drops_completions = true;
     policy.close_blocks = !direct;
-    policy.rnr_retry = static_cast<int>(number("libfabric", options, "rnr_retry", -1, 0, 1e9));
-    if (policy.rnr_retry > 7) throw Failure(Failure::Kind::usage, "libfabric", "option rnr_retry exceeds 7");
+    if (!option(options, "rnr_retry", "").empty()) {
+      policy.rnr_retry = static_cast<int>(whole_number("libfabric", options, "rnr_retry", 0, 0, 7));
+    }
     policy.immediates_use_receives = (info.mode & abi::mode_rx_cq_data) != 0;
   }
   return policy;
@@ -127,9 +125,13 @@ InfoPtr get_info(const Library& library, const Options& options, const std::stri
 }  // namespace
 
 std::vector<std::unique_ptr<Domain>> open_domains(Sink& sink, const Options& options) {
+  check_option_names(
+      "libfabric", options,
+      {"provider", "unproven", "address", "interface", "interfaces", "fabric", "endpoints", "rnr_retry", "huge_pages",
+       "fork_safe", "rails", "depth", "delivery", "post_deadline_s", "verdict_s", "library", "search"});
   const Library& library = load(options);
   const std::string provider = option(options, "provider", "tcp");
-  const auto rails = static_cast<std::size_t>(number("libfabric", options, "rails", 1, 1, 1e9));
+  const std::uint64_t rails = whole_number("libfabric", options, "rails", 1, 1, 1'000'000'000);
   const InfoPtr list = get_info(library, options, provider);
   std::vector<std::unique_ptr<Domain>> domains;
   for (abi::Info* info : select_infos(list.get(), provider, option(options, "interfaces", ""))) {
@@ -146,16 +148,17 @@ FabricDomain::FabricDomain(Sink& sink, const Library& library, InfoPtr info, con
       library_(library),
       info_(std::move(info)),
       policy_(policy_of(*info_, options)),
-      depth_(static_cast<std::uint32_t>(
-          std::min(number("libfabric", options, "depth", 256, 1, 1e9), static_cast<double>(info_->tx_attr->size)))),
+      depth_(static_cast<std::uint32_t>(std::min<std::uint64_t>(
+          whole_number("libfabric", options, "depth", 256, 1, 1'000'000'000), info_->tx_attr->size))),
       max_segments_(
           std::clamp<std::size_t>(std::min(info_->tx_attr->iov_limit, info_->tx_attr->rma_iov_limit), 1, kMaxSegments)),
       post_deadline_(number("libfabric", options, "post_deadline_s", 30, 0, 1e9)),
       verdict_(number("libfabric", options, "verdict_s", 5, 0, 1e9)) {
   const int mode = info_->domain_attr->mr_mode;
   const std::string provider = info_->fabric_attr->prov_name;
-  if ((mode & abi::mr_raw) != 0) unavailable(provider, "its memory keys exceed 64 bits (FI_MR_RAW)", 0);
-  if (info_->domain_attr->cq_data_size < 4) unavailable(provider, "it carries no 32-bit immediate", 0);
+  if ((mode & abi::mr_raw) != 0)
+    unavailable(provider, "memory keys longer than 64 bits (FI_MR_RAW) are not supported", 0);
+  if (info_->domain_attr->cq_data_size < 4) unavailable(provider, "no 32-bit immediates", 0);
   // Memory that is registered with one endpoint cannot serve an endpoint per peer.
   if ((mode & abi::mr_endpoint) != 0) policy_.shared_endpoint = true;
   open_queues();
@@ -238,6 +241,10 @@ void FabricDomain::set_attributes() {
   attributes_.quantum *= static_cast<std::uint32_t>(max_segments_);  // as many operations as without bundles
   attributes_.inline_nbytes = 32 << 10;
   attributes_.inline_pieces = 4;
+  // Over sockets, our own tcp does the same with fewer copies and system calls.
+  const bool over_sockets =
+      provider.starts_with("tcp") || provider.starts_with("udp") || provider.starts_with("sockets");
+  attributes_.preference = over_sockets ? 50 : 200;
   if (!provider.starts_with("efa")) return;
   attributes_.device_memory = true;
   attributes_.inline_pieces = 1;  // about 0.45 us each; more would keep the caller from its event loop
@@ -259,7 +266,7 @@ void FabricDomain::set_efa_attributes(const Channel& channel) {
   attributes_.protocol += result < 0 ? ", by the device or emulated (this version cannot say)"
                           : emulated ? ", emulated in software"
                                      : ", by the device";
-  if (policy_.immediates_use_receives) attributes_.protocol += ", immediates use up receives";
+  if (policy_.immediates_use_receives) attributes_.protocol += ", immediates consume receives";
   attributes_.max_message_nbytes = channel.slot_nbytes - sizeof(FrameHeader);
 }
 

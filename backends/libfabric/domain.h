@@ -45,7 +45,7 @@ class FabricDomain final : public Domain {
   [[nodiscard]] bool needs_progress() const noexcept override { return has_deferred_work_; }
   std::optional<std::vector<int>> arm() override;
   [[nodiscard]] bool polled() const noexcept override { return wait_fd_ < 0; }
-  [[nodiscard]] bool reaches(PeerNumber peer) const noexcept override;
+  [[nodiscard]] bool is_reachable(PeerNumber peer) const noexcept override;
   [[nodiscard]] std::uint64_t handles() const noexcept override { return handles_ + remote_regions_.size(); }
 
  private:
@@ -79,7 +79,7 @@ class FabricDomain final : public Domain {
   void build_query(Peer& peer, RemoteNic& nic);
   bool flush_outbox(Peer& peer);
   void on_frame(Peer& peer, const std::byte* frame, std::size_t nbytes);
-  void reply_to(Peer& peer, const RemoteNic& nic, std::uint64_t number, std::string_view in_doubt);
+  void reply_to(Peer& peer, const RemoteNic& nic, std::uint64_t number, std::string_view asked_serials);
   void on_reply(Peer& peer, RemoteNic& nic, std::uint64_t number, const std::set<std::uint64_t>& stale);
   void resolve_suspended(Peer& peer, const Outcome* verdict);
   void mark_stale(Peer& peer, const std::set<std::uint64_t>& serials);

@@ -30,10 +30,10 @@ Channel FabricDomain::open_channel(bool shared, std::uint64_t* count) {
   channel.slot_nbytes = policy_.slot_nbytes;
   if (policy_.close_drops_completions &&
       (peers_.size() + 1) * (channel.receives + channel.sends + depth_) > cq_entries_) {
-    throw Failure(
-        Failure::Kind::provider, "connect",
-        "the completions of " + std::to_string(peers_.size() + 1) + " peers could overflow the device's queue", ENOSPC,
-        "endpoints=\"shared\", or a smaller depth");
+    throw Failure(Failure::Kind::provider, "connect",
+                  "the completions of " + std::to_string(peers_.size() + 1) +
+                      " peers could overflow the device's completion queue",
+                  ENOSPC, "endpoints=\"shared\", or a smaller depth");
   }
   abi::Ep* ep = nullptr;
   check("fi_endpoint", domain_->ops->endpoint(domain_.get(), info_.get(), &ep, nullptr));
@@ -110,7 +110,7 @@ EndpointBlob FabricDomain::accept(const Peer& peer, const Endpoint& remote) cons
   if (blob.head.addr_format != own.head.addr_format ||
       !is_valid_address(blob.head.addr_format, blob.address, own.address.size())) {
     throw Failure(Failure::Kind::usage, "connect",
-                  "the peer's address is not of the format that " + own.provider + " uses here");
+                  "the peer's address has another format than " + own.provider + " uses here");
   }
   return blob;
 }
@@ -119,7 +119,7 @@ std::uint64_t FabricDomain::insert(const EndpointBlob& blob) {
   std::uint64_t address = abi::addr_unspec;
   const int inserted = av_->ops->insert(av_.get(), blob.address.data(), 1, &address, 0, nullptr);
   if (inserted < 0) check("fi_av_insert", inserted);
-  if (inserted != 1) throw Failure(Failure::Kind::provider, "fi_av_insert", "the address is refused", EADDRNOTAVAIL);
+  if (inserted != 1) throw Failure(Failure::Kind::provider, "fi_av_insert", "the address was refused", EADDRNOTAVAIL);
   return address;
 }
 

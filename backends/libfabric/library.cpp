@@ -8,7 +8,6 @@
 #include <filesystem>
 #include <mutex>
 #include <optional>
-#include <set>
 #include <sstream>
 
 #include "../core/types.h"
@@ -59,7 +58,7 @@ std::optional<Library> open_library(const std::string& path, std::vector<std::st
   if (whole && library.version >= kMinVersion) return library;
   reasons.push_back(path + (whole
                                 ? ": version " + to_string(library.version) + " is older than " + to_string(kMinVersion)
-                                : ": not a libfabric, a symbol is missing"));
+                                : ": not libfabric: a symbol is missing"));
   ::dlclose(handle);
   return std::nullopt;
 }
@@ -109,8 +108,8 @@ void require_proven(const Library& library, const std::string& provider, const O
                     (rxm ? " before libfabric " + to_string(kFixedRxmVersion) + ", and " + library.path + " is " +
                                to_string(library.version)
                          : "") +
-                    ": backends/libfabric/README.md says how",
-                0, "provider=\"tcp\", or unproven=True to try it all the same");
+                    ": see backends/libfabric/README.md",
+                0, "provider=\"tcp\", or unproven=True to use it anyway");
 }
 
 // Defaults for ofi_rxm, unless the user has set them. They are read when libfabric is loaded and hold for the whole
@@ -141,9 +140,9 @@ void apply_load_time_options(const Options& options, bool fresh) {
     throw Failure(Failure::Kind::usage, "libfabric", "options huge_pages and fork_safe exclude each other");
   }
   for (const auto& [name, variable] : settings) {
-    const std::optional<bool> wanted_query = yes_or_no("libfabric", options, name);
-    if (!wanted_query) continue;
-    const std::string value = *wanted_query ? "1" : "0";
+    const std::optional<bool> wanted = yes_or_no("libfabric", options, name);
+    if (!wanted) continue;
+    const std::string value = *wanted ? "1" : "0";
     const char* known = std::getenv(variable);
     if (!fresh && (known == nullptr || value != known)) {
       throw Failure(Failure::Kind::usage, "libfabric",
@@ -163,50 +162,26 @@ const Library& load(const Options& options) {
   static std::map<std::string, Library> loaded;     // by requested paths: a process may use two
   static std::map<std::string, pid_t> first_users;  // by path: the first process that used it
   const std::string provider = option(options, "provider", "tcp");
-  const bool is_plugin = provider.starts_with("efa") || provider.starts_with("verbs") || provider == "all";
-  const std::string sent_query =
+  const bool is_plugin = provider.starts_with("efa") || provider.starts_with("verbs");
+  const std::string requested =
       option(options, "library", "") + "|" + option(options, "search", "") + (is_plugin ? "|p" : "");
   const std::lock_guard lock(mutex);
-  auto found = loaded.find(sent_query);
-  if (found == loaded.end()) found = loaded.emplace(sent_query, find(options)).first;
+  auto found = loaded.find(requested);
+  if (found == loaded.end()) found = loaded.emplace(requested, find(options)).first;
   const auto user = first_users.find(found->second.path);
-  if (is_plugin && provider != "all" && user != first_users.end() && user->second != ::getpid()) {
+  if (is_plugin && user != first_users.end() && user->second != ::getpid()) {
     throw Failure(Failure::Kind::unavailable, "libfabric",
                   "provider " + provider +
-                      ": this process was forked from one that had used libfabric, and the devices are that one's",
+                      ": this process was forked from one that had used libfabric, which still owns the devices",
                   0, "multiprocessing.set_start_method('spawn'), or fork before libfabric is used");
   }
-  if (provider != "all") require_proven(found->second, provider, options);
+  require_proven(found->second, provider, options);
   if (is_plugin) set_plugin_path(found->second);
   if (is_rxm(provider)) set_rxm_defaults(provider);
   apply_load_time_options(options, user == first_users.end());
   // Loading is followed by fi_getinfo, and the first fi_getinfo opens all devices.
   first_users.try_emplace(found->second.path, ::getpid());
   return found->second;
-}
-
-std::vector<ProviderEntry> list_providers(const Options& options) {
-  Options all = options;
-  all["provider"] = "all";
-  const Library& library = load(all);
-  abi::Info* list = nullptr;
-  const int result = library.getinfo(library.api_version(), nullptr, nullptr, 0, nullptr, &list);
-  if (result < 0) {
-    throw Failure(Failure::Kind::provider, "fi_getinfo", library.strerror(-result), -result);
-  }
-  const InfoPtr owner(list, InfoDeleter{&library});
-  std::vector<ProviderEntry> entries;
-  std::set<std::string> seen;
-  const auto text = [](const char* words_or_null) {
-    return std::string(words_or_null == nullptr ? "" : words_or_null);
-  };
-  for (const abi::Info* info = list; info != nullptr; info = info->next) {
-    ProviderEntry entry{text(info->fabric_attr->prov_name), text(info->fabric_attr->name),
-                        text(info->domain_attr->name), to_string(info->fabric_attr->prov_version), 0};
-    if (info->nic != nullptr && info->nic->link_attr != nullptr) entry.bits_per_second = info->nic->link_attr->speed;
-    if (seen.insert(entry.name + '\n' + entry.fabric + '\n' + entry.domain).second) entries.push_back(std::move(entry));
-  }
-  return entries;
 }
 
 }  // namespace aio::libfabric

@@ -6,7 +6,6 @@
 #include <string>
 #include <string_view>
 #include <utility>
-#include <vector>
 
 #include "../core/options.h"
 #include "abi.h"
@@ -70,11 +69,6 @@ struct InfoDeleter {
 };
 using InfoPtr = std::unique_ptr<abi::Info, InfoDeleter>;
 
-struct ProviderEntry {
-  std::string name, fabric, domain, version;
-  std::uint64_t bits_per_second = 0;  // 0: unknown
-};
-
 // Reliable datagrams over connections of another provider.
 inline bool is_rxm(std::string_view provider) noexcept { return provider.ends_with(";ofi_rxm"); }
 inline bool is_rxm_over_verbs(std::string_view provider) noexcept { return provider == "verbs;ofi_rxm"; }
@@ -84,7 +78,5 @@ inline bool is_rxm_over_verbs(std::string_view provider) noexcept { return provi
 // can be used, if the provider breaks the contract, and for a device provider in a forked child of a process that has
 // used the library; Failure(usage) for an option that is read at load time and comes too late.
 const Library& load(const Options& options);
-
-std::vector<ProviderEntry> list_providers(const Options& options);
 
 }  // namespace aio::libfabric

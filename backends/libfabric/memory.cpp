@@ -64,8 +64,8 @@ std::string FabricDomain::register_local(RegionNumber number, const LocalMemory&
   if (memory.nbytes == 0) throw Failure(Failure::Kind::usage, "register", "the memory is empty");
   // A provider without GPU support would take the address for main memory, and copy from it.
   if (memory.cuda_device >= 0 && (info_->caps & abi::hmem) == 0) {
-    throw Failure(Failure::Kind::unavailable, path_name(), "this libfabric reaches no CUDA memory (no FI_HMEM)", ENOSYS,
-                  "install AWS's own (/opt/amazon/efa), and look for FI_HMEM in fi_info -p efa -v");
+    throw Failure(Failure::Kind::unavailable, path_name(), "this libfabric does not support CUDA memory (no FI_HMEM)",
+                  ENOSYS, "install AWS's libfabric (/opt/amazon/efa), and check fi_info -p efa -v for FI_HMEM");
   }
   std::uint64_t access = abi::read | abi::write;
   if ((memory.access & access_remote_read) != 0) access |= abi::remote_read;
@@ -83,7 +83,7 @@ std::string FabricDomain::register_local(RegionNumber number, const LocalMemory&
 void FabricDomain::register_remote(RegionNumber number, const RemoteMemory& memory) {
   if (memory.keys.size() != sizeof(KeyBlob)) {
     throw Failure(Failure::Kind::usage, "register",
-                  "the key is not one of libfabric's: " + std::to_string(memory.keys.size()) + " bytes");
+                  "not a key of libfabric: " + std::to_string(memory.keys.size()) + " bytes");
   }
   const Peer* peer = find(memory.peer);
   if (peer == nullptr) throw Failure(Failure::Kind::usage, "register", "the peer is not connected");
@@ -138,8 +138,8 @@ void FabricDomain::finish_deregistrations() {
         }
       }
     }
-    std::erase_if(region.waits_for, [this](const auto& waits_for) {
-      const auto& [which, number] = waits_for;
+    std::erase_if(region.waits_for, [this](const auto& entry) {
+      const auto& [which, number] = entry;
       Peer* peer = find(which.first);
       const RemoteNic* nic = peer == nullptr ? nullptr : peer->find(which.second);
       return nic == nullptr || nic->answered_query >= number;

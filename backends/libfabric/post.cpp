@@ -4,7 +4,7 @@
 #include <cerrno>
 
 #include "../core/counters.h"
-#include "../core/refusal.h"
+#include "../core/validation.h"
 #include "domain.h"
 
 namespace aio::libfabric {
@@ -151,7 +151,7 @@ const Outcome* FabricDomain::collect_bundle(Bundle& bundle, const Flow& flow, st
   const std::uint32_t max_pieces = max_segments_ == 1 ? 1 : kMaxBundlePieces;
   const Outcome* refused = nullptr;
   for (std::uint32_t at = flow.next; at < end && bundle.pieces < max_pieces; ++at) {
-    refused = refusal(flow.run, flow.pieces[at], local, remote, attributes_.max_piece_nbytes);
+    refused = validate(flow.run, flow.pieces[at], local, remote, attributes_.max_piece_nbytes);
     if (refused != nullptr || !append_piece(bundle, flow.pieces[at], local, remote)) break;
   }
   return refused;
@@ -200,13 +200,12 @@ Posted FabricDomain::on_blocked(Peer& peer, Flow& flow) {
   if (waited < post_deadline_ + in_flight_time) return Posted::full;
   peer.stalled = now;
   const std::string tail = " for " + std::to_string(static_cast<int>(waited.count())) + " s";
-  const Outcome outcome{
-      Status::provider, EAGAIN,
-      peer.in_flight != 0
-          ? std::to_string(peer.in_flight) + " operations are under way and none ended" + tail +
-                ": the peer is frozen, or no packet reaches it"
-          : "nothing could be posted" + tail +
-                ": no connection to the peer's endpoint comes about; it is gone, or a firewall is between"};
+  const Outcome outcome{Status::provider, EAGAIN,
+                        peer.in_flight != 0
+                            ? std::to_string(peer.in_flight) + " operations in flight, and none completed" + tail +
+                                  ": the peer is frozen, or no packet reaches it"
+                            : "nothing could be posted" + tail +
+                                  ": no connection to the peer's endpoint; it is gone, or a firewall blocks it"};
   return refuse_next(flow, outcome);
 }
 

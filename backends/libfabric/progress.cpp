@@ -74,7 +74,7 @@ bool FabricDomain::service_peer(Peer& peer, Clock::time_point now) {
   }
   if (!peer.suspended.empty() && now - peer.suspended_at > verdict_) {
     const Outcome lost{Status::peer_lost, peer.suspended.front().code,
-                       "its connection broke, and it does not answer a new one"};
+                       "its connection broke, and it does not reply over a new one"};
     resolve_suspended(peer, &lost);
     sink_.peer_failed(peer.number, lost);
     moved = true;

@@ -46,13 +46,13 @@ void FabricDomain::build_query(Peer& peer, RemoteNic& nic) {
 
 void FabricDomain::queue_query(Peer& peer, RemoteNic& nic, Clock::time_point now) {
   if (!nic.query_pending()) return;
-  const bool fresh = nic.sent_query == nic.answered_query;
-  if (fresh) build_query(peer, nic);
+  const bool is_new = nic.sent_query == nic.answered_query;
+  if (is_new) build_query(peer, nic);
   // Repeated, since the query or the reply may have been lost with a connection.
-  if (!fresh && (now - nic.sent_at <= kQueryRetry * (1 << std::min(nic.resends, 5)) || !peer.outbox.empty())) return;
+  if (!is_new && (now - nic.sent_at <= kQueryRetry * (1 << std::min(nic.resends, 5)) || !peer.outbox.empty())) return;
   peer.outbox.emplace_back(nic.address, nic.query);
   nic.sent_at = now;
-  nic.resends = fresh ? 0 : nic.resends + 1;
+  nic.resends = is_new ? 0 : nic.resends + 1;
 }
 
 bool FabricDomain::flush_outbox(Peer& peer) {
@@ -93,8 +93,8 @@ void FabricDomain::on_frame(Peer& peer, const std::byte* bytes, std::size_t nbyt
 }
 
 // Replies with the serials that are no longer registered, of those that the peer asks about.
-void FabricDomain::reply_to(Peer& peer, const RemoteNic& nic, std::uint64_t number, std::string_view sent_query) {
-  std::set<std::uint64_t> in_doubt = read_serials(sent_query);
+void FabricDomain::reply_to(Peer& peer, const RemoteNic& nic, std::uint64_t number, std::string_view asked_serials) {
+  std::set<std::uint64_t> in_doubt = read_serials(asked_serials);
   for (const auto& [region_number, region] : local_regions_) {
     if (!deregistering_.contains(region_number)) in_doubt.erase(region.serial);
   }
@@ -137,7 +137,8 @@ void FabricDomain::resolve_suspended(Peer& peer, const Outcome* verdict) {
     } else {
       outcome = {Status::provider, one.code,
                  std::string(library_.strerror(one.code)) +
-                     ": the connection broke and came back; the peer had refused an access, perhaps another's"};
+                     ": the connection broke and was reestablished; the peer refused this access, or another one on "
+                     "the connection"};
     }
     if (one.flow != nullptr)
       sink_.stopped(*one.flow, one.pieces, outcome);

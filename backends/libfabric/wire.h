@@ -13,7 +13,7 @@
 
 namespace aio::libfabric {
 
-static_assert(std::endian::native == std::endian::little, "the blobs are copied as they lie");
+static_assert(std::endian::native == std::endian::little, "blobs are copied without conversion");
 
 struct KeyBlob {
   std::uint64_t base;    // virtual address, or 0 if offsets count from the start of the region
@@ -68,12 +68,12 @@ inline std::string pack(const EndpointBlob& blob) {
 inline EndpointBlob unpack_endpoint(std::string_view bytes) {
   const auto refuse = [](const char* why) { return Failure(Failure::Kind::usage, "connect", why); };
   EndpointBlob blob;
-  if (bytes.size() < kEndpointHeadNbytes) throw refuse("the endpoint is too short for one of libfabric's");
+  if (bytes.size() < kEndpointHeadNbytes) throw refuse("not an endpoint of libfabric: too short");
   std::memcpy(&blob.head, bytes.data(), kEndpointHeadNbytes);
-  if (blob.head.magic != kMagic) throw refuse("the endpoint is not one of libfabric's, or of another version");
+  if (blob.head.magic != kMagic) throw refuse("not an endpoint of libfabric, or one of another version");
   bytes.remove_prefix(kEndpointHeadNbytes);
   if (bytes.size() != std::size_t{blob.head.provider_nbytes} + blob.head.address_nbytes) {
-    throw refuse("the endpoint's parts do not add up to its size");
+    throw refuse("the endpoint's size does not match its contents");
   }
   blob.provider = bytes.substr(0, blob.head.provider_nbytes);
   blob.address = bytes.substr(blob.head.provider_nbytes);

@@ -27,11 +27,11 @@ class ShmDomain final : public Domain {
   void disconnect(PeerNumber peer, bool lost) override;
   Posted post(Flow& flow, std::uint32_t budget) override;
   Posted send(PeerNumber peer, TransferId message, const std::string& payload) override;
-  void hold_bells() override { bells_.holding = true; }
-  bool release_bells() override;
+  void hold_doorbells() override { bells_.holding = true; }
+  bool release_doorbells() override;
   bool progress() override;
   // What comes in is counted by the peer; whoever waits for that looks at the counter itself.
-  [[nodiscard]] bool gains_by_spinning() const noexcept override { return false; }
+  [[nodiscard]] bool benefits_from_spinning() const noexcept override { return false; }
   [[nodiscard]] bool needs_progress() const noexcept override;
   std::optional<std::vector<int>> arm() override;
   [[nodiscard]] std::uint64_t handles() const noexcept override;

@@ -67,7 +67,7 @@ SimDomain::SimDomain(Sink& sink, std::shared_ptr<Fabric> fabric, unsigned rail, 
   attributes_.protocol = "packets in any order, applied by the target";
   attributes_.max_message_nbytes = kMaxMessage;
   attributes_.same_host = true;
-  if (fabric_->mischief().max_piece != 0) attributes_.max_piece_nbytes = fabric_->mischief().max_piece;
+  if (fabric_->faults().max_piece != 0) attributes_.max_piece_nbytes = fabric_->faults().max_piece;
   attributes_.quantum = 8;
   if (!fabric_->stepped()) {
     wake_fd_ = Fd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
@@ -105,7 +105,7 @@ void SimDomain::deregister(RegionNumber region) {
   if (remotes_.erase(region) != 0) return;
   const auto found = locals_.find(region);
   if (found == locals_.end()) return;
-  if (fabric_->mischief().accept_stale) ghosts_.emplace(found->second.key, found->second);
+  if (fabric_->faults().accept_stale) ghosts_.emplace(found->second.key, found->second);
   by_key_.erase(found->second.key);
   locals_.erase(found);
   releasing_.push_back(region);
@@ -150,7 +150,7 @@ void SimDomain::disconnect(PeerNumber peer, bool lost) {
   const Link link = std::move(found->second);
   links_.erase(found);
   // From here nothing of that connection is applied: packets that name it find nothing.
-  if (!fabric_->mischief().skip_fence) by_link_.erase(link.mine);
+  if (!fabric_->faults().skip_fence) by_link_.erase(link.mine);
   arrivals_.erase(arrivals_.lower_bound({link.mine, 0, 0}), arrivals_.lower_bound({link.mine + 1, 0, 0}));
   std::erase_if(remotes_, [&](const auto& entry) { return entry.second.peer == peer; });
   for (Packet& packet : outbound_) {
@@ -214,7 +214,7 @@ Posted SimDomain::post(Flow& flow, std::uint32_t budget) {
     remote = &region->second;
   }
   for (; budget != 0 && !flow.exhausted(); --budget) {
-    if (link.in_flight >= fabric_->mischief().depth || fabric_->refuses(node_)) return Posted::full;
+    if (link.in_flight >= fabric_->faults().depth || fabric_->refuses(node_)) return Posted::full;
     const Piece& piece = flow.pieces[flow.next];
     if (fabric_->fails_post(node_)) {
       fail(flow, {Status::provider, EIO, "the simulated fabric failed the post"});
@@ -242,7 +242,7 @@ Posted SimDomain::post(Flow& flow, std::uint32_t budget) {
 std::uint32_t SimDomain::write_piece(PeerNumber peer, const Link& link, const Remote* remote, const Piece& piece,
                                      std::uint64_t work) {
   const bool doomed = fabric_->fails_completion(node_);
-  std::uint64_t mtu = fabric_->mischief().mtu;
+  std::uint64_t mtu = fabric_->faults().mtu;
   if (doomed) mtu = std::clamp<std::uint64_t>(piece.nbytes / 2, 1, mtu);  // so that one half can come, and one not
   const auto packets = static_cast<std::uint32_t>(std::max<std::uint64_t>(1, (piece.nbytes + mtu - 1) / mtu));
   for (std::uint32_t i = 0; i < packets; ++i) {
@@ -263,7 +263,7 @@ std::uint32_t SimDomain::write_piece(PeerNumber peer, const Link& link, const Re
 
 std::uint32_t SimDomain::read_piece(PeerNumber peer, const Link& link, const Remote& remote, const Piece& piece,
                                     std::uint64_t work) {
-  const std::uint64_t mtu = fabric_->mischief().mtu;
+  const std::uint64_t mtu = fabric_->faults().mtu;
   const auto packets = static_cast<std::uint32_t>(std::max<std::uint64_t>(1, (piece.nbytes + mtu - 1) / mtu));
   for (std::uint32_t i = 0; i < packets; ++i) {
     Packet& packet = queue(Kind::read, peer, link, work);
@@ -282,7 +282,7 @@ Posted SimDomain::send(PeerNumber peer, TransferId message, const std::string& p
     sink_.sent(message, kPeerLost);
     return Posted::more;
   }
-  if (found->second.in_flight >= fabric_->mischief().depth || fabric_->refuses(node_)) return Posted::full;
+  if (found->second.in_flight >= fabric_->faults().depth || fabric_->refuses(node_)) return Posted::full;
   ++found->second.in_flight;
   const std::uint64_t id = ++last_work_;
   works_[id] = {peer, nullptr, message, nullptr, 0, 1, {}};
@@ -301,7 +301,7 @@ bool SimDomain::launch_some(std::uint32_t budget) {
   std::vector<Packet> passed;
   std::set<std::string> full;
   while (budget != 0 && !outbound_.empty()) {
-    if (fabric_->happens(fabric_->mischief().reorder)) {
+    if (fabric_->happens(fabric_->faults().reorder)) {
       std::swap(outbound_.front(), outbound_[fabric_->below(outbound_.size())]);
     }
     Packet packet = std::move(outbound_.front());
@@ -406,7 +406,7 @@ void SimDomain::take_write(const Packet& packet, PeerNumber peer) {
       arrivals_.try_emplace({header.link, header.from, header.work}, Arrival{std::max(1u, header.packets)});
   Arrival& arrival = entry->second;
   arrival.refused |= status != Status::ok;
-  const bool early = fabric_->mischief().count_before_payload;
+  const bool early = fabric_->faults().count_before_payload;
   if (early && first && header.has_immediate != 0) sink_.counted(header.immediate);
   if (--arrival.missing == 0) {
     // Counted later than its last byte, and maybe later than its sender knows: a queue of completions lies between.
@@ -451,7 +451,7 @@ void SimDomain::answered(std::uint64_t id, PeerNumber peer, Status status) {
   Work& work = found->second;
   if (work.outcome.ok()) work.outcome = outcome_of(status);
   --work.unanswered;
-  const bool hasty = fabric_->mischief().error_before_stop && !work.outcome.ok();
+  const bool hasty = fabric_->faults().error_before_stop && !work.outcome.ok();
   if (work.unanswered != 0 && !hasty) return;
   if (const auto link = links_.find(peer); link != links_.end()) --link->second.in_flight;
   finished_.push_back(std::move(work));
@@ -478,7 +478,7 @@ void SimDomain::release_held(std::uint64_t link) {
 
 // Completions, counts and releases that are due: some of them, in any order, and some later.
 bool SimDomain::report_some(bool holding) {
-  const double late = fabric_->mischief().late_completions;
+  const double late = fabric_->faults().late_completions;
   bool moved = false;
   for (std::size_t left = holding ? 0 : finished_.size(); left != 0; --left) {
     if (fabric_->happens(late)) continue;

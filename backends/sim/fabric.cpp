@@ -35,8 +35,8 @@ constexpr int kReceiveBatch = 256;  // a flood must not keep a worker from its o
 
 }  // namespace
 
-Fabric::Fabric(std::uint64_t seed, const Mischief& mischief, bool stepped)
-    : stepped_(stepped), id_(random_word()), mischief_(mischief), dice_(seed), lags_(dice_.roll()) {
+Fabric::Fabric(std::uint64_t seed, const Faults& faults, bool stepped)
+    : stepped_(stepped), id_(random_word()), faults_(faults), dice_(seed), lags_(dice_.roll()) {
   if (stepped_) return;  // one thread moves everything: nobody outside could take part
   address_ = std::string(kAddressPrefix) + std::to_string(::getpid()) + "-" + std::to_string(id_);
   socket_ = Fd(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
@@ -161,7 +161,7 @@ bool Fabric::next(NodeId id, Packet& out) {
   const auto found = nodes_.find(id);
   if (found == nodes_.end() || found->second.controls.stalled || found->second.inbound.empty()) return false;
   auto& inbound = found->second.inbound;
-  for (int tries = 0; tries < 3 && dice_.happens(mischief_.reorder); ++tries) {
+  for (int tries = 0; tries < 3 && dice_.happens(faults_.reorder); ++tries) {
     std::swap(inbound.front(), inbound[dice_.below(inbound.size())]);
     if (!dice_.happens(lag(inbound.front().header))) break;
   }
@@ -196,7 +196,7 @@ Fabric::Controls Fabric::controls(NodeId id) {
 bool Fabric::fails_post(NodeId id) {
   const std::lock_guard lock(mutex_);
   Controls& node = nodes_.at(id).controls;
-  const bool fails = node.fail_posts != 0 || (mischief_.failed_posts > 0 && dice_.happens(mischief_.failed_posts));
+  const bool fails = node.fail_posts != 0 || (faults_.failed_posts > 0 && dice_.happens(faults_.failed_posts));
   if (node.fail_posts != 0) --node.fail_posts;
   totals_.failed += fails ? 1 : 0;
   return fails;
@@ -206,7 +206,7 @@ bool Fabric::fails_completion(NodeId id) {
   const std::lock_guard lock(mutex_);
   Controls& node = nodes_.at(id).controls;
   const bool fails =
-      node.fail_completions != 0 || (mischief_.failed_completions > 0 && dice_.happens(mischief_.failed_completions));
+      node.fail_completions != 0 || (faults_.failed_completions > 0 && dice_.happens(faults_.failed_completions));
   if (node.fail_completions != 0) --node.fail_completions;
   totals_.failed += fails ? 1 : 0;
   return fails;
@@ -214,7 +214,7 @@ bool Fabric::fails_completion(NodeId id) {
 
 bool Fabric::refuses(NodeId id) {
   const std::lock_guard lock(mutex_);
-  const bool refuses = nodes_.at(id).controls.full || (mischief_.eagain > 0 && dice_.happens(mischief_.eagain));
+  const bool refuses = nodes_.at(id).controls.full || (faults_.eagain > 0 && dice_.happens(faults_.eagain));
   totals_.refused_posts += refuses ? 1 : 0;
   return refuses;
 }

@@ -83,7 +83,7 @@ struct Packet {
   std::string payload;
 };
 
-struct Mischief {
+struct Faults {
   double reorder = 1.0;  // how likely the next packet is any, and not the oldest
   double eagain = 0.0;   // how likely a post finds no slot
   double failed_posts = 0.0;
@@ -114,7 +114,7 @@ class Fabric {
   };
   using Route = std::function<Verdict(const Header&)>;
 
-  Fabric(std::uint64_t seed, const Mischief& mischief, bool stepped);
+  Fabric(std::uint64_t seed, const Faults& faults, bool stepped);
   Fabric(const Fabric&) = delete;
   Fabric& operator=(const Fabric&) = delete;
   ~Fabric() = default;
@@ -125,7 +125,7 @@ class Fabric {
   // Its cores have no worker: they move as their events are drained, on the thread of the event loop.
   [[nodiscard]] bool stepped() const noexcept { return stepped_; }
   [[nodiscard]] std::uint64_t id() const noexcept { return id_; }
-  [[nodiscard]] const Mischief& mischief() const noexcept { return mischief_; }
+  [[nodiscard]] const Faults& faults() const noexcept { return faults_; }
   // How peers of other processes reach it; empty where they cannot.
   [[nodiscard]] const std::string& address() const noexcept { return address_; }
   [[nodiscard]] int socket_fd() const noexcept { return socket_.get(); }
@@ -183,7 +183,7 @@ class Fabric {
 
   const bool stepped_;
   std::uint64_t id_;
-  const Mischief mischief_;
+  const Faults faults_;
   Route route_;
   std::string address_;
   Fd socket_;

@@ -15,7 +15,7 @@ namespace aio::tcp {
 namespace {
 
 constexpr int kBacklog = 1024;
-constexpr double kMaxRails = 8;
+constexpr std::uint64_t kMaxRails = 8;
 
 [[noreturn]] void usage_error(const std::string& why) { throw Failure(Failure::Kind::usage, "tcp", why); }
 
@@ -39,18 +39,9 @@ std::vector<Address> addresses(const Options& options) {
 }  // namespace
 
 std::vector<std::unique_ptr<Domain>> open_domains(Sink& sink, const Options& options) {
-  for (const auto& [name, value] : options) {
-    constexpr std::array known{"address", "rails", "connect_s", "post_deadline_s", "progress", "spin_us", "cpus"};
-    if (std::ranges::find(known, name) != known.end()) continue;
-    std::string all;
-    for (const char* one : known) all.append(all.empty() ? "" : ", ").append(one);
-    usage_error("unknown option " + name + "; allowed are " + all);
-  }
+  check_option_names("tcp", options, {"address", "rails", "connect_s", "post_deadline_s"});
   const std::vector<Address> listen_at = addresses(options);
-  const double rails = number("tcp", options, "rails", static_cast<double>(listen_at.size()), 1, kMaxRails);
-  const auto count = static_cast<std::size_t>(rails);
-  if (static_cast<double>(count) != rails)
-    usage_error("option rails is " + option(options, "rails", "") + ": not an integer");
+  const std::uint64_t count = whole_number("tcp", options, "rails", listen_at.size(), 1, kMaxRails);
   using Seconds = std::chrono::duration<double>;
   const Settings settings{Seconds(number("tcp", options, "connect_s", 10, 0.01, 1e6)),
                           Seconds(number("tcp", options, "post_deadline_s", 30, 0.01, 1e6))};
@@ -79,7 +70,8 @@ TcpDomain::TcpDomain(Sink& sink, const Address& address, const Settings& setting
   attributes_.inline_nbytes = 256 << 10;
   attributes_.inline_pieces = kMaxFramePieces;
   attributes_.quantum = kMaxFramePieces;
-  attributes_.tells_of_arrivals = attributes_.tells_of_ends = true;
+  attributes_.notifies_arrivals = attributes_.notifies_completions = true;
+  attributes_.preference = 100;
 }
 
 TcpDomain::~TcpDomain() {

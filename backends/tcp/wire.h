@@ -16,7 +16,7 @@
 
 namespace aio::tcp {
 
-static_assert(std::endian::native == std::endian::little, "records are copied as they lie");
+static_assert(std::endian::native == std::endian::little, "records are copied without conversion");
 
 inline constexpr std::uint32_t kMagic = 0x31435441;         // "ATC1"
 inline constexpr std::uint64_t kMaxFramePayload = 1 << 20;  // bounds how long one frame occupies a stream

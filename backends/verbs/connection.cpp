@@ -77,15 +77,15 @@ Endpoint VerbsDomain::connect(PeerNumber number, const std::optional<Endpoint>& 
   if (!device_failure_.ok())
     throw Failure(Failure::Kind::provider, port_.name, device_failure_.reason, device_failure_.code);
   Peer* peer = find(number);
-  const bool fresh = peer == nullptr;
-  if (fresh) {
-    auto require = std::make_unique<Peer>();
-    peer = require.get();
+  const bool is_new = peer == nullptr;
+  if (is_new) {
+    auto created = std::make_unique<Peer>();
+    peer = created.get();
     peer->number = number;
     peer->data = create_queue(settings_.depth, settings_.inline_nbytes, immediate_receives_.get());
     peer->messages = create_queue(kMessageDepth, 64, message_receives_.get());
     write_blob(*peer);
-    peers_.emplace(number, std::move(require));
+    peers_.emplace(number, std::move(created));
     for (Queue* queue : {&peer->data, &peer->messages}) {
       queues_.emplace(queue->id, std::pair(peer, queue));
       peers_by_qpn_.emplace(queue->qp->qp_num, peer);
@@ -95,7 +95,7 @@ Endpoint VerbsDomain::connect(PeerNumber number, const std::optional<Endpoint>& 
     try {
       join(*peer, *remote);
     } catch (const Failure&) {
-      if (fresh) destroy(*peer);
+      if (is_new) destroy(*peer);
       throw;
     }
   }
@@ -105,17 +105,17 @@ Endpoint VerbsDomain::connect(PeerNumber number, const std::optional<Endpoint>& 
 void VerbsDomain::join(Peer& peer, const Endpoint& remote) {
   if (peer.joined) {
     if (remote.blob == peer.remote_blob) return;
-    throw Failure(Failure::Kind::usage, "connect", "the peer is already connected, at another endpoint");
+    throw Failure(Failure::Kind::usage, "connect", "the peer is already connected to another endpoint");
   }
   const EndpointBlob blob = unpack_endpoint(remote.blob);
   const EndpointHead own = read_record<EndpointHead>(peer.blob);
   // Rail k connects to rail k. On the side with more NICs, surplus rails pass their traffic to one that has a partner:
   // the smaller number of NICs is the bottleneck anyway, and a QP connects to one other only.
   if (blob.head.rail != rail_ % blob.head.rails) {
-    throw Failure(Failure::Kind::usage, "connect", "the peer's endpoint is another rail's");
+    throw Failure(Failure::Kind::usage, "connect", "the peer's endpoint belongs to another rail");
   }
   if (blob.head.rail != rail_) {
-    peer.served_by = rails_->domains[blob.head.rail];
+    peer.alternate_rail = rails_->domains[blob.head.rail];
     destroy_queues(peer);
   } else {
     const abi::AhAttr route = make_route(blob);
@@ -201,13 +201,13 @@ void VerbsDomain::destroy_queues(Peer& peer) {
 // the device reports the last one. Receives of a QP that is destroyed earlier are lost, until none is left for any
 // peer.
 void VerbsDomain::wait_for_receives(const Peer& peer) {
-  if (!peer.joined || peer.served_by != nullptr) return;
+  if (!peer.joined || peer.alternate_rail != nullptr) return;
   const auto until = Clock::now() + (port_.is_rxe() ? kReceivesTimeoutOnRxe : kReceivesTimeout);
   while (!peer.data.receives_returned || !peer.messages.receives_returned) {
     const auto left = std::chrono::ceil<std::chrono::milliseconds>(until - Clock::now()).count();
     if (left <= 0) return;
-    pollfd told{port_.context->async_fd, POLLIN, 0};
-    ::poll(&told, 1, static_cast<int>(left));
+    pollfd reported{port_.context->async_fd, POLLIN, 0};
+    ::poll(&reported, 1, static_cast<int>(left));
     poll_events();
   }
 }
@@ -223,8 +223,8 @@ void VerbsDomain::fail_connection(Peer& peer, Outcome cause) {
   move_to_error(library_, peer.messages);
   // Requests in flight come back flushed. The engine disconnects when it learns of the failure; what is left is
   // reported then. A copy, since the peer may be gone when peer_failed() returns.
-  const Outcome told = peer.failure;
-  sink_.peer_failed(peer.number, told);
+  const Outcome reported = peer.failure;
+  sink_.peer_failed(peer.number, reported);
 }
 
 void VerbsDomain::fail_all_connections(const Outcome& cause) {

@@ -35,7 +35,7 @@ struct Peer {
   std::string remote_blob;
   EndpointHead remote{};
   // Set if the peer has fewer NICs and this one is paired with none of them: that rail carries the traffic. See join().
-  VerbsDomain* served_by = nullptr;
+  VerbsDomain* alternate_rail = nullptr;
   Outcome failure;  // not ok: the connection is over; always peer_lost, with the cause as its reason
   std::uint64_t read_nbytes = UINT64_MAX;  // longer reads are posted in segments
 

@@ -22,7 +22,7 @@ constexpr const char* kHint = "aio-transfer doctor";
 
 std::string reason_of(const std::string& device, int code) {
   std::string reason = device + ": " + std::strerror(code);
-  if (code == EPERM || code == EACCES) reason += ": may not be opened (/dev/infiniband/uverbs*)";
+  if (code == EPERM || code == EACCES) reason += ": no permission to open /dev/infiniband/uverbs*";
   return reason;
 }
 
@@ -69,7 +69,7 @@ void add_ports(const Library& library, abi::DeviceNode* node, std::vector<Port>&
     if (port.attr.link_layer != abi::link_infiniband && port.attr.link_layer != abi::link_ethernet) {
       refuse(port.name + ": neither InfiniBand nor RoCE");
     } else if (attr.max_srq == 0) {
-      refuse(port.name + ": has no shared receive queues");  // EFA, for example, which the libfabric backend supports
+      refuse(port.name + ": no shared receive queues");  // EFA, for example, which the libfabric backend supports
     } else {
       ports.push_back(std::move(port));
     }
@@ -90,7 +90,7 @@ std::vector<Port> usable_ports(const Library& library, const std::string& device
   std::vector<Port> ports;
   // ENOSYS: the kernel has no ib_uverbs module, as on most machines without a device.
   if (list == nullptr && errno == ENOSYS) unavailable("no RDMA device here", errno);
-  if (list == nullptr) unavailable(std::string("no RDMA device can be listed: ") + std::strerror(errno), errno);
+  if (list == nullptr) unavailable(std::string("RDMA devices cannot be listed: ") + std::strerror(errno), errno);
   for (int i = 0; i < count; ++i) {
     if (is_named(devices, library.get_device_name(list.get()[i]))) add_ports(library, list.get()[i], ports, reasons);
   }

@@ -1,3 +1,4 @@
+// Opening of verbs domains: options, queues, attributes.
 #include "domain.h"
 
 #include <fcntl.h>
@@ -18,13 +19,13 @@ constexpr int kConcurrentFullQueues =
 constexpr std::uint64_t kInlineNbytesOnRxe = 16 << 10;
 
 Settings settings_of(const Options& options) {
-  const auto byte_option = [&](const char* name, double otherwise, double most) {
-    return static_cast<std::uint8_t>(number("verbs", options, name, otherwise, 0, most));
+  const auto byte_option = [&](const char* name, std::uint8_t otherwise, std::uint8_t most) {
+    return static_cast<std::uint8_t>(whole_number("verbs", options, name, otherwise, 0, most));
   };
   Settings settings{};
-  settings.depth = static_cast<std::uint32_t>(number("verbs", options, "depth", 512, 2, 32768));
+  settings.depth = static_cast<std::uint32_t>(whole_number("verbs", options, "depth", 512, 2, 32768));
   // As perftest's latency tests: enough for a token, and cheaper than fetching two cache lines.
-  settings.inline_nbytes = static_cast<std::uint32_t>(number("verbs", options, "inline_nbytes", 220, 0, 4096));
+  settings.inline_nbytes = static_cast<std::uint32_t>(whole_number("verbs", options, "inline_nbytes", 220, 0, 4096));
   settings.relaxed_ordering = yes_or_no("verbs", options, "relaxed_ordering").value_or(true);
   settings.service_level = byte_option("service_level", 0, 15);
   settings.traffic_class = byte_option("traffic_class", 0, 255);
@@ -45,7 +46,7 @@ Settings settings_of(const Options& options) {
   const int code = errno != 0 ? errno : ENODEV;
   const bool memory = code == ENOMEM;
   throw Failure(Failure::Kind::unavailable, "verbs",
-                what + ": " + std::strerror(code) + (memory ? ": beyond the limit of locked memory?" : ""), code,
+                what + ": " + std::strerror(code) + (memory ? ": limit of locked memory exceeded?" : ""), code,
                 memory ? "ulimit -l unlimited" : "aio-transfer doctor");
 }
 
@@ -63,8 +64,12 @@ void set_nonblocking(int fd) {
 }  // namespace
 
 std::vector<std::unique_ptr<Domain>> open_domains(Sink& sink, const Options& options) {
+  check_option_names(
+      "verbs", options,
+      {"devices", "rails", "depth", "inline_nbytes", "relaxed_ordering", "service_level", "traffic_class", "timeout",
+       "retries", "rnr_retries", "port_down_s", "stall_s", "revoke_s", "library"});
   const Settings settings = settings_of(options);
-  const auto most = static_cast<std::size_t>(number("verbs", options, "rails", 1, 1, 64));
+  const std::uint64_t most = whole_number("verbs", options, "rails", 1, 1, 64);
   const Library& library = load(options);
   std::vector<std::unique_ptr<Domain>> domains;
   auto rails = std::make_shared<Rails>();
@@ -92,15 +97,15 @@ VerbsDomain::VerbsDomain(Sink& sink, const Library& library, Port port, const Se
   open_queues();
   const std::size_t nbytes = 2 * kSlots * slot_nbytes_ + 2 * kFlushWordNbytes;
   arena_ = std::make_unique<std::byte[]>(nbytes);
-  const auto enroll = [&](const std::byte* base, std::size_t length, unsigned access) {
+  const auto register_range = [&](const std::byte* base, std::size_t length, unsigned access) {
     errno = 0;
     abi::Mr* mr = library_.reg_mr(pd_.get(), const_cast<std::byte*>(base), length, static_cast<int>(access));
     return Handle<abi::Mr>(require(mr, port_.name + ": ibv_reg_mr of " + std::to_string(length) + " bytes"),
                            library_.dereg_mr);
   };
-  arena_registration_ = enroll(arena_.get(), nbytes, abi::access_local_write);
+  arena_registration_ = register_range(arena_.get(), nbytes, abi::access_local_write);
   flush_source_registration_ =
-      enroll(flush_source(), kFlushWordNbytes, abi::access_local_write | abi::access_remote_read);
+      register_range(flush_source(), kFlushWordNbytes, abi::access_local_write | abi::access_remote_read);
   for (std::uint32_t slot = 0; slot < kSlots; ++slot) {
     used_receive_slots_.push_back(slot);
     free_slots_.push_back(kSlots + slot);
@@ -124,7 +129,7 @@ void VerbsDomain::open_queues() {
   abi::Cq* cq = library_.create_cq(port_.context.get(), entries, nullptr, channel_.get(), 0);
   cq_ = {require(cq, port_.name + ": ibv_create_cq"), library_.destroy_cq};
   if (cq_->cqe < receives + 2)
-    throw Failure(Failure::Kind::unavailable, "verbs", port_.name + ": its queues are too small");
+    throw Failure(Failure::Kind::unavailable, "verbs", port_.name + ": its completion queue is too small");
   free_cq_entries_ = static_cast<std::uint32_t>(cq_->cqe - receives);
   const auto shared = [&](std::uint32_t depth, std::uint32_t segments) {
     abi::SrqInitAttr attr{nullptr, depth, segments, 0};
@@ -166,7 +171,8 @@ void VerbsDomain::describe() {
   // ibv_post_send returns.
   attributes_.inline_nbytes = port_.is_rxe() ? kInlineNbytesOnRxe : UINT64_MAX;
   attributes_.inline_pieces = 32;
-  attributes_.tells_of_ends = true;
+  attributes_.notifies_completions = true;
+  attributes_.preference = 300;
 }
 
 }  // namespace aio::verbs

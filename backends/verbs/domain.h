@@ -11,9 +11,9 @@
 #include <string>
 #include <vector>
 
+#include "../core/cached_lookup_map.h"
 #include "../core/domain.h"
 #include "../core/handles.h"
-#include "../core/recent_map.h"
 #include "connection.h"
 #include "device.h"
 #include "memory.h"
@@ -137,14 +137,14 @@ class VerbsDomain final : public Domain {
   std::uint32_t immediate_receives_used_ = 0;      // receives to post again
   std::uint32_t free_cq_entries_ = 0;              // CQ entries that no posted request can need
 
-  RecentMap<RegionNumber, LocalRegion> local_regions_;
-  RecentMap<RegionNumber, RemoteRegion> remote_regions_;
+  CachedLookupMap<RegionNumber, LocalRegion> local_regions_;
+  CachedLookupMap<RegionNumber, RemoteRegion> remote_regions_;
   std::set<RegionNumber> deregistering_;
   std::uint64_t next_serial_ = 1;
-  RecentMap<PeerNumber, std::unique_ptr<Peer>> peers_;
-  std::set<PeerNumber> blocked_outboxes_;                      // peers with frames that did not fit
-  RecentMap<std::uint32_t, std::pair<Peer*, Queue*>> queues_;  // by id
-  RecentMap<std::uint32_t, Peer*> peers_by_qpn_;
+  CachedLookupMap<PeerNumber, std::unique_ptr<Peer>> peers_;
+  std::set<PeerNumber> blocked_outboxes_;                            // peers with frames that did not fit
+  CachedLookupMap<std::uint32_t, std::pair<Peer*, Queue*>> queues_;  // by id
+  CachedLookupMap<std::uint32_t, Peer*> peers_by_qpn_;
   std::uint32_t next_queue_ = 1;
 
   std::uint32_t progress_calls_ = 0;

@@ -57,14 +57,14 @@ abi::AhAttr VerbsDomain::make_route(const EndpointBlob& remote) const {
   const auto refuse = [&](const std::string& why) {
     return Failure(Failure::Kind::provider, "a path from " + port_.name, why, EHOSTUNREACH);
   };
-  if (remote.head.link_layer != port_.attr.link_layer) throw refuse("InfiniBand and RoCE do not reach each other");
+  if (remote.head.link_layer != port_.attr.link_layer) throw refuse("InfiniBand and RoCE cannot reach each other");
   if (port_.attr.state != abi::port_active) throw refuse("the port is down");
   abi::AhAttr route{};
   route.port_num = port_.number;
   route.sl = settings_.service_level;
   const auto pair = choose_gids(port_.gids, remote.gids);
   if (port_.is_infiniband()) {
-    if (remote.head.lid == 0) throw refuse("the peer's port has no LID yet: is a subnet manager running?");
+    if (remote.head.lid == 0) throw refuse("the peer's port has no LID: is a subnet manager running?");
     route.dlid = remote.head.lid;
     // Within a subnet LIDs suffice. Between subnets, or if a port requires it, packets carry a GRH.
     const bool routed =

@@ -74,7 +74,7 @@ Library open_library(const std::string& path) {
   Library library;
   const char* missing = bind_symbols(handle, library);
   if (missing != nullptr) {
-    const std::string why = path + " lacks " + missing + ": it is older than rdma-core 32, or another library";
+    const std::string why = path + " lacks " + missing + ": older than rdma-core 32, or another library";
     ::dlclose(handle);
     throw Failure(Failure::Kind::unavailable, "verbs", why, 0, kHint);
   }

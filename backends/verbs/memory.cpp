@@ -17,7 +17,7 @@ namespace {
 [[noreturn]] void refuse(int code, std::uint64_t nbytes) {
   std::string reason = std::strerror(code);
   // The kernel returns ENOMEM for both; the limit is the more likely cause.
-  if (code == ENOMEM) reason += ": beyond the limit of locked memory? (ulimit -l unlimited)";
+  if (code == ENOMEM) reason += ": limit of locked memory exceeded? (ulimit -l unlimited)";
   throw Failure(Failure::Kind::provider, "ibv_reg_mr of " + std::to_string(nbytes) + " bytes", reason, code);
 }
 
@@ -65,7 +65,7 @@ std::string VerbsDomain::register_local(RegionNumber number, const LocalMemory& 
 void VerbsDomain::register_remote(RegionNumber number, const RemoteMemory& memory) {
   if (memory.keys.size() != sizeof(KeyBlob)) {
     throw Failure(Failure::Kind::usage, "register",
-                  "the key is not one of verbs': " + std::to_string(memory.keys.size()) + " bytes");
+                  "not a key of verbs: " + std::to_string(memory.keys.size()) + " bytes");
   }
   const Peer* peer = find(memory.peer);
   if (peer == nullptr) throw Failure(Failure::Kind::usage, "register", "the peer is not connected");
@@ -89,7 +89,7 @@ void VerbsDomain::revoke(LocalRegion& region) {
   if ((region.access & (access_remote_read | access_remote_write)) == 0) return;
   for (auto& [number, peer] : peers_) {
     // A surplus rail's peers were given the key of the rail that serves them, which revokes it itself.
-    if (!peer->joined || peer->served_by != nullptr || !peer->failure.ok()) continue;
+    if (!peer->joined || peer->alternate_rail != nullptr || !peer->failure.ok()) continue;
     region.waits_for.insert(number);
     queue_frame(*peer, FrameKind::revoke, to_bytes(region.serial));
   }
@@ -102,8 +102,8 @@ bool VerbsDomain::finish_deregistrations() {
   for (auto next = deregistering_.begin(); next != deregistering_.end();) {
     const RegionNumber number = *next;
     LocalRegion& region = *local_regions_.find(number);
-    std::erase_if(region.waits_for, [this](PeerNumber waits_for) {
-      const Peer* peer = find(waits_for);
+    std::erase_if(region.waits_for, [this](PeerNumber awaited) {
+      const Peer* peer = find(awaited);
       return peer == nullptr || !peer->failure.ok();
     });
     const bool over = region.waits_for.empty() || now - region.deregistering_since > settings_.revoke;

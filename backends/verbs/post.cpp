@@ -6,7 +6,7 @@
 #include <cerrno>
 #include <cstring>
 
-#include "../core/refusal.h"
+#include "../core/validation.h"
 #include "domain.h"
 
 namespace aio::verbs {
@@ -30,7 +30,7 @@ Posted VerbsDomain::post(Flow& flow, std::uint32_t budget) {
     return Posted::more;
   };
   if (peer == nullptr || !peer->joined) return refuse(kConnectionClosed);
-  if (peer->served_by != nullptr) return peer->served_by->post(flow, budget);
+  if (peer->alternate_rail != nullptr) return peer->alternate_rail->post(flow, budget);
   if (!peer->failure.ok()) return refuse(peer->failure);
   const RemoteRegion* remote = remote_regions_.find(run.remote_region);
   const LocalRegion* local = local_regions_.find(run.local_region);
@@ -61,7 +61,7 @@ std::uint32_t VerbsDomain::count_valid(const Peer& peer, const Flow& flow, std::
   std::uint32_t valid = 0;
   for (; valid < wanted; ++valid) {
     const Piece& piece = flow.pieces[flow.next + valid];
-    refused = refusal(flow.run, piece, local, remote, attributes_.max_piece_nbytes);
+    refused = validate(flow.run, piece, local, remote, attributes_.max_piece_nbytes);
     if (refused != nullptr || (flow.run.op == Op::read && piece.nbytes > peer.read_nbytes)) break;
   }
   return valid;

@@ -43,9 +43,9 @@ bool VerbsDomain::progress() {
 
 std::optional<std::vector<int>> VerbsDomain::arm() {
   // The wake-up was most likely a completion; then no other descriptor is checked, since each check is a system call.
-  const bool looks = !std::exchange(polled_some_, false) || ++arms_since_check_ == kArmsPerCheck;
+  const bool checks = !std::exchange(polled_some_, false) || ++arms_since_check_ == kArmsPerCheck;
   bool moved = false;
-  if (looks) {
+  if (checks) {
     arms_since_check_ = 0;
     moved = check_events();
   } else {
@@ -60,7 +60,7 @@ std::optional<std::vector<int>> VerbsDomain::arm() {
   }
   // An armed CQ that has not signaled stays armed. Should its event have been lost, it is armed again at the next
   // check.
-  if (!armed_ || looks) {
+  if (!armed_ || checks) {
     armed_ = abi::req_notify_cq(cq_.get()) == 0;
     // What arrived before arming is not signaled: poll once more.
     moved |= poll_completions();
@@ -134,10 +134,10 @@ void VerbsDomain::on_completion(const abi::Wc& wc) {
 void VerbsDomain::retire(Peer& peer, Queue& queue, std::uint64_t number, const Outcome& outcome,
                          bool confirms_earlier) {
   Flow* flow = nullptr;
-  std::uint32_t run = 0;
+  std::uint32_t reported = 0;
   const auto report = [&] {
-    if (run != 0) sink_.stopped(*flow, run, kDone);
-    run = 0;
+    if (reported != 0) sink_.stopped(*flow, reported, kDone);
+    reported = 0;
   };
   while (queue.tail <= number) {
     const Request& request = queue.at(queue.tail++);
@@ -146,11 +146,11 @@ void VerbsDomain::retire(Peer& peer, Queue& queue, std::uint64_t number, const O
     ++peer.retired;
     // The slot is free now, and reporting may post again and reuse it: copy what is needed first.
     if (good && request.kind == Request::Kind::piece) {
-      Flow* const own = request.flow;
+      Flow* const piece_flow = request.flow;
       peer.nbytes -= request.nbytes;
-      if (own != flow) report();  // adjacent pieces of one flow are reported in one call
-      flow = own;
-      ++run;
+      if (piece_flow != flow) report();  // adjacent pieces of one flow are reported in one call
+      flow = piece_flow;
+      ++reported;
       continue;
     }
     const Request ended = request;
@@ -193,18 +193,18 @@ Outcome VerbsDomain::describe_error(const Peer& peer, const abi::Wc& wc) const {
   if (!peer.failure.ok()) return peer.failure;  // a consequence of an earlier failure
   const auto code = static_cast<std::int64_t>(wc.status);
   std::string reason = std::string(library_.wc_status_str(wc.status)) + " (" + std::to_string(wc.status);
-  if (wc.vendor_err != 0) reason += ", vendor's " + std::to_string(wc.vendor_err);
+  if (wc.vendor_err != 0) reason += ", vendor error " + std::to_string(wc.vendor_err);
   reason += ")";
   if (port_down_since_) reason += "; port " + port_.name + " is down";
   switch (wc.status) {
     case abi::wc_rem_access_err:
       return {Status::stale_region, code, reason + ": the peer has deregistered the region"};
     case abi::wc_flush_err:  // the device failed the QP before it reported the cause
-      return {Status::peer_lost, code, reason + ": the connection has ended"};
+      return {Status::peer_lost, code, reason + ": the connection has failed"};
     case abi::wc_retry_exc_err:
-      return {Status::peer_lost, code, reason + ": no packet is answered by the peer on " + port_.name};
+      return {Status::peer_lost, code, reason + ": no response from the peer on " + port_.name};
     case abi::wc_rnr_retry_exc_err:
-      return {Status::provider, code, reason + ": the peer takes no more: its engine does not run"};
+      return {Status::provider, code, reason + ": the peer posts no receives: its engine is not running"};
     default:
       return {Status::provider, code, reason};
   }
@@ -287,10 +287,10 @@ bool VerbsDomain::on_timer(Clock::time_point now) {
     moved = true;
   }
   for (auto& [number, peer] : peers_) {
-    const bool still =
+    const bool is_still =
         peer->retired == peer->retired_at_last_tick && peer->data.in_flight() + peer->messages.in_flight() != 0;
     peer->retired_at_last_tick = peer->retired;
-    if (!still || !peer->failure.ok()) {
+    if (!is_still || !peer->failure.ok()) {
       peer->stalled_since.reset();
       continue;
     }
@@ -300,7 +300,7 @@ bool VerbsDomain::on_timer(Clock::time_point now) {
     const auto count = peer->data.in_flight() + peer->messages.in_flight();
     fail_connection(
         *peer, {Status::provider, ETIMEDOUT,
-                std::to_string(count) + " requests are under way and none has ended for " +
+                std::to_string(count) + " requests in flight, and none has completed for " +
                     std::to_string(static_cast<int>(settings_.stall.count())) + " s: the peer's engine is frozen"});
     moved = true;
   }
@@ -330,7 +330,7 @@ void VerbsDomain::on_event(const abi::AsyncEvent& event) {
       for (auto& [number, peer] : peers_) {
         if (peer->data.qp.get() != event.element.qp && peer->messages.qp.get() != event.element.qp) continue;
         return fail_connection(
-            *peer, {Status::provider, code, said + ": the peer was refused an access, or broke the protocol"});
+            *peer, {Status::provider, code, said + ": the device refused an access of the peer, or a protocol error"});
       }
       return;
     case abi::event_qp_last_wqe_reached:

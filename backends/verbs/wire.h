@@ -15,7 +15,7 @@
 
 namespace aio::verbs {
 
-static_assert(std::endian::native == std::endian::little, "the blobs are copied as they lie");
+static_assert(std::endian::native == std::endian::little, "blobs are copied without conversion");
 
 struct KeyBlob {
   std::uint64_t addr;
@@ -79,14 +79,15 @@ inline std::string pack(const EndpointBlob& blob) {
 inline EndpointBlob unpack_endpoint(std::string_view bytes) {
   const auto refuse = [](const char* why) { return Failure(Failure::Kind::usage, "connect", why); };
   EndpointBlob blob;
-  if (bytes.size() < sizeof blob.head) throw refuse("the endpoint is too short for one of verbs'");
+  if (bytes.size() < sizeof blob.head) throw refuse("not an endpoint of verbs: too short");
   blob.head = read_record<EndpointHead>(bytes);
   bytes.remove_prefix(sizeof blob.head);
   const EndpointHead& head = blob.head;
-  if (head.magic != kMagic) throw refuse("the endpoint is not one of verbs', or of another version");
-  if (head.rails == 0 || head.rail >= head.rails) throw refuse("the endpoint's rail does not exist");
-  if (head.mtu < 1 || head.mtu > 5) throw refuse("the endpoint's MTU is none");
-  if (head.gids > kMaxGids || bytes.size() != 17u * head.gids) throw refuse("the endpoint's parts do not add up");
+  if (head.magic != kMagic) throw refuse("not an endpoint of verbs, or one of another version");
+  if (head.rails == 0 || head.rail >= head.rails) throw refuse("the endpoint's rail number is out of range");
+  if (head.mtu < 1 || head.mtu > 5) throw refuse("the endpoint's MTU code is invalid");
+  if (head.gids > kMaxGids || bytes.size() != 17u * head.gids)
+    throw refuse("the endpoint's size does not match its contents");
   for (; !bytes.empty(); bytes.remove_prefix(17)) {
     PortGid gid{static_cast<GidType>(bytes[0]), {}, 0};
     std::copy_n(bytes.begin() + 1, gid.raw.size(), gid.raw.begin());

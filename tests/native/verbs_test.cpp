@@ -6,7 +6,7 @@
 #include <map>
 #include <random>
 
-#include "../../backends/core/recent_map.h"
+#include "../../backends/core/cached_lookup_map.h"
 #include "../../backends/verbs/gid.h"
 #include "../../backends/verbs/queue.h"
 #include "../../backends/verbs/wire.h"
@@ -115,7 +115,7 @@ void numbers_of_requests() {
 
 // What was found last is never found again once it is gone, whatever came meanwhile.
 void recent_finds() {
-  aio::RecentMap<std::uint32_t, std::uint32_t> map;
+  aio::CachedLookupMap<std::uint32_t, std::uint32_t> map;
   std::map<std::uint32_t, std::uint32_t> truth;
   std::mt19937 random(7);
   for (std::uint32_t step = 0; step < 200'000; ++step) {

@@ -1,4 +1,4 @@
-// What the machine gives without us: raw loops to measure beside the engine. Never linked into the data path.
+// Baselines of the benchmark: what the machine does without the engine, in raw loops. Never linked into the data plane.
 #pragma once
 
 #include <atomic>
@@ -6,11 +6,11 @@
 #include <thread>
 #include <vector>
 
-#include "handles.h"
+#include "../../../backends/core/handles.h"
 
-namespace aio::floor {
+namespace aio::baseline {
 
-// Chunk i goes from sources[i] to targets[i]; addresses, and every chunk of the same size.
+// Chunks of one size: number i goes from the address sources[i] to the address targets[i].
 struct Batch {
   std::vector<std::uint64_t> sources;
   std::vector<std::uint64_t> targets;
@@ -20,21 +20,21 @@ struct Batch {
 // Nanoseconds per round, each of which moves the whole batch.
 using Times = std::vector<std::int64_t>;
 
-// Memory that both processes map: one memcpy per chunk.
+// Copies within memory that both processes map: one memcpy per chunk.
 Times copy(const Batch& batch, unsigned rounds);
 
-// Memory of another process: process_vm_writev with as many chunks per call as the kernel takes. Throws
+// Copies into memory of another process: process_vm_writev with as many chunks per call as the kernel takes. Throws
 // std::system_error.
 Times copy_process(int pid, const Batch& batch, unsigned rounds);
 
-// A thread that writes an eventfd now and then: what a wake-up of an event loop costs at the least.
+// A thread that writes an eventfd at intervals: the least that waking an event loop can cost.
 class Bell {
  public:
   Bell(unsigned count, std::int64_t interval_us);
   ~Bell();
 
   [[nodiscard]] int fileno() const noexcept { return fd_.get(); }
-  // CLOCK_MONOTONIC of the ring, in nanoseconds; the next one comes only after this call.
+  // Returns when the last ring was, in nanoseconds of CLOCK_MONOTONIC; the next one comes only after this call.
   [[nodiscard]] std::int64_t answer() noexcept;
 
  private:
@@ -44,4 +44,4 @@ class Bell {
   std::thread thread_;
 };
 
-}  // namespace aio::floor
+}  // namespace aio::baseline

@@ -1,4 +1,4 @@
-#include "floor.h"
+#include "baseline.h"
 
 #include <limits.h>
 #include <sys/eventfd.h>
@@ -11,7 +11,7 @@
 #include <cstring>
 #include <system_error>
 
-namespace aio::floor {
+namespace aio::baseline {
 
 namespace {
 
@@ -33,7 +33,7 @@ Times timed(unsigned rounds, const Move& move) {
   return times;
 }
 
-// A call may stop early, at a chunk or (2 GiB less a page) within one: the caller goes on from there.
+// One call may stop early, between chunks or (at 2 GiB less a page) within one: continue from there.
 void write_vectors(int pid, std::vector<iovec>& here, std::vector<iovec>& there) {
   for (std::size_t at = 0; at < here.size();) {
     const std::size_t n = std::min<std::size_t>(here.size() - at, IOV_MAX);
@@ -86,10 +86,11 @@ Bell::Bell(unsigned count, std::int64_t interval_us) : fd_(::eventfd(0, EFD_CLOE
   thread_ = std::thread([this, count, interval_us] {
     for (unsigned rings = 0; rings < count && !stop_.load(std::memory_order_relaxed);) {
       std::this_thread::sleep_for(std::chrono::microseconds(interval_us));
-      if (rung_.load(std::memory_order_acquire) != 0) continue;  // not answered yet: two rings would be one wake-up
+      // acquire pairs with answer(). Not answered yet: two rings would be one wake-up.
+      if (rung_.load(std::memory_order_acquire) != 0) continue;
       ++rings;
       const std::uint64_t one = 1;
-      rung_.store(now(), std::memory_order_release);
+      rung_.store(now(), std::memory_order_release);  // before the write below, so that answer() finds it
       [[maybe_unused]] const auto written = ::write(fd_.get(), &one, sizeof one);
     }
   });
@@ -103,7 +104,7 @@ Bell::~Bell() {
 std::int64_t Bell::answer() noexcept {
   std::uint64_t rings = 0;
   [[maybe_unused]] const auto got = ::read(fd_.get(), &rings, sizeof rings);
-  return rung_.exchange(0, std::memory_order_acq_rel);
+  return rung_.exchange(0, std::memory_order_acq_rel);  // reads the time of the ring, and allows the next one
 }
 
-}  // namespace aio::floor
+}  // namespace aio::baseline

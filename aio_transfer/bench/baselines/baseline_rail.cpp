@@ -1,26 +1,24 @@
-#include "floor_rail.h"
+#include "baseline_rail.h"
 
 #include <poll.h>
 
 #include <chrono>
 #include <stdexcept>
 
-#include "../libfabric/domain.h"
-#include "../tcp/domain.h"
-#include "../verbs/domain.h"
-#include "counters.h"
+#include "../../../backends/core/counters.h"
+#include "../../../backends/core/native_backend.h"
 
-namespace aio::floor {
+namespace aio::baseline {
 
 namespace {
 
 constexpr PeerNumber kPeer = 1;
 constexpr RegionNumber kMine = 1;
 constexpr RegionNumber kTheirs = 2;
-constexpr std::uint32_t kCounter = kPrivateBit;  // nobody counts, but the immediate travels
+constexpr std::uint32_t kCounter = kPrivateBit;  // no counter table is there, but the immediate travels
 
-// Post when that many turns' pieces fit, not one by one: over tcp the domain asks for an acknowledgement per call, and
-// one per write can cost two thirds of the speed (4 KiB).
+// Post when the pieces of that many turns fit, not one by one: over tcp the domain asks for an acknowledgement per
+// call, and one per write can cost two thirds of the speed (4 KiB).
 constexpr std::uint32_t kTurns = 4;
 
 constexpr std::uint64_t kWord = 8;
@@ -38,10 +36,7 @@ std::int64_t now() noexcept { return std::chrono::steady_clock::now().time_since
 Rail::Rail(const std::string& backend, const std::map<std::string, std::string>& options, bool block,
            std::uint64_t addr, std::uint64_t nbytes)
     : block_(block), addr_(addr) {
-  const auto& open = backend == "verbs" ? verbs::open_domains
-                     : backend == "tcp" ? tcp::open_domains
-                                        : libfabric::open_domains;
-  domain_ = std::move(open(*this, options).front());
+  domain_ = std::move(set_up_backend(backend, options).open_domains(*this).front());
   key_ = domain_->register_local(kMine, {addr, nbytes, access_remote_read | access_remote_write, -1, 0});
 }
 
@@ -71,7 +66,7 @@ void Rail::stop() {
 
 void Rail::wait() {
   if (!block_) {
-    // As perftest, which never does; but who else is to run on this core gets a turn at last.
+    // perftest never yields; here another thread on this processor gets a turn now and then.
     if (++spins_ % kSpinsPerYield == 0) std::this_thread::yield();
     return;
   }
@@ -80,7 +75,7 @@ void Rail::wait() {
   std::vector<pollfd> fds;
   for (const int fd : *armed) fds.push_back({fd, POLLIN, 0});
   if (fds.empty()) return std::this_thread::yield();
-  ::poll(fds.data(), fds.size(), 1);  // 1 ms: the domain may have chores, and stop() must be seen
+  ::poll(fds.data(), fds.size(), 1);  // 1 ms: the domain may have timers, and stop() must be seen
 }
 
 Times Rail::write(const Batch& batch, unsigned rounds, unsigned depth, std::int64_t* elapsed) {
@@ -118,7 +113,7 @@ Times Rail::write(const Batch& batch, unsigned rounds, unsigned depth, std::int6
 }
 
 Times Rail::exchange(unsigned rounds, bool begins) {
-  // From the memory's second word into the peer's first, so that what comes and what leaves are two.
+  // From the memory's second word into the peer's first: what arrives does not overwrite what is sent.
   const Piece word{addr_ + kWord, 0, kWord, kCounter, kPieceImmediate};
   const Run run{kPeer, 0, Op::write, kMine, kTheirs, 0, 1, 0};
   Times times;
@@ -129,7 +124,7 @@ Times Rail::exchange(unsigned rounds, bool begins) {
       check();
     }
   };
-  // One look at the clock per round: under emulation it takes as long as a part of what is measured.
+  // One reading of the clock per round: under emulation it takes as long as a part of what is measured.
   for (std::int64_t begin = now(), end = 0; times.size() < rounds; begin = end) {
     Flow flow{nullptr, &word, run};
     if (!begins) await([&] { return arrived_ > 0; });
@@ -143,7 +138,7 @@ Times Rail::exchange(unsigned rounds, bool begins) {
 }
 
 void Rail::check() const {
-  if (!failure_.empty()) throw std::runtime_error("the raw loop: " + failure_);
+  if (!failure_.empty()) throw std::runtime_error("baseline: " + failure_);
 }
 
 void Rail::stopped(Flow& flow, std::uint32_t pieces, const Outcome& outcome) {
@@ -153,4 +148,4 @@ void Rail::stopped(Flow& flow, std::uint32_t pieces, const Outcome& outcome) {
   failure_ = outcome.reason + " ";
 }
 
-}  // namespace aio::floor
+}  // namespace aio::baseline

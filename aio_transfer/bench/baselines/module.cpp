@@ -1,11 +1,11 @@
-// Python's view of the raw loops. Addresses are taken as they are: for the benchmark only.
+// Python module `_baseline`. Addresses are taken as they are: for the benchmark only.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/map.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include "floor.h"
-#include "floor_rail.h"
+#include "baseline.h"
+#include "baseline_rail.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -21,23 +21,23 @@ std::vector<std::uint64_t> addresses(nb::handle object) {
   return out;
 }
 
-aio::floor::Batch batch_of(nb::handle sources, nb::handle targets, std::uint64_t nbytes) {
-  aio::floor::Batch batch{addresses(sources), addresses(targets), nbytes};
+aio::baseline::Batch batch_of(nb::handle sources, nb::handle targets, std::uint64_t nbytes) {
+  aio::baseline::Batch batch{addresses(sources), addresses(targets), nbytes};
   if (batch.sources.size() != batch.targets.size()) throw nb::value_error("as many sources as targets");
   return batch;
 }
 
 }  // namespace
 
-NB_MODULE(_floor, m) {
-  using aio::floor::Bell;
+NB_MODULE(_baseline, m) {
+  using aio::baseline::Bell;
 
   m.def(
       "copy",
       [](nb::handle sources, nb::handle targets, std::uint64_t nbytes, unsigned rounds) {
         const auto batch = batch_of(sources, targets, nbytes);
         nb::gil_scoped_release unlocked;
-        return aio::floor::copy(batch, rounds);
+        return aio::baseline::copy(batch, rounds);
       },
       "sources"_a, "targets"_a, "nbytes"_a, "rounds"_a);
   m.def(
@@ -45,7 +45,7 @@ NB_MODULE(_floor, m) {
       [](int pid, nb::handle sources, nb::handle targets, std::uint64_t nbytes, unsigned rounds) {
         const auto batch = batch_of(sources, targets, nbytes);
         nb::gil_scoped_release unlocked;
-        return aio::floor::copy_process(pid, batch, rounds);
+        return aio::baseline::copy_process(pid, batch, rounds);
       },
       "pid"_a, "sources"_a, "targets"_a, "nbytes"_a, "rounds"_a);
 
@@ -54,7 +54,7 @@ NB_MODULE(_floor, m) {
       .def("fileno", &Bell::fileno)
       .def("answer", &Bell::answer);
 
-  using aio::floor::Rail;
+  using aio::baseline::Rail;
   nb::class_<Rail>(m, "Rail")
       .def(
           nb::init<const std::string&, const std::map<std::string, std::string>&, bool, std::uint64_t, std::uint64_t>(),
@@ -80,7 +80,7 @@ NB_MODULE(_floor, m) {
              unsigned depth) {
             const auto batch = batch_of(sources, targets, nbytes);
             std::int64_t elapsed = 0;
-            aio::floor::Times times;
+            aio::baseline::Times times;
             {
               nb::gil_scoped_release unlocked;
               times = self.write(batch, rounds, depth, &elapsed);

@@ -1,4 +1,4 @@
-// The raw loop over a network: a backend's Domain, driven by one thread that does nothing else. No core, no event loop.
+// Baseline over a network: a backend's Domain, driven by one thread that does nothing else. No core, no event loop.
 #pragma once
 
 #include <atomic>
@@ -10,30 +10,31 @@
 #include <utility>
 #include <vector>
 
-#include "domain.h"
-#include "floor.h"
+#include "../../../backends/core/domain.h"
+#include "baseline.h"
 
-namespace aio::floor {
+namespace aio::baseline {
 
-// One rail to one peer, which has one too. Each offers the other one piece of memory.
+// One rail to one peer, which has one rail too. Each offers the other one block of memory.
 class Rail final : private Sink {
  public:
-  // Backend: "libfabric", "tcp" or "verbs", whose options are in its domain.h; `block`: wait on the transport's fd when
-  // idle, where it has one, instead of asking again at once.
+  // Backend: one that is built into this module and reaches its peers by a network ("libfabric", "tcp", "verbs"), with
+  // its options. `block`: wait on the transport's descriptors when idle, where it has any, instead of polling.
   Rail(const std::string& backend, const std::map<std::string, std::string>& options, bool block, std::uint64_t addr,
        std::uint64_t nbytes);
   ~Rail();
 
-  // What the peer's join() takes: our end, and the key of our memory.
+  // Returns what the peer's join() takes: our end, and the key of our memory.
   [[nodiscard]] std::pair<std::string, std::string> offer();
   void join(const std::string& end, const std::string& key, std::uint64_t nbytes);
-  // Progress in a thread of its own, as the target of writes must.
+  // Makes progress in a thread of its own, as the target of writes must.
   void serve();
   void stop();
-  // Chunk i goes from sources[i] (an address) to targets[i] (an offset in the peer's memory), with `depth` batches
-  // under way. Nanoseconds of each, from its first post to its last completion. Throws std::runtime_error.
+  // Writes chunk i from sources[i] (an address) to targets[i] (an offset in the peer's memory), with `depth` batches in
+  // flight. Returns the nanoseconds of each, from its first post to its last completion. Throws std::runtime_error.
   Times write(const Batch& batch, unsigned rounds, unsigned depth, std::int64_t* elapsed);
-  // A word there and one back, each counted: one end begins, the other answers. Nanoseconds of each round there.
+  // Sends a word and one back, each with an immediate: one end begins, the other answers. Returns the nanoseconds of
+  // each round trip, at the end that begins.
   Times exchange(unsigned rounds, bool begins);
 
  private:
@@ -51,11 +52,11 @@ class Rail final : private Sink {
   unsigned spins_ = 0;
   std::uint64_t addr_;
   std::string failure_;
-  unsigned arrived_ = 0;  // of an exchange, and not answered yet
+  unsigned arrived_ = 0;  // immediates of an exchange that are not answered yet
   std::string key_;
   std::unique_ptr<Domain> domain_;
   std::atomic<bool> stop_{false};
   std::thread thread_;
 };
 
-}  // namespace aio::floor
+}  // namespace aio::baseline

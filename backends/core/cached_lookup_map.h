@@ -1,5 +1,4 @@
-// A hash map that looks first at what it found last: a stream of writes names the same peer and regions again and
-// again.
+// Hash map that remembers its last hit: a stream of writes names the same peer and regions again and again.
 #pragma once
 
 #include <unordered_map>
@@ -8,13 +7,13 @@
 namespace aio {
 
 template <class Key, class Value>
-class RecentMap {
+class CachedLookupMap {
  public:
-  RecentMap() = default;
-  RecentMap(const RecentMap&) = delete;
-  RecentMap& operator=(const RecentMap&) = delete;
+  CachedLookupMap() = default;
+  CachedLookupMap(const CachedLookupMap&) = delete;
+  CachedLookupMap& operator=(const CachedLookupMap&) = delete;
 
-  // Null: there is none. Good until it is erased, whatever else comes or goes.
+  // Returns null if there is no such key. The pointer stays valid until that key is erased: nodes of a map do not move.
   [[nodiscard]] Value* find(const Key& key) noexcept {
     if (last_ != nullptr && last_->first == key) return &last_->second;
     const auto found = map_.find(key);
