@@ -250,11 +250,11 @@ struct Wc {
 // ---- calls through the context's table; a result other than 0 is an error number, negative for poll_cq
 inline int poll_cq(Cq* cq, int count, Wc* entries) noexcept { return cq->context->ops.poll_cq(cq, count, entries); }
 inline int req_notify_cq(Cq* cq) noexcept { return cq->context->ops.req_notify_cq(cq, 0); }
-inline int post_send(Qp* qp, SendWr* post_chain, SendWr** bad) noexcept {
-  return qp->context->ops.post_send(qp, post_chain, bad);
+inline int post_send(Qp* qp, SendWr* chain, SendWr** bad) noexcept {
+  return qp->context->ops.post_send(qp, chain, bad);
 }
-inline int post_srq_recv(Srq* srq, RecvWr* post_chain, RecvWr** bad) noexcept {
-  return srq->context->ops.post_srq_recv(srq, post_chain, bad);
+inline int post_srq_recv(Srq* srq, RecvWr* chain, RecvWr** bad) noexcept {
+  return srq->context->ops.post_srq_recv(srq, chain, bad);
 }
 
 }  // namespace aio::verbs::abi
