@@ -146,6 +146,21 @@ class FabricDomain final : public Domain {
   Clock::time_point last_arrival_{};
 };
 
+// Both are in the path of every operation, in post.cpp and in progress.cpp.
+inline Operation& FabricDomain::acquire_operation(Purpose::Kind kind, Peer* peer) {
+  if (free_operations_.empty()) free_operations_.push_back(&operations_.emplace_back());
+  Operation& operation = *free_operations_.back();
+  free_operations_.pop_back();
+  static_cast<Purpose&>(operation) = {.kind = kind, .peer = peer};
+  return operation;
+}
+
+inline void FabricDomain::release_operation(Operation& operation) noexcept {
+  operation.kind = Operation::Kind::idle;
+  operation.peer = nullptr;
+  free_operations_.push_back(&operation);
+}
+
 // Options, all optional; aio_transfer's table of options has types, ranges and defaults.
 //   provider         exact provider name
 //   unproven         accept providers that break the contract (README.md)

@@ -263,18 +263,4 @@ void FabricDomain::post_receive(Channel& channel, Peer* peer, std::uint32_t slot
   if (result == -EAGAIN) unposted_receives_.emplace_back(peer, slot);
 }
 
-Operation& FabricDomain::acquire_operation(Purpose::Kind kind, Peer* peer) {
-  if (free_operations_.empty()) free_operations_.push_back(&operations_.emplace_back());
-  Operation& operation = *free_operations_.back();
-  free_operations_.pop_back();
-  static_cast<Purpose&>(operation) = {.kind = kind, .peer = peer};
-  return operation;
-}
-
-void FabricDomain::release_operation(Operation& operation) noexcept {
-  operation.kind = Operation::Kind::idle;
-  operation.peer = nullptr;
-  free_operations_.push_back(&operation);
-}
-
 }  // namespace aio::libfabric
