@@ -218,8 +218,9 @@ def compile_test(
 
 
 def libfabric_test(session: nox.Session, kind: str = "") -> str:
-    """Compile the test of libfabric's domain."""
-    return compile_test(session, "libfabric_test", LIBFABRIC, kind)
+    """Compile the test of libfabric's domain: the main program and one file per topic."""
+    topics = sorted(pathlib.Path("tests/native/libfabric").glob("*.cpp"))
+    return compile_test(session, "libfabric_test", [*LIBFABRIC, *topics], kind)
 
 
 def post_overhead(session: nox.Session) -> str:

@@ -1,20 +1,20 @@
-// What travels over the message QPs: the engine's messages, and revocations. Reliable and in order, so nothing is asked
-// twice; when one is lost, so is the connection.
+// Frames over the message QPs: the engine's messages, and revocations. Reliable and in order, so nothing is
+// retransmitted here; if a frame is lost, so is the connection.
 #include <arpa/inet.h>
 
 #include <cerrno>
 #include <cstring>
 
-#include "verbs_domain.h"
+#include "domain.h"
 
 namespace aio::verbs {
 
 namespace {
 
-constexpr std::size_t kMostDead = 16384;
-constexpr std::size_t kMostRevocations = 65536;
+constexpr std::size_t kMaxStale = 16384;
+constexpr std::size_t kMaxRevocations = 65536;
 
-const Outcome kPeerGone{Status::peer_lost, 0, "the connection is closed"};
+const Outcome kConnectionClosed{Status::peer_lost, 0, "the connection is closed"};
 
 }  // namespace
 
@@ -24,26 +24,27 @@ Posted VerbsDomain::send(PeerNumber number, TransferId message, const std::strin
     sink_.sent(message, outcome);
     return Posted::more;
   };
-  if (peer == nullptr || !peer->joined) return end(kPeerGone);
-  if (!peer->broken.ok()) return end(peer->broken);
+  if (peer == nullptr || !peer->joined) return end(kConnectionClosed);
+  if (!peer->failure.ok()) return end(peer->failure);
   if (payload.size() > std::min<std::size_t>(attributes_.max_message_nbytes, peer->remote.slot_nbytes)) {
     return end({Status::provider, EMSGSIZE, "the message exceeds what the peer receives"});
   }
   flush_outbox(*peer);
-  if (peer->messages >= kPeerSlots || !peer->outbox.empty() || free_slots_.size() <= kKeptSlots) return Posted::full;
+  if (peer->held_slots >= kMaxSlotsPerPeer || !peer->outbox.empty() || free_slots_.size() <= kReservedSlots)
+    return Posted::full;
   if (!post_frame(*peer, FrameKind::message, message, payload)) {
-    if (peer->broken.ok()) return Posted::full;
-    return end(peer->broken);
+    if (peer->failure.ok()) return Posted::full;
+    return end(peer->failure);
   }
-  ++peer->messages;
+  ++peer->held_slots;
   return Posted::more;
 }
 
-// False: there is no room, or the connection has just broken.
+// Returns false if there is no room, or if the connection has just failed.
 bool VerbsDomain::post_frame(Peer& peer, FrameKind kind, TransferId message, const std::string& bytes) {
-  Queue& queue = peer.frames;
-  if (queue.room() == 0 || completions_room_ == 0) return false;
-  const bool within = bytes.size() <= queue.inline_nbytes;  // the request itself carries it, and is copied
+  Queue& queue = peer.messages;
+  if (queue.room() == 0 || free_cq_entries_ == 0) return false;
+  const bool within = bytes.size() <= queue.inline_nbytes;  // inline: the device copies it while posting
   if (!within && free_slots_.empty()) return false;
   const std::uint32_t slot = within ? kNoSlot : free_slots_.back();
   const char* source = bytes.data();
@@ -63,7 +64,7 @@ bool VerbsDomain::post_frame(Peer& peer, FrameKind kind, TransferId message, con
   request.imm_data = htonl(static_cast<std::uint32_t>(kind));
   abi::SendWr* bad = nullptr;
   if (const int result = abi::post_send(queue.qp.get(), &request, &bad); result != 0) {
-    break_off(peer, {Status::provider, result, std::string("ibv_post_send: ") + std::strerror(result)});
+    fail_connection(peer, {Status::provider, result, std::string("ibv_post_send: ") + std::strerror(result)});
     return false;
   }
   if (!within) free_slots_.pop_back();
@@ -71,62 +72,62 @@ bool VerbsDomain::post_frame(Peer& peer, FrameKind kind, TransferId message, con
   entry = {};
   entry.kind = kind == FrameKind::message ? Request::Kind::message : Request::Kind::control;
   entry.message = message;
-  entry.vouched = queue.head;
+  entry.confirmed_by = queue.head;
   entry.slot = slot;
   ++queue.head;
-  --completions_room_;
+  --free_cq_entries_;
   return true;
 }
 
 void VerbsDomain::queue_frame(Peer& peer, FrameKind kind, std::string bytes) {
   peer.outbox.emplace_back(kind, std::move(bytes));
   flush_outbox(peer);
-  if (!peer.outbox.empty()) outboxes_.insert(peer.number);
+  if (!peer.outbox.empty()) blocked_outboxes_.insert(peer.number);
 }
 
 void VerbsDomain::flush_outbox(Peer& peer) {
-  while (!peer.outbox.empty() && peer.broken.ok()) {
+  while (!peer.outbox.empty() && peer.failure.ok()) {
     if (!post_frame(peer, peer.outbox.front().first, 0, peer.outbox.front().second)) break;
     peer.outbox.pop_front();
   }
-  if (!peer.broken.ok()) peer.outbox.clear();
+  if (!peer.failure.ok()) peer.outbox.clear();
 }
 
-// Called whenever room may have come back. A peer that has nothing under way would never see it by itself.
+// Called whenever slots may have been freed: a peer with nothing in flight gets no completion of its own.
 void VerbsDomain::flush_outboxes() {
-  for (auto next = outboxes_.begin(); next != outboxes_.end();) {
+  for (auto next = blocked_outboxes_.begin(); next != blocked_outboxes_.end();) {
     Peer* peer = find(*next);
     if (peer != nullptr) flush_outbox(*peer);
-    next = peer == nullptr || peer->outbox.empty() ? outboxes_.erase(next) : std::next(next);
+    next = peer == nullptr || peer->outbox.empty() ? blocked_outboxes_.erase(next) : std::next(next);
   }
 }
 
-void VerbsDomain::received(Peer& peer, FrameKind kind, std::string_view bytes) {
+void VerbsDomain::on_frame(Peer& peer, FrameKind kind, std::string_view bytes) {
   if (kind == FrameKind::message) return sink_.message(peer.number, std::string(bytes));
   if (bytes.size() != sizeof(std::uint64_t)) return;
   const auto serial = read_record<std::uint64_t>(bytes);
   if (kind == FrameKind::revoke) {
-    peer.dead.insert(serial);
-    if (peer.dead.size() > kMostDead) peer.dead.erase(peer.dead.begin());
+    peer.stale_serials.insert(serial);
+    if (peer.stale_serials.size() > kMaxStale) peer.stale_serials.erase(peer.stale_serials.begin());
     for (auto& [number, region] : remote_regions_) {
       if (region.peer == peer.number && region.key.serial == serial) region.dead = true;
     }
-    if (peer.revocations.size() < kMostRevocations) peer.revocations.emplace_back(peer.data.head, serial);
-    answer_revocations(peer);
+    if (peer.revocations.size() < kMaxRevocations) peer.revocations.emplace_back(peer.data.head, serial);
+    acknowledge_revocations(peer);
   } else if (kind == FrameKind::revoked) {
-    for (const RegionNumber number : closing_regions_) {
+    for (const RegionNumber number : deregistering_) {
       LocalRegion& region = *local_regions_.find(number);
-      if (region.serial == serial) region.awaited.erase(peer.number);
+      if (region.serial == serial) region.waits_for.erase(peer.number);
     }
-    settle_regions();
+    finish_deregistrations();
   }
 }
 
-void VerbsDomain::answer_revocations(Peer& peer) {
+void VerbsDomain::acknowledge_revocations(Peer& peer) {
   while (!peer.revocations.empty() && peer.revocations.front().first <= peer.data.tail) {
     const std::uint64_t serial = peer.revocations.front().second;
     peer.revocations.pop_front();
-    queue_frame(peer, FrameKind::revoked, bytes_of(serial));
+    queue_frame(peer, FrameKind::revoked, to_bytes(serial));
   }
 }
 

@@ -1,4 +1,4 @@
-// Addresses as words, as the kernel has them, and as they travel.
+// Socket addresses: parsed, printed, and in endpoint blobs.
 #pragma once
 
 #include <arpa/inet.h>
@@ -49,43 +49,43 @@ inline bool is_wildcard(const Address& address) noexcept {
   return IN6_IS_ADDR_UNSPECIFIED(&reinterpret_cast<const sockaddr_in6&>(address.storage).sin6_addr) != 0;
 }
 
-inline std::optional<Address> parse_address(const std::string& words) noexcept {
+inline std::optional<Address> parse_address(const std::string& text) noexcept {
   std::array<std::uint8_t, 16> bytes{};
   for (const int family : {AF_INET, AF_INET6}) {
-    if (::inet_pton(family, words.c_str(), bytes.data()) == 1) return make_address(family, bytes.data(), 0);
+    if (::inet_pton(family, text.c_str(), bytes.data()) == 1) return make_address(family, bytes.data(), 0);
   }
   return std::nullopt;
 }
 
-inline std::string to_words(const Address& address) {
-  std::array<char, INET6_ADDRSTRLEN> words{};
+inline std::string to_string(const Address& address) {
+  std::array<char, INET6_ADDRSTRLEN> printed{};
   const auto& in = reinterpret_cast<const sockaddr_in&>(address.storage);
   const auto& in6 = reinterpret_cast<const sockaddr_in6&>(address.storage);
-  const bool old = address.family() == AF_INET;
-  const void* bytes = old ? static_cast<const void*>(&in.sin_addr) : static_cast<const void*>(&in6.sin6_addr);
-  ::inet_ntop(address.family(), bytes, words.data(), words.size());
-  std::string text(old ? "" : "[");
-  text.append(words.data()).append(old ? ":" : "]:");
-  return text.append(std::to_string(ntohs(old ? in.sin_port : in6.sin6_port)));
+  const bool is_v4 = address.family() == AF_INET;
+  const void* bytes = is_v4 ? static_cast<const void*>(&in.sin_addr) : static_cast<const void*>(&in6.sin6_addr);
+  ::inet_ntop(address.family(), bytes, printed.data(), printed.size());
+  std::string text(is_v4 ? "" : "[");
+  text.append(printed.data()).append(is_v4 ? ":" : "]:");
+  return text.append(std::to_string(ntohs(is_v4 ? in.sin_port : in6.sin6_port)));
 }
 
-// Into the part of a blob that says where to dial.
-inline void put(EndpointBlob& blob, const Address& address) noexcept {
+// Writes the address to dial into a blob.
+inline void write_address(EndpointBlob& blob, const Address& address) noexcept {
   const auto& in = reinterpret_cast<const sockaddr_in&>(address.storage);
   const auto& in6 = reinterpret_cast<const sockaddr_in6&>(address.storage);
-  const bool old = address.family() == AF_INET;
-  blob.family = old ? 4 : 6;
-  blob.port = ntohs(old ? in.sin_port : in6.sin6_port);
+  const bool is_v4 = address.family() == AF_INET;
+  blob.family = is_v4 ? 4 : 6;
+  blob.port = ntohs(is_v4 ? in.sin_port : in6.sin6_port);
   blob.address = {};
-  std::memcpy(blob.address.data(), old ? static_cast<const void*>(&in.sin_addr) : &in6.sin6_addr, old ? 4 : 16);
+  std::memcpy(blob.address.data(), is_v4 ? static_cast<const void*>(&in.sin_addr) : &in6.sin6_addr, is_v4 ? 4 : 16);
 }
 
-// Throws where nobody could listen.
-inline Address address_of(const EndpointBlob& blob) {
+// Throws Failure(usage) if the blob holds no address that can be dialed.
+inline Address read_address(const EndpointBlob& blob) {
   const bool known = blob.family == 4 || blob.family == 6;
   const Address address = make_address(blob.family == 4 ? AF_INET : AF_INET6, blob.address.data(), blob.port);
   if (!known || blob.port == 0 || is_wildcard(address)) {
-    throw Failure(Failure::Kind::usage, "connect", "the peer's endpoint names no address that can be dialled");
+    throw Failure(Failure::Kind::usage, "connect", "the peer's endpoint holds no address that can be dialed");
   }
   return address;
 }
