@@ -36,8 +36,7 @@ MUTANTS = {
 
 @pytest.fixture
 def wrong(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Spec]:
-    monkeypatch.setitem(backend_registry.BUILT_IN, "wrong", f"wrong_drivers:{request.param}")
-    assert hasattr(wrong_drivers, request.param)
+    monkeypatch.setitem(backend_registry.LOADED, "wrong", wrong_drivers.backend(request.param))
     yield Spec(backend="wrong", name=request.param, seed=1)
 
 

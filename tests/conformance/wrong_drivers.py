@@ -1,4 +1,4 @@
-"""Drivers that break the contract on purpose, each in one way: the kit must say so, and name the rule."""
+"""Drivers that break the contract on purpose, each in one way: the kit must find it, and name the rule."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from aio_transfer.backends import libfabric
 from aio_transfer.backends.native import NativeDriver
+from aio_transfer.driver.backend import Backend
 from aio_transfer.driver.protocol import LocalMemory
 from aio_transfer.driver.records import PIECE, RUN, EventKind
 
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
 
     from aio_transfer.driver.protocol import RemoteMemory
     from aio_transfer.driver.records import CounterId, RegionNumber, TransferId
+
+
+def backend(name: str) -> Backend:
+    """Return one of these drivers as the backend "wrong"."""
+    return Backend(name="wrong", create=globals()[name], options=libfabric.BACKEND.options)
 
 
 class Wrong(NativeDriver):
