@@ -29,10 +29,10 @@ class Wrong(NativeDriver):
     """shm, or libfabric where that has options, with what it posts changed."""
 
     def __init__(self, **options: object) -> None:
-        if options:
+        if "provider" in options:
             super().__init__("libfabric", libfabric.create(**options)._options)
         else:
-            super().__init__("shm")
+            super().__init__("shm", options)
 
     def post(self, transfer: TransferId, runs: Any, pieces: Any) -> bool:
         changed = np.frombuffer(bytes(pieces), PIECE).copy()
@@ -172,3 +172,18 @@ class RevivesRegions(Wrong):
         while self._released:
             events.append((EventKind.RELEASED, self._released.pop(), 0, 0, b""))
         return events
+
+
+class LosesFailuresOfEach(Wrong):
+    """Reports all transfers of a prepared scatter as complete, also those that go on or have failed."""
+
+    def post_each(self, first: TransferId, runs: Any, pieces: Any) -> list[int]:
+        super().post_each(first, runs, pieces)
+        return []
+
+
+class SpinsPastTheTotal(Wrong):
+    """Reports the counts that a wait needs, whether they have come or not."""
+
+    def spin_wait(self, counter: CounterId, counts: int) -> int:
+        return max(counts, super().spin_wait(counter, counts))

@@ -153,7 +153,7 @@ async def write_between(a: TransferEngine, b: TransferEngine) -> None:
 
 async def test_strangers_are_shown_out() -> None:
     async with TransferEngine(backend="tcp") as a, TransferEngine(backend="tcp") as b:
-        driver = b._drivers["tcp"].driver
+        driver = b._life.drivers["tcp"].driver
         for nbytes in (56, 4096):
             with dial(driver) as stranger:
                 stranger.sendall(secrets.token_bytes(nbytes))
@@ -166,7 +166,7 @@ async def test_strangers_are_shown_out() -> None:
 
 async def test_the_silent_are_few_and_a_peer_gets_in() -> None:
     async with TransferEngine(backend="tcp") as a, TransferEngine(backend="tcp") as b:
-        driver = b._drivers["tcp"].driver
+        driver = b._life.drivers["tcp"].driver
         level = fds()
         with contextlib.ExitStack() as stack:
             strangers = [stack.enter_context(dial(driver)) for _ in range(MOST_VISITORS + 100)]
