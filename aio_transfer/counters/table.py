@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Final
 
 from aio_transfer.counters.counter import ImmCounter
 from aio_transfer.counters.state import CounterState
+from aio_transfer.driver.protocol import SpinningDriver
 from aio_transfer.driver.records import PRIVATE_COUNTER_BIT, CounterId
 from aio_transfer.errors import BusyError, ProviderError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from aio_transfer.driver.protocol import Driver
+    from aio_transfer.driver.backend_registry import OpenDriver
     from aio_transfer.errors import AioTransferError
     from aio_transfer.runtime.event_loop import EventLoop
 
@@ -32,7 +33,7 @@ class CounterTable:
         self,
         loop: EventLoop,
         check: Callable[[], None],
-        drivers: Iterable[Driver],
+        opened: Iterable[OpenDriver],
         on_wait: Callable[[], None] = lambda: None,
     ) -> None:
         """Begin empty.
@@ -42,10 +43,13 @@ class CounterTable:
         """
         self.loop = loop
         self._check = check
-        self._drivers = tuple(drivers)
+        opened = tuple(opened)
+        self._drivers = tuple(each.driver for each in opened)
         self._arm = self._drivers[0].expect if len(self._drivers) == 1 else self._arm_each
-        spin_wait = getattr(self._drivers[0], "spin_wait", None) if len(self._drivers) == 1 else None
-        self.poll: Callable[[CounterId, int], int] = spin_wait or self._read_total
+        self.poll: Callable[[CounterId, int], int] = self._read_total
+        # With several drivers a count may come by any of them, and busy-polling one would delay the others.
+        if len(opened) == 1 and opened[0].capabilities.spins and isinstance(opened[0].driver, SpinningDriver):
+            self.poll = opened[0].driver.spin_wait
         self._counters: dict[int, CounterState] = {}
         self._fresh = 0  # slots below it have been used
         self._slots: deque[int] = deque()  # those that are free again

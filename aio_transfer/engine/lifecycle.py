@@ -214,8 +214,7 @@ class EngineLifecycle:
             deadline_s=settings.connect_deadline_s,
         )
         self.stall_watch = StallWatch(settings.stall_s, self.connections.label_of, self._pieces_stopped)
-        drivers = [driver.driver for driver in self.drivers.values()]
-        self.counters = CounterTable(self.loop, self.check, drivers, on_wait=self.stall_watch.wake)
+        self.counters = CounterTable(self.loop, self.check, self.drivers.values(), on_wait=self.stall_watch.wake)
         self.announcements = CountAnnouncements(self.connections, self.counters)
         self.registry = RegionRegistry(
             self.check, self.check_affinity, self.address, self.drivers, self.connections, stall_s=settings.stall_s

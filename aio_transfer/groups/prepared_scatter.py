@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
-from aio_transfer.backends.native import NativeDriver
+from aio_transfer.driver.protocol import PreparedDriver
 from aio_transfer.regions.descriptor import CounterRef
 from aio_transfer.runtime.concurrency import for_each_concurrently
 from aio_transfer.transfers.scatter import submit_scatter
@@ -75,7 +75,7 @@ class PreparedScatter:
         known = [table.known.get(target.key) for target in self.targets]
         resolved = [route for route in known if route is not None]
         driver = resolved[0].driver.driver if resolved else None
-        if not isinstance(driver, NativeDriver) or len(resolved) < len(known) or len(known) > MAX_PREPARED:
+        if not isinstance(driver, PreparedDriver) or len(resolved) < len(known) or len(known) > MAX_PREPARED:
             return
         if any(route.driver.driver is not driver for route in resolved):
             return

@@ -120,7 +120,7 @@ class RegionRegistry:
         reaching = {name: one for name, one in self._drivers.items() if one.capabilities.device_memory}
         if not reaching:
             has = ", ".join(f"{name}/{one.capabilities.provider}" for name, one in self._drivers.items())
-            raise UnsupportedError("registering device memory", needs="verbs, or libfabric's efa", has=has)
+            raise UnsupportedError("registering device memory", needs="a backend with device memory", has=has)
         return reaching
 
     def describe_region(self, region: Region, counter: object) -> RegionDescriptor:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 import anyio
 
-from aio_transfer.driver.error_mapping import as_typed_error, error_factory, transfer_error
+from aio_transfer.driver.error_mapping import FailedOperation, as_typed_error, error_factory, transfer_error
 from aio_transfer.driver.records import ANY_REGION, PeerNumber, TransferId
 from aio_transfer.errors import AioTransferError, ClosedError, TransferAbortedError, UnsupportedError
 from aio_transfer.transfers.planner import plan_notify
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskGroup
 
-    from aio_transfer.backends.native import NativeDriver
+    from aio_transfer.driver.protocol import PreparedDriver
     from aio_transfer.peers.connection import Connection
     from aio_transfer.peers.connection_manager import ConnectionManager
     from aio_transfer.regions.lease import LeaseCounter
@@ -65,7 +65,7 @@ class PreparedPost(NamedTuple):
     :ivar announced: per route; the counters were announced when the routes were resolved
     """
 
-    driver: NativeDriver
+    driver: PreparedDriver
     label: str
     routes: Sequence[ResolvedRoute]
     announced: Sequence[AnnouncedCounts]
@@ -333,11 +333,8 @@ class Submission:
         self._announcements.abort(connection, part.announced, transfer.operation, text)
         if connection.is_over:
             text = connection.reason
-        transfer._finish_part(
-            transfer_error(
-                status, code, text, operation=transfer.operation, peer=connection.label, nbytes=transfer.nbytes
-            )
-        )
+        failed = FailedOperation(transfer.operation, connection.label, transfer.nbytes)
+        transfer._finish_part(transfer_error(status, code, text, failed))
 
     def pending(self) -> set[Transfer]:
         """Return every transfer that has not stopped."""

@@ -15,7 +15,7 @@ import pytest
 from msgspec.structs import replace
 
 from aio_transfer import Access, DmaBuf, RemoteRegion, TransferEngine
-from aio_transfer.driver import backend_registry
+from aio_transfer.backends.sim import SimDriver
 from aio_transfer.errors import (
     BackendUnavailableError,
     ClosedError,
@@ -30,7 +30,7 @@ from aio_transfer.memory.allocation import allocate
 from aio_transfer.memory.buffers import memory_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterator
 
 PAGE = mmap.PAGESIZE
 
@@ -263,7 +263,7 @@ def test_a_dmabuf_that_is_closed() -> None:
 async def test_no_open_backend_reaches_it(driver: FakeCuda) -> None:
     async with TransferEngine(backend="shm") as engine:
         level = driver.count_fds()
-        with pytest.raises(UnsupportedError, match=r"needs verbs, or libfabric's efa, has shm/memfd"):
+        with pytest.raises(UnsupportedError, match=r"needs a backend with device memory, has shm/memfd"):
             await engine.register(CudaTensor(driver, 0, PAGE))
         assert driver.count_fds() == level
 
@@ -271,15 +271,8 @@ async def test_no_open_backend_reaches_it(driver: FakeCuda) -> None:
 @pytest.fixture
 def reaching_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the simulated fabric pass for one that reaches devices, beside shm, which does not."""
-    opened = backend_registry.open_one
-
-    def open_one(name: str, options: Mapping[str, object]) -> backend_registry.OpenDriver:
-        one = opened(name, options)
-        if name != "sim":
-            return one
-        return replace(one, capabilities=replace(one.capabilities, device_memory=True))
-
-    monkeypatch.setattr(backend_registry, "open_one", open_one)
+    opened = SimDriver.open
+    monkeypatch.setattr(SimDriver, "open", lambda driver: replace(opened(driver), device_memory=True))
 
 
 @contextlib.asynccontextmanager
