@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from aio_transfer.backends.native._native import NativeCore
 from aio_transfer.driver.options import as_text
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from aio_transfer.backends.native._native import Fabric
     from aio_transfer.driver.protocol import RemoteMemory
     from aio_transfer.driver.records import CounterId, PeerNumber, RegionNumber, TransferId
 
@@ -32,25 +31,22 @@ class NativeDriver:
     to it, and its bytes.
     """
 
-    def __init__(
-        self, backend: str, options: Mapping[str, object] | None = None, *, fabric: Fabric | None = None
-    ) -> None:
+    def __init__(self, backend: str, options: Mapping[str, object] | None = None) -> None:
         """Remember what to open; nothing is acquired yet.
 
         :param options: checked values, from the option table of the backend
-        :param fabric: for a simulated transport: the fabric to join
         """
-        self._fabric = fabric
         self._backend = backend
         self._options = {name: as_text(value) for name, value in (options or {}).items()}
         self._core = self._closed = cast("NativeCore", _ClosedCore(f"the {backend} driver"))
 
     def open(self) -> Capabilities:
         """Open the devices and start the worker."""
-        self._core = NativeCore(self._backend, self._options, self._fabric)
-        attributes = self._core.attributes()
-        _fill_in(attributes, self._backend, self._options)
-        return Capabilities(backend=self._backend, **attributes)
+        self._core = self._open_core()
+        return Capabilities(backend=self._backend, **self._core.attributes())
+
+    def _open_core(self) -> NativeCore:
+        return NativeCore(self._backend, self._options)
 
     def register(self, region: RegionNumber, memory: LocalMemory | RemoteMemory) -> bytes:
         """Register on every rail; return the keys of all rails."""
@@ -133,15 +129,6 @@ class _ClosedCore:
 
     def __getattr__(self, name: str) -> object:
         raise ClosedError(self._what)
-
-
-# Temporary: delete this function and its call once NativeCore.attributes() returns `preference` and `spins`.
-def _fill_in(attributes: dict[str, Any], backend: str, options: Mapping[str, str]) -> None:
-    preference = {"shm": 400, "verbs": 300, "libfabric": 200, "tcp": 100}.get(backend, 0)
-    if backend == "libfabric" and attributes["provider"].startswith(("tcp", "udp", "sockets")):
-        preference = 50
-    attributes.setdefault("preference", preference)
-    attributes.setdefault("spins", options.get("progress") == "spin" and backend != "sim")
 
 
 def _pack(parts: Iterable[tuple[bytes, Sequence[int]]]) -> bytes:

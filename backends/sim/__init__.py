@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from aio_transfer.backends.native import NativeDriver
+from aio_transfer.backends.native._native import SimCore
 from aio_transfer.backends.sim.options import OPTIONS
 from aio_transfer.driver.backend import Backend
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from aio_transfer.backends.native._native import Fabric
-    from aio_transfer.driver.protocol import Capabilities
+    from aio_transfer.backends.native._native import Fabric, NativeCore
 
 __all__ = ("BACKEND", "SimDriver", "create")
 
@@ -27,15 +27,15 @@ class SimDriver(NativeDriver):
 
         :param on_open: called with the fabric's numbers of our NICs
         """
-        super().__init__("sim", options, fabric=fabric)
+        super().__init__("sim", options)
+        self._fabric = fabric
         self._on_open = on_open
 
-    def open(self) -> Capabilities:
-        """Join the fabric."""
-        capabilities = super().open()
+    def _open_core(self) -> NativeCore:
+        core = SimCore(self._fabric, self._options)
         if self._on_open is not None:
-            self._on_open(self._core.nodes())
-        return capabilities
+            self._on_open(core.nodes())
+        return core
 
 
 def create(
