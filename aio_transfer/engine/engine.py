@@ -13,6 +13,7 @@ import anyio
 import anyio.lowlevel
 import numpy as np
 
+from aio_transfer.context import EngineContext
 from aio_transfer.control.handshake import Credentials
 from aio_transfer.control.listener import Listener
 from aio_transfer.counters.counter import ImmCounter
@@ -21,9 +22,8 @@ from aio_transfer.driver.backend_registry import OpenDriver, open_drivers
 from aio_transfer.driver.records import Access
 from aio_transfer.engine.event_router import EventRouter
 from aio_transfer.errors import ClosedError, UsageError
-from aio_transfer.groups.group import PeerGroup
+from aio_transfer.groups.group import PeerGroup, open_group
 from aio_transfer.groups.membership import MembershipTable
-from aio_transfer.groups.prepared_scatter import PreparedScatter
 from aio_transfer.memory.buffers import allocate
 from aio_transfer.observability.stalls import StallWatch
 from aio_transfer.observability.statistics import Statistics, paths_of
@@ -37,8 +37,9 @@ from aio_transfer.runtime.event_loop import EventLoop, current_event_loop
 from aio_transfer.topology.identity import host_identity, new_incarnation
 from aio_transfer.topology.peer_info import PeerInfo
 from aio_transfer.transfers.planner import plan_pages, plan_read, plan_read_pages, plan_write
+from aio_transfer.transfers.scatter import submit_scatter
 from aio_transfer.transfers.submission import Submission
-from aio_transfer.transfers.validation import address_of, counter_of, kind_of, require_kinds, scatter_job
+from aio_transfer.transfers.validation import address_of, counter_of, kind_of, require_kinds, require_other
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -179,7 +180,16 @@ class TransferEngine:
         )
         self.poster.partial = self._registry.partial
         self._messenger = Messenger(self.connections, self.poster.ids.__next__)
-        self._groups = MembershipTable(self)
+        self._context = EngineContext(
+            loop=self._loop,
+            address=self.address,
+            connections=self.connections,
+            counters=self.counters,
+            submission=self.poster,
+            check=self.check,
+            require_registered=self._require_ours,
+        )
+        self._groups = MembershipTable(self._context)
         self._watch = StallWatch(
             self._stall_s,
             lambda: tuple(self.poster.parts.items()),
@@ -470,34 +480,7 @@ class TransferEngine:
         counters: Sequence[CounterRef | None] | None = None,
     ) -> Transfer:
         """Start what :meth:`scatter` does, and return at once."""
-        self.check()
-        if len(sources) != len(targets) or (counters is not None and len(counters) != len(targets)):
-            raise UsageError(f"a scatter of {len(sources)} sources to {len(targets)} targets")
-        by_peer: dict[bytes, list[int]] = {}
-        numbers: list[int | None] = []
-        for index, (source, target) in enumerate(zip(sources, targets, strict=True)):
-            self._check_pair(source, target, Slice, RemoteSlice)
-            numbers.append(counter_of(target.region, counters[index] if counters is not None else None))
-            by_peer.setdefault(target.region.peer.incarnation, []).append(index)
-        return self.poster.submit_each(
-            "scatter",
-            [
-                scatter_job([sources[i] for i in at], [targets[i] for i in at], [numbers[i] for i in at])
-                for at in by_peer.values()
-            ],
-            leases=tuple({source.region for source in sources}),
-            nbytes=sum(source.nbytes for source in sources),
-            count=len(targets),
-        )
-
-    def prepare_scatter(
-        self, source: Region, targets: Sequence[RemoteRegion], counters: Sequence[int | None]
-    ) -> PreparedScatter:
-        """Prepare what ``group.prepare_scatter`` returns: use that."""
-        self.check()
-        source.require_open()
-        self._require_ours(source)
-        return PreparedScatter(self, source, targets, counters)
+        return submit_scatter(self._context, sources, targets, counters)
 
     async def notify(self, counter: CounterRef) -> None:
         """Raise a peer's counter by one, without a payload.
@@ -555,8 +538,7 @@ class TransferEngine:
             raise UsageError(f"{region.name} is not registered with this engine")
 
     def _check_other(self, peer: PeerInfo) -> None:
-        if peer.incarnation == self.address.incarnation:
-            raise UsageError("this engine is no peer of itself: copy with NumPy")
+        require_other(peer, self.address)
 
     # --------------------------------------------------------------------------------------------------------- peers
 
@@ -593,15 +575,7 @@ class TransferEngine:
         """
         self.check()
         addresses = [address_of(peer) for peer in peers]
-        group = PeerGroup(self, self._groups, addresses, name)
-        try:
-            connections = [self.connections.ensure(address) for address in addresses]
-            for connection in connections:
-                await connection.wait_ready()
-        except BaseException:
-            group.close()
-            raise
-        return group
+        return await open_group(self._context, self._groups, addresses, name)
 
     async def send(self, peer: PeerInfo | Peer | RemoteRegion, payload: bytes) -> None:
         """Send a message. It waits while the peer has 64 of ours that it has not consumed.

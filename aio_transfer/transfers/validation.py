@@ -14,7 +14,7 @@ from aio_transfer.transfers.submission import PeerBatch
 if TYPE_CHECKING:
     from aio_transfer.regions.descriptor import CounterRef
 
-__all__ = ("address_of", "counter_of", "kind_of", "require_kinds", "scatter_job")
+__all__ = ("address_of", "counter_of", "kind_of", "require_kinds", "require_other", "scatter_job")
 
 _CUTS: Final = {Slice: "[a:b]", Pages: ".pages(ids, page_nbytes)"}
 
@@ -64,6 +64,15 @@ def counter_of(remote: RemoteRegion, counter: CounterRef | None) -> int | None:
     if counter.peer.incarnation != remote.peer.incarnation:
         raise UsageError(f"the counter is {counter.peer.label}'s, and the target {remote.peer.label}'s")
     return counter.id
+
+
+def require_other(peer: PeerInfo, engine: PeerInfo) -> None:
+    """Refuse an operation of an engine with itself.
+
+    :raises UsageError: the peer is the engine
+    """
+    if peer.incarnation == engine.incarnation:
+        raise UsageError("this engine is no peer of itself: copy with NumPy")
 
 
 def scatter_job(sources: list[Slice], targets: list[RemoteSlice], counters: list[int | None]) -> PeerBatch:

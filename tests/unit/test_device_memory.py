@@ -325,8 +325,8 @@ async def test_a_prepared_scatter_of_it_over_shm(driver: FakeCuda) -> None:
         device = await here.register(CudaTensor(driver, 0, PAGE))
         plain = await there.register(bytearray(PAGE))
         remote = RemoteRegion.from_bytes(bytes(plain.descriptor()))
-        prepared = here.prepare_scatter(device, [remote], [None])
-        await prepared.connect()
+        group = await here.group([there.address])
+        prepared = await group.prepare_scatter(device, [remote])
         for _ in range(2):
             with pytest.raises(UnsupportedError, match="needs sim, has shm"):
                 await prepared.scatter([0], [0], [8])
