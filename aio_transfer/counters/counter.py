@@ -55,7 +55,7 @@ class ImmCounter:
         """Stand for a state of the table; use ``engine.counter()``."""
         self._table = table
         self._state = state
-        self.id: int = state.number
+        self.id = state.number
 
     @property
     def value(self) -> int:

@@ -12,7 +12,7 @@ from aio_transfer.driver.records import MAX_COUNTER_ID, Access
 from aio_transfer.engine.lifecycle import EngineLifecycle, EngineState
 from aio_transfer.engine.settings import EngineSettings
 from aio_transfer.errors import UsageError
-from aio_transfer.groups.group import PeerGroup
+from aio_transfer.groups.group import open_group
 from aio_transfer.memory.allocation import allocate_array
 from aio_transfer.observability.statistics import Statistics, paths_of
 from aio_transfer.peers.connection import Peer
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
     from aio_transfer.counters.counter import ImmCounter
+    from aio_transfer.groups.group import PeerGroup
     from aio_transfer.regions.region import Region, RemoteRegion
     from aio_transfer.topology.peer_info import PeerInfo
     from aio_transfer.transfers.transfer import Transfer
@@ -378,15 +379,7 @@ class TransferEngine:
         """
         self._check()
         addresses = [address_of(peer) for peer in peers]
-        group = PeerGroup(self._life.context, self._life.membership, addresses, name)
-        try:
-            connections = [self._life.connections.ensure(address) for address in addresses]
-            for connection in connections:
-                await connection.wait_ready()
-        except BaseException:
-            group.close()
-            raise
-        return group
+        return await open_group(self._life.context, self._life.membership, addresses, name)
 
     async def send(self, peer: PeerInfo | Peer | RemoteRegion, payload: bytes) -> None:
         """Send a message. It waits while 64 messages to this peer are not consumed yet.

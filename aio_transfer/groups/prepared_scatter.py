@@ -1,4 +1,4 @@
-"""A scatter whose peers, regions and counters are known beforehand: only offsets and lengths are filled in.
+"""Prepared scatter: peers, regions and counters are resolved once; each scatter names offsets and lengths alone.
 
 An expert-parallel dispatch scatters from one buffer to the same peers hundreds of times a second. Everything that
 stays the same is written into the records once, and one native call posts to all peers.
@@ -30,7 +30,7 @@ __all__ = ("PreparedScatter",)
 
 
 class PreparedScatter:
-    """One chunk of one region of ours to each of the same targets, again and again: ``group.prepare_scatter`` makes it.
+    """Repeated scatter from one region of ours to the same targets; ``group.prepare_scatter`` makes it.
 
     :ivar source: our region
     :ivar targets: the peers' regions
@@ -39,7 +39,7 @@ class PreparedScatter:
     def __init__(
         self, context: EngineContext, source: Region, targets: Sequence[RemoteRegion], counters: Sequence[int | None]
     ) -> None:
-        """Remember what stays the same; nobody is connected yet.
+        """Store what all scatters share; no peer is connected yet.
 
         :raises UsageError: a peer grants no write
         """
@@ -50,25 +50,25 @@ class PreparedScatter:
         self.source = source
         self.targets = tuple(targets)
         self._counters = tuple(counters)
-        self._promises: list[AnnouncedCounts] = [() if counter is None else ((counter, 1),) for counter in counters]
+        self._announced: list[AnnouncedCounts] = [() if counter is None else ((counter, 1),) for counter in counters]
         self._label = f"{len(self.targets)} peers"
         self._cursor = itertools.count()
         self._known = -1
         self._post: PreparedPost | None = None
         self._planner: ScatterPlanner | None = None
 
-    async def connect(self) -> None:
-        """Connect to every peer, and make its region known, at the same time.
+    async def _connect(self) -> None:
+        """Connect to all peers concurrently, and import their regions.
 
-        :raises AioTransferError: why one of them cannot be reached
+        :raises AioTransferError: the first peer's reason that cannot be reached
         """
         routes = self._context.routes
-        pairs = zip(self.targets, self._promises, strict=True)
+        pairs = zip(self.targets, self._announced, strict=True)
         await for_each_concurrently(pairs, lambda pair: routes.resolve(pair[0].peer, pair[0], pair[1]))
         self._resolve()
 
     def _resolve(self) -> None:
-        """Take the routes as they are now. They hold until one of the engine's is dropped."""
+        """Resolve the present routes. They are valid until the engine drops any of its routes."""
         table = self._context.routes
         self._known = table.generation
         self._planner = None
@@ -79,9 +79,9 @@ class PreparedScatter:
             return
         if any(route.driver.driver is not driver for route in resolved):
             return
-        for route, announced in zip(resolved, self._promises, strict=True):
+        for route, announced in zip(resolved, self._announced, strict=True):
             self._context.announcements.announce(route.connection, announced)
-        self._post = PreparedPost(driver, self._label, resolved, self._promises, self.source)
+        self._post = PreparedPost(driver, self._label, resolved, self._announced, self.source)
         routes = [route.route for route in resolved]
         self._planner = ScatterPlanner(self.source, self.targets, routes, counters=self._counters)
 
@@ -95,10 +95,10 @@ class PreparedScatter:
         :raises PeerLostError: a peer died; what went to the others is unharmed
         :cancellation: the await ends at once; the writes go on and the source stays leased
         """
-        await self.submit(local_offsets, remote_offsets, nbytes)
+        await self.submit_scatter(local_offsets, remote_offsets, nbytes)
 
-    def submit(self, local_offsets: ArrayLike, remote_offsets: ArrayLike, nbytes: ArrayLike) -> Transfer:
-        """Start what :meth:`scatter` does, and return at once."""
+    def submit_scatter(self, local_offsets: ArrayLike, remote_offsets: ArrayLike, nbytes: ArrayLike) -> Transfer:
+        """Start the writes of :meth:`scatter`, and return at once."""
         self._context.check()
         if self._planner is None or self._context.routes.generation != self._known:
             self._resolve()
@@ -113,7 +113,7 @@ class PreparedScatter:
         return self._context.submission.submit_prepared(self._post, plan)
 
     def _submit_slices(self, spans: Spans) -> Transfer:
-        """Go the long way: a connection has ended, and is made again; or pieces are to be cut."""
+        """Submit an ordinary scatter: a connection has ended and is made again, or a chunk needs several pieces."""
         refs = [
             None if counter is None else CounterRef(target.peer, counter)
             for target, counter in zip(self.targets, self._counters, strict=True)
