@@ -10,7 +10,7 @@ from aio_transfer.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ("MISTYPED", "RULES", "ConformanceError", "Refusal", "claim", "refused")
+__all__ = ("MISTYPED", "RULES", "ConformanceError", "Refusal", "claim", "leaf_messages", "refused")
 
 MISTYPED: Final = (UsageError, TypeError)
 """What an argument of a type that annotations forbid may raise; still before anything is started."""
@@ -75,3 +75,10 @@ def refused(what: str, *kinds: type[Exception]) -> Iterator[Refusal]:
         wanted = " or ".join(kind.__name__ for kind in kinds)
         raise ConformanceError(f"{what}: {wanted} was due, {type(error).__name__} came: {error}") from error
     raise ConformanceError(f"{what}: nothing was raised, {' or '.join(kind.__name__ for kind in kinds)} was due")
+
+
+def leaf_messages(error: BaseException) -> list[str]:
+    """Return a message for the error, or for each error inside an exception group."""
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for inner in error.exceptions for leaf in leaf_messages(inner)]
+    return [str(error) if isinstance(error, ConformanceError) else f"{type(error).__name__}: {error}"]

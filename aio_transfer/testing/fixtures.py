@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
     from aio_transfer.counters.counter import ImmCounter
     from aio_transfer.engine.engine import TransferEngine
+    from aio_transfer.groups.group import PeerGroup
     from aio_transfer.testing.spec import Spec
     from aio_transfer.transfers.transfer import Transfer
 
-__all__ = ("done", "exactly", "level", "mesh", "pair", "ping", "until")
+__all__ = ("done", "exactly", "groups", "level", "mesh", "pair", "ping", "turns", "until")
 
 _LABELS: Final = "abcdefghijklmnop"
 _LEVEL_S: Final = 3.0
@@ -110,6 +111,19 @@ async def until(condition: Callable[[], object], seen: str | Callable[[], str], 
             await anyio.lowlevel.checkpoint()
         return
     raise ConformanceError(seen if isinstance(seen, str) else seen())
+
+
+async def groups(engines: list[TransferEngine], name: str = "") -> list[PeerGroup]:
+    """Make one group of all engines, on each of them."""
+    return [
+        await engine.group([other.address for other in engines if other is not engine], name=name) for engine in engines
+    ]
+
+
+async def turns(count: int) -> None:
+    """Let others run for some turns of the loop."""
+    for _ in range(count):
+        await anyio.lowlevel.checkpoint()
 
 
 async def done(transfer: Transfer) -> None:

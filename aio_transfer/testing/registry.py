@@ -69,8 +69,6 @@ def select(only: str | Iterable[str] | None = None) -> Sequence[Check]:
 
     :raises KeyError: nothing has that name
     """
-    from aio_transfer.testing import checks as _fill  # noqa: F401 - they need this module
-
     if only is None:
         return tuple(CHECKS.values())
     wanted = (only,) if isinstance(only, str) else tuple(only)

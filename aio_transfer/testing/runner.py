@@ -1,19 +1,18 @@
-"""Running checks, one or all, and what came of it."""
+"""Check runner: runs one check or all of them against a backend, and reports the results."""
 
 from __future__ import annotations
 
-import gc
 import time
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 import anyio
-import anyio.lowlevel
 
-from aio_transfer.testing.assertions import RULES, ConformanceError
+import aio_transfer.testing.checks  # noqa: F401 - the import registers the checks
+from aio_transfer.testing.assertions import RULES, ConformanceError, leaf_messages
 from aio_transfer.testing.guarded_memory import forget
+from aio_transfer.testing.leaks import leaked_since, open_resources
 from aio_transfer.testing.registry import Check, select
 from aio_transfer.testing.timeouts import patient
 
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = ("Report", "Result", "check_backend", "run_check")
 
 _DEADLINE_S: Final = 10.0
-_LEVEL_S: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +95,7 @@ async def run_check(check: Check, spec: Spec, *, deadline_s: float = _DEADLINE_S
 
     :raises ConformanceError: the backend breaks the contract; the message names the rule, what was seen and the seed
     """
-    before = _held()
+    before = open_resources()
     deadline_s = patient(deadline_s)
     try:
         with anyio.fail_after(deadline_s):
@@ -105,10 +103,10 @@ async def run_check(check: Check, spec: Spec, *, deadline_s: float = _DEADLINE_S
     except TimeoutError as error:
         raise _verdict(check, spec, f"it had not ended after {deadline_s:g} s") from error
     except Exception as error:  # whatever a wrong backend raises breaks the rule that is checked
-        raise _verdict(check, spec, "; ".join(_leaves(error))) from error
+        raise _verdict(check, spec, "; ".join(leaf_messages(error))) from error
     finally:
         forget()
-    left = await _left(before)
+    left = await leaked_since(before)
     if left:
         raise _verdict(check, spec, f"left after everything was closed: {', '.join(left)}")
 
@@ -118,43 +116,3 @@ def _verdict(check: Check, spec: Spec, seen: str) -> ConformanceError:
         f"{check.rule} ({RULES[check.rule]}) is broken on {spec} by {check.topic}.{check.name} "
         f"({check.promise}) seen: {seen} [seed {spec.seed}]"
     )
-
-
-def _leaves(error: BaseException) -> list[str]:
-    """Name what is inside an exception group, or the error itself."""
-    if isinstance(error, BaseExceptionGroup):
-        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
-    return [str(error) if isinstance(error, ConformanceError) else f"{type(error).__name__}: {error}"]
-
-
-async def _left(before: Counter[str]) -> list[str]:
-    """Return what is open now and was not before, once it has had time to go."""
-    with anyio.move_on_after(patient(_LEVEL_S)):
-        while _held() - before:
-            gc.collect()  # arrays of our memory may hang in the cycles of a traceback
-            await anyio.lowlevel.checkpoint()
-        return []
-    return [f"{count} x {what}" for what, count in (_held() - before).items()]
-
-
-def _held() -> Counter[str]:
-    """Count open files by what they are, and native threads by their name."""
-    held: Counter[str] = Counter()
-    for entry in Path("/proc/self/fd").iterdir():
-        try:
-            held[f"fd of {_kind(str(entry.readlink()))}"] += 1
-        except OSError:
-            continue  # the listing's own
-    for task in Path("/proc/self/task").iterdir():
-        try:
-            name = (task / "comm").read_text().strip()
-        except OSError:
-            continue  # it has just ended
-        if name.startswith("aio-"):
-            held[f"thread {name}"] += 1
-    return held
-
-
-def _kind(target: str) -> str:
-    """Sockets and pipes have a number each: only how many there are matters."""
-    return target.partition(":")[0] if target.startswith(("socket:", "pipe:")) else target

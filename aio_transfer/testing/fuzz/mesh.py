@@ -13,7 +13,7 @@ from aio_transfer.testing.fixtures import level
 from aio_transfer.testing.fuzz.model.arena import Arena
 from aio_transfer.testing.fuzz.model.counter_model import Tally
 from aio_transfer.testing.fuzz.model.engine_model import Actor
-from aio_transfer.testing.runner import _held, _left
+from aio_transfer.testing.leaks import leaked_since, open_resources
 from aio_transfer.testing.timeouts import patient
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Mesh:
 
     async def __aenter__(self) -> Self:
         """Open all engines."""
-        self._before = _held()
+        self._before = open_resources()
         try:
             for index in range(len(self.shape)):
                 self.actors.append(await self._enlist(index))
@@ -105,7 +105,7 @@ class Mesh:
             await self._take_back()
         finally:
             await self._abandon()
-        left = await _left(self._before)
+        left = await leaked_since(self._before)
         if left:
             raise ConformanceError(f"left after every engine was closed: {', '.join(left)}")
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from aio_transfer.testing.assertions import ConformanceError
+from aio_transfer.testing.assertions import ConformanceError, leaf_messages
 from aio_transfer.testing.fuzz.generator import draw
 from aio_transfer.testing.fuzz.mesh import SHAPES, Mesh, shape_of
 from aio_transfer.testing.fuzz.model.world import Model
@@ -83,15 +83,8 @@ async def _attempt(spec: Spec, mesh: Mesh, moves: Sequence[Move], seed: int) -> 
             await play_schedule(mesh, moves, seed)
     except Exception as error:
         mesh.ruin()
-        seen = "; ".join(leaves(error))
+        seen = "; ".join(leaf_messages(error))
         raise ScheduleError(spec, seed, mesh.shape, moves, seen) from error
-
-
-def leaves(error: BaseException) -> list[str]:
-    """Name what is inside an exception group, or the error itself."""
-    if isinstance(error, BaseExceptionGroup):
-        return [leaf for inner in error.exceptions for leaf in leaves(inner)]
-    return [str(error) if isinstance(error, ConformanceError) else f"{type(error).__name__}: {error}"]
 
 
 async def run_moves(
@@ -111,7 +104,7 @@ async def run_moves(
     except ScheduleError:
         raise
     except Exception as error:
-        raise ScheduleError(spec, seed, shape, moves, "; ".join(leaves(error))) from error
+        raise ScheduleError(spec, seed, shape, moves, "; ".join(leaf_messages(error))) from error
 
 
 async def run_schedule(spec: Spec, seed: int) -> None:
@@ -184,7 +177,7 @@ async def _again(spec: Spec, seed: int, turn: int, error: Exception) -> Schedule
         how = f"alone it fails too: {again.seen}"
     else:
         how = f"alone it runs well; it was schedule {turn} of its mesh"
-    seen = error.seen if isinstance(error, ScheduleError) else "; ".join(leaves(error))
+    seen = error.seen if isinstance(error, ScheduleError) else "; ".join(leaf_messages(error))
     moves = draw(seed, fabric=spec.backend == "sim")
     found = ScheduleError(spec, seed, shape_of(seed), moves, f"{seen} ({how})")
     found.turn = turn

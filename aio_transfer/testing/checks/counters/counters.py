@@ -1,4 +1,3 @@
-# ruff: noqa: D401, PLR2004 - a docstring is the promise itself; what counts is due, is written out
 """Counters: what arrives is kept, whoever has been there first, and each counter is its own."""
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-# ruff: noqa: D401 - a docstring is the promise itself; what counts is due, is written out
 """Where bytes are written from and to: any memory, leased exactly as long as something moves in it."""
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-# ruff: noqa: D401, PLR2004 - a docstring is the promise itself; what counts is due, is written out
 """What an engine says of itself: statistics, paths, and stalls."""
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-# ruff: noqa: D401, PLR2004 - a docstring is the promise itself; what counts is due, is written out
 """Waiting on a counter: a FIFO semaphore, whatever is cancelled in the middle of it."""
 
 from __future__ import annotations

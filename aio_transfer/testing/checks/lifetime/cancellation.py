@@ -1,4 +1,3 @@
-# ruff: noqa: D401, PLR2004 - a docstring is the promise itself; what counts is due, is written out
 """Cancelling, and exceptions in the middle of everything: tasks are freed, and nothing is corrupted."""
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-# ruff: noqa: D401 - a docstring is the promise itself; what counts is due, is written out
 """Descriptors as they travel: cut, damaged, forged, of another version, of something that is gone."""
 
 from __future__ import annotations

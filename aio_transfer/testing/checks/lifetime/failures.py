@@ -1,4 +1,3 @@
-# ruff: noqa: D401, PLR2004 - a docstring is the promise itself; what counts is due, is written out
 """Counts that cannot come: whoever waits for them is told, and what has come stays."""
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-# ruff: noqa: D401, PLR2004 - a docstring is the promise itself; what counts is due, is written out
 """Connections: one per pair, made and remade by anybody, to whom they should go."""
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-# ruff: noqa: D401, PLR2004 - a docstring is the promise itself; what counts is due, is written out
 """Regions: leased while anything moves in them, and out of reach once they are closed."""
 
 from __future__ import annotations

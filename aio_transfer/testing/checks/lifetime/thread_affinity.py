@@ -1,4 +1,3 @@
-# ruff: noqa: D401 - a docstring is the promise itself; what counts is due, is written out
 """Use from another thread, another event loop, or after a fork: refused, and nothing is harmed."""
 
 from __future__ import annotations

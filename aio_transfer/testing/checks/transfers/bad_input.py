@@ -1,4 +1,3 @@
-# ruff: noqa: D401, PLR2004 - a docstring is the promise itself; what counts is due, is written out
 """Arguments that cannot be meant: each gives a typed error before anything is started."""
 
 from __future__ import annotations

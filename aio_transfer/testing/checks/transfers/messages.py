@@ -1,4 +1,3 @@
-# ruff: noqa: D401, PLR2004 - a docstring is the promise itself; what counts is due, is written out
 """Messages: two-sided, once each, bounded by a window of 64."""
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-# ruff: noqa: D401, PLR2004 - a docstring is the promise itself; what counts is due, is written out
 """Paged writes: page i to page i, one count each, gaps untouched."""
 
 from __future__ import annotations

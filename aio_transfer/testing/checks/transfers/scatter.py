@@ -1,4 +1,3 @@
-# ruff: noqa: D401 - a docstring is the promise itself; what counts is due, is written out
 """Scatters: one slice to each of many targets, one count each."""
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-# ruff: noqa: D401, PLR2004 - a docstring is the promise itself; what counts is due, is written out
 """Contiguous writes: every byte where it belongs, none elsewhere, and one count each."""
 
 from __future__ import annotations
