@@ -10,7 +10,7 @@
 
 from aio_transfer.testing.assertions import RULES, ConformanceError, claim, refused
 from aio_transfer.testing.fixtures import exactly, mesh, pair, until
-from aio_transfer.testing.fuzz.schedule import ScheduleError, run_moves, run_schedule, run_schedules
+from aio_transfer.testing.fuzz.schedule import ScheduleError, run_operations, run_schedule, run_schedules
 from aio_transfer.testing.fuzz.shrink import shrink
 from aio_transfer.testing.guarded_memory import Memory
 from aio_transfer.testing.registry import CHECKS, Check, check, select
@@ -43,7 +43,7 @@ __all__ = (
     "pair",
     "refused",
     "run_check",
-    "run_moves",
+    "run_operations",
     "run_schedule",
     "run_schedules",
     "select",

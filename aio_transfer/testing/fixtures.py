@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from aio_transfer.testing.spec import Spec
     from aio_transfer.transfers.transfer import Transfer
 
-__all__ = ("done", "exactly", "groups", "level", "mesh", "pair", "ping", "turns", "until")
+__all__ = ("done", "exactly", "groups", "mesh", "pair", "ping", "turns", "until", "verify_nothing_left")
 
 _LABELS: Final = "abcdefghijklmnop"
-_LEVEL_S: Final = 3.0
+_RELEASE_DEADLINE_S: Final = 3.0
 
 
 @contextlib.asynccontextmanager
@@ -41,7 +41,7 @@ async def mesh(spec: Spec, count: int, **overrides: Any) -> AsyncIterator[list[T
         ]
         try:
             yield engines
-            await level(engines)
+            await verify_nothing_left(engines)
         finally:
             for engine in engines:
                 forget(engine)
@@ -54,7 +54,7 @@ async def pair(spec: Spec, **overrides: Any) -> AsyncIterator[tuple[TransferEngi
         yield engines[0], engines[1]
 
 
-async def level(engines: list[TransferEngine]) -> None:
+async def verify_nothing_left(engines: list[TransferEngine]) -> None:
     """Take everything back, and demand that no native handle, region or transfer is left.
 
     :raises ConformanceError: something is
@@ -71,14 +71,14 @@ async def level(engines: list[TransferEngine]) -> None:
         # Some work, since a driver may put tidying up off until there is some; a check of its own is against that.
         await (await engine.register(engine.allocate(1))).aclose()
     for engine in still_open:
-        await _until_level(engine)
+        await _until_nothing_left(engine)
 
 
-async def _until_level(engine: TransferEngine) -> None:
-    await until(lambda: not leftovers(engine), lambda: leftovers(engine), _LEVEL_S)
+async def _until_nothing_left(engine: TransferEngine) -> None:
+    await until(lambda: not describe_leftovers(engine), lambda: describe_leftovers(engine), _RELEASE_DEADLINE_S)
 
 
-def leftovers(engine: TransferEngine) -> str:
+def describe_leftovers(engine: TransferEngine) -> str:
     """Say what an engine without regions and peers still holds; nothing is as it should be."""
     now = engine.statistics()
     handles = {name: totals["handles"] for name, totals in now.drivers.items() if totals.get("handles")}
