@@ -13,7 +13,7 @@ import aio_transfer.testing.checks  # noqa: F401 - the import registers the chec
 from aio_transfer.testing.assertions import RULES, ConformanceError, leaf_messages
 from aio_transfer.testing.guarded_memory import forget
 from aio_transfer.testing.leaks import leaked_since, open_resources
-from aio_transfer.testing.registry import Check, select
+from aio_transfer.testing.registry import ConformanceCheck, select
 from aio_transfer.testing.timeouts import patient
 
 if TYPE_CHECKING:
@@ -21,53 +21,53 @@ if TYPE_CHECKING:
 
     from aio_transfer.testing.spec import Spec
 
-__all__ = ("Report", "Result", "check_backend", "run_check")
+__all__ = ("CheckResult", "ConformanceReport", "check_backend", "run_check")
 
 _DEADLINE_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
-    """How one check went.
+class CheckResult:
+    """Result of one check on one backend.
 
     :param reason: why it failed or was skipped
     """
 
-    check: Check
+    check: ConformanceCheck
     outcome: Literal["passed", "failed", "skipped"]
     reason: str = ""
     seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """How all checks went on one backend."""
+class ConformanceReport:
+    """Results of all checks on one backend."""
 
     spec: Spec
-    results: tuple[Result, ...]
+    results: tuple[CheckResult, ...]
 
     @property
-    def failures(self) -> tuple[Result, ...]:
-        """Those that failed."""
+    def failures(self) -> tuple[CheckResult, ...]:
+        """The results of checks that failed."""
         return tuple(result for result in self.results if result.outcome == "failed")
 
     def raise_for_failures(self) -> None:
-        """Do nothing when the backend keeps the contract.
+        """Raise an error if a check failed.
 
-        :raises ConformanceError: it does not; the message has a line per broken rule
+        :raises ConformanceError: the backend breaks the contract; the message has a line per broken rule
         """
         if self.failures:
             raise ConformanceError(str(self))
 
     def __str__(self) -> str:
-        """Return one line of totals, and one per failure."""
+        """Return a line of totals, and a line per failure."""
         totals = Counter(result.outcome for result in self.results)
         seconds = sum(result.seconds for result in self.results)
         counted = ", ".join(f"{count} {outcome}" for outcome, count in sorted(totals.items()))
         return "\n".join((f"{self.spec}: {counted} in {seconds:.1f} s", *(one.reason for one in self.failures)))
 
 
-async def check_backend(spec: Spec, *, only: str | Iterable[str] | None = None) -> Report:
+async def check_backend(spec: Spec, *, only: str | Iterable[str] | None = None) -> ConformanceReport:
     """Run every check against a backend.
 
     :param only: names of checks, or of topics (``"writes"``, ``"barrier"`` …)
@@ -77,21 +77,21 @@ async def check_backend(spec: Spec, *, only: str | Iterable[str] | None = None) 
     for found in select(only):
         missing = found.missing(spec)
         if missing:
-            results.append(Result(check=found, outcome="skipped", reason=f"{spec} has no {missing}"))
+            results.append(CheckResult(check=found, outcome="skipped", reason=f"{spec} has no {missing}"))
             continue
         began = time.perf_counter()
         try:
             await run_check(found, spec)
         except ConformanceError as error:
             seconds = time.perf_counter() - began
-            results.append(Result(check=found, outcome="failed", reason=str(error), seconds=seconds))
+            results.append(CheckResult(check=found, outcome="failed", reason=str(error), seconds=seconds))
         else:
-            results.append(Result(check=found, outcome="passed", seconds=time.perf_counter() - began))
-    return Report(spec=spec, results=tuple(results))
+            results.append(CheckResult(check=found, outcome="passed", seconds=time.perf_counter() - began))
+    return ConformanceReport(spec=spec, results=tuple(results))
 
 
-async def run_check(check: Check, spec: Spec, *, deadline_s: float = _DEADLINE_S) -> None:
-    """Run one check, and demand that it leaves no file descriptor and no thread of ours.
+async def run_check(check: ConformanceCheck, spec: Spec, *, deadline_s: float = _DEADLINE_S) -> None:
+    """Run one check, and verify that it leaves no open file descriptor and no native thread.
 
     :raises ConformanceError: the backend breaks the contract; the message names the rule, what was seen and the seed
     """
@@ -102,7 +102,7 @@ async def run_check(check: Check, spec: Spec, *, deadline_s: float = _DEADLINE_S
             await check.body(spec)
     except TimeoutError as error:
         raise _verdict(check, spec, f"it had not ended after {deadline_s:g} s") from error
-    except Exception as error:  # whatever a wrong backend raises breaks the rule that is checked
+    except Exception as error:  # any error of a wrong backend breaks the rule that is checked
         raise _verdict(check, spec, "; ".join(leaf_messages(error))) from error
     finally:
         forget()
@@ -111,7 +111,7 @@ async def run_check(check: Check, spec: Spec, *, deadline_s: float = _DEADLINE_S
         raise _verdict(check, spec, f"left after everything was closed: {', '.join(left)}")
 
 
-def _verdict(check: Check, spec: Spec, seen: str) -> ConformanceError:
+def _verdict(check: ConformanceCheck, spec: Spec, seen: str) -> ConformanceError:
     return ConformanceError(
         f"{check.rule} ({RULES[check.rule]}) is broken on {spec} by {check.topic}.{check.name} "
         f"({check.promise}) seen: {seen} [seed {spec.seed}]"

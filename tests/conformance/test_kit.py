@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from aio_transfer.driver import backend_registry
-from aio_transfer.testing import CHECKS, RULES, ConformanceError, Report, Spec, check_backend, select
+from aio_transfer.testing import CHECKS, RULES, ConformanceError, ConformanceReport, Spec, check_backend, select
 
 sys.path.insert(0, str(Path(__file__).parent))  # importmode=importlib puts no folder there
 
@@ -78,4 +78,4 @@ def test_registry() -> None:
 
 
 def test_report_without_failures() -> None:
-    Report(spec=Spec(backend="shm"), results=()).raise_for_failures()
+    ConformanceReport(spec=Spec(backend="shm"), results=()).raise_for_failures()

@@ -113,7 +113,7 @@ async def in_order(fabric: SimFabric, count: int = 32) -> tuple[bool, bool]:
     async with ends(fabric) as end:
         counters = [end.b.counter() for _ in range(count)]
         arrivals: list[set[int]] = []
-        fabric.route = watch
+        fabric.packet_hook = watch
         for i, counter in enumerate(counters):
             end.write(0, i + 1, counter)
         while not arrivals or len(arrivals[-1]) < count:
@@ -232,11 +232,11 @@ async def test_cut_and_heal() -> None:
 async def test_a_cut_holds_answers_too() -> None:
     fabric = SimFabric(seed=1)
     async with ends(fabric) as end:
-        fabric.route = lambda packet: Verdict.HOLD if packet.kind is PacketKind.ACK else Verdict.DELIVER
+        fabric.packet_hook = lambda packet: Verdict.HOLD if packet.kind is PacketKind.ACK else Verdict.DELIVER
         transfer = end.write(0, 4 * KIB)
         await end.counter.wait()
         fabric.cut(end.a, end.b)
-        fabric.route = None
+        fabric.packet_hook = None
         await turns(100)
         assert not transfer.done
         fabric.heal(end.a, end.b)
@@ -285,10 +285,10 @@ async def rail_of_the_next(fabric: SimFabric, end: Ends) -> int:
             left.append(packet.sender_nic)
         return Verdict.DELIVER
 
-    fabric.route = watch
+    fabric.packet_hook = watch
     await end.write(0, 8)
     await end.counter.wait()
-    fabric.route = None
+    fabric.packet_hook = None
     return (left[0] + 1) % 4
 
 
@@ -387,11 +387,11 @@ async def test_depth() -> None:
 
     fabric = SimFabric(seed=1, depth=depth)
     async with ends(fabric) as end:
-        fabric.route = hold
+        fabric.packet_hook = hold
         transfers = [end.write(0, i + 1) for i in range(16)]
         await turns(300)
         assert len(seen) == depth
-        fabric.route = None
+        fabric.packet_hook = None
         for transfer in transfers:
             await transfer
         await end.counter.wait(16)

@@ -111,7 +111,7 @@ async def test_an_error_comes_when_every_packet_has_stopped() -> None:
 
     fabric = SimFabric(seed=1, mtu=MTU)
     async with ends(fabric) as end:
-        fabric.route = first_fails_second_is_held
+        fabric.packet_hook = first_fails_second_is_held
         transfer = end.write(0, 16 * MTU)
         await until(lambda: held)
         await turns(200)

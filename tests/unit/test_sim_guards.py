@@ -60,13 +60,13 @@ async def test_what_the_hook_holds_holds_nobody_else(reorder: int) -> None:
     fabric = SimFabric(seed=1, reorder=reorder)
     async with ends(fabric) as end, fabric.engine(label="c") as c:
         other = await attach(end.a, c)
-        fabric.route = lambda packet: Verdict.HOLD if packet.receiver is end.b else Verdict.DELIVER
+        fabric.packet_hook = lambda packet: Verdict.HOLD if packet.receiver is end.b else Verdict.DELIVER
         held = [end.write(0, 8) for _ in range(200)]
         await turns(100)
         served = other.write(0, 8)
         await turns(50)
         assert served.done
-        fabric.route = None
+        fabric.packet_hook = None
         for transfer in held:
             await transfer
 
@@ -86,7 +86,7 @@ async def test_what_waits_for_a_path_keeps_its_order() -> None:
         for i in range(10):
             end.write(0, i + 1)
             await other.write(0, 8)
-        fabric.route = watch
+        fabric.packet_hook = watch
         fabric.heal(end.a, end.b)
         await end.counter.wait(10)
     assert left == list(range(1, 11))
@@ -112,7 +112,7 @@ async def test_a_full_queue_to_one_peer_is_none_to_another() -> None:
 def test_a_fabric_is_forgotten_with_its_hook() -> None:
     def make() -> weakref.ref[SimFabric]:
         fabric = SimFabric(seed=1)
-        fabric.route = lambda _: Verdict.HOLD if fabric.in_flight else Verdict.DELIVER
+        fabric.packet_hook = lambda _: Verdict.HOLD if fabric.in_flight else Verdict.DELIVER
         return weakref.ref(fabric)
 
     seen = make()
@@ -127,7 +127,7 @@ async def test_an_engine_keeps_its_fabric_and_the_hook() -> None:
         asked.append(packet)
         return Verdict.DELIVER
 
-    fabric = SimFabric(seed=1, route=watch)
+    fabric = SimFabric(seed=1, packet_hook=watch)
     async with ends(fabric) as end:
         del fabric
         gc.collect()
@@ -140,13 +140,13 @@ async def test_an_engine_keeps_its_fabric_and_the_hook() -> None:
 @pytest.mark.parametrize("who", ["sender", "receiver"])
 async def test_the_hook_may_kill(who: str) -> None:
     def kill(packet: Packet) -> Verdict:
-        fabric.route = None
+        fabric.packet_hook = None
         fabric.kill(getattr(packet, who))
         return Verdict.DELIVER
 
     fabric = SimFabric(seed=1)
     async with ends(fabric) as end:
-        fabric.route = kill
+        fabric.packet_hook = kill
         with anyio.fail_after(2), pytest.raises(PeerLostError):
             await end.write(0, KIB)
 
@@ -160,9 +160,9 @@ async def test_the_hook_cannot_use_the_engine_it_runs_in(monkeypatch: pytest.Mon
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: seen.append(unraisable.exc_value))
     fabric = SimFabric(seed=1)
     async with ends(fabric) as end:
-        fabric.route = misuse
+        fabric.packet_hook = misuse
         await end.write(0, 8)
-        fabric.route = None
+        fabric.packet_hook = None
         assert end.a.statistics()
     assert {type(error) for error in seen} == {UsageError}
 
@@ -179,7 +179,7 @@ async def test_the_hook_cannot_use_the_engine_it_runs_in(monkeypatch: pytest.Mon
         {"seed": "7"},
         {"nics": 2.5},
         {"nics": "2"},
-        {"route": Verdict.HOLD},
+        {"packet_hook": Verdict.HOLD},
     ],
     ids=str,
 )

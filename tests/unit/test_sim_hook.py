@@ -35,8 +35,8 @@ async def test_the_hook_is_asked_about_every_packet() -> None:
         asked.append(packet)
         return Verdict.DELIVER
 
-    fabric = SimFabric(seed=1, nics=2, mtu=MTU, route=watch)
-    assert fabric.route is watch
+    fabric = SimFabric(seed=1, nics=2, mtu=MTU, packet_hook=watch)
+    assert fabric.packet_hook is watch
     async with ends(fabric) as end, fabric.engine(label="c") as c:
         other = await attach(end.a, c)
         asked.clear()
@@ -68,13 +68,13 @@ async def test_the_hook_holds() -> None:
 
     async with ends(fabric) as end, fabric.engine(label="c") as c:
         other = await attach(end.a, c)
-        fabric.route = hold
+        fabric.packet_hook = hold
         transfer = end.write(0, KIB)
         await other.write(0, KIB)
         await turns(50)
         assert held > 10, "it is asked again"
         assert not transfer.done
-        fabric.route = None
+        fabric.packet_hook = None
         await transfer
         await end.counter.wait()
 
@@ -83,7 +83,7 @@ async def test_the_hook_holds() -> None:
 async def test_the_hook_fails_a_write() -> None:
     fabric = SimFabric(seed=1, mtu=MTU)
     async with ends(fabric) as end:
-        fabric.route = lambda packet: Verdict.FAIL if packet.nbytes == MTU // 2 else Verdict.DELIVER
+        fabric.packet_hook = lambda packet: Verdict.FAIL if packet.nbytes == MTU // 2 else Verdict.DELIVER
         with pytest.raises(ProviderError):
             await end.write(0, 4 * MTU + MTU // 2)
         with pytest.raises(TransferAbortedError):
@@ -99,7 +99,7 @@ async def test_the_hook_fails_a_write() -> None:
 async def test_the_hook_fails_nothing_but_writes() -> None:
     fabric = SimFabric(seed=1)
     async with ends(fabric) as end:
-        fabric.route = lambda packet: Verdict.DELIVER if packet.kind is PacketKind.WRITE else Verdict.FAIL
+        fabric.packet_hook = lambda packet: Verdict.DELIVER if packet.kind is PacketKind.WRITE else Verdict.FAIL
         await end.write(0, KIB)
         await end.counter.wait()
         await end.a.submit_read(end.here[:KIB], end.remote[:KIB])
@@ -120,10 +120,10 @@ async def test_a_hook_that_fails_delivers(fault: str, monkeypatch: pytest.Monkey
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: seen.append(type(unraisable.exc_value)))
     fabric = SimFabric(seed=1)
     async with ends(fabric) as end:
-        fabric.route = bad
+        fabric.packet_hook = bad
         await end.write(0, KIB)
         await end.counter.wait()
-        fabric.route = None
+        fabric.packet_hook = None
     assert set(seen) == {"raises": {RuntimeError}, "returns None": {TypeError}, "returns 9": set()}[fault]
 
 
@@ -133,15 +133,15 @@ async def test_the_hook_is_exchanged_at_any_time() -> None:
 
     def ask(number: int) -> Verdict:
         asked.append(number)
-        fabric.route = None if number == 3 else lambda _: ask(number + 1)  # while it runs, too
+        fabric.packet_hook = None if number == 3 else lambda _: ask(number + 1)  # while it runs, too
         return Verdict.DELIVER
 
     async with ends(fabric) as end:
-        fabric.route = lambda _: ask(0)
+        fabric.packet_hook = lambda _: ask(0)
         await end.write(0, 16 * MTU)
         await end.counter.wait()
         assert asked == [0, 1, 2, 3]
-        assert fabric.route is None
+        assert fabric.packet_hook is None
 
 
 async def test_the_hook_may_use_the_fabric() -> None:
@@ -157,7 +157,7 @@ async def test_the_hook_may_use_the_fabric() -> None:
         return Verdict.DELIVER
 
     async with ends(fabric) as end:
-        fabric.route = cut_after_four
+        fabric.packet_hook = cut_after_four
         transfer = end.write(0, 16 * MTU)
         await turns(100)
         assert left == 4
