@@ -168,9 +168,7 @@ async def check_close_from_another_loop(spec: Spec) -> None:
 
         async def elsewhere() -> str:
             await anyio.lowlevel.checkpoint()
-            return unexpected_outcome(
-                lambda: run_first_step(a.aclose)
-            )  # only the first step, since aclose waits under a shield
+            return unexpected_outcome(lambda: run_first_step(a.aclose))  # aclose would wait under a shield
 
         wrong = await anyio.to_thread.run_sync(lambda: anyio.run(elsewhere))
         claim(not wrong, f"aclose() from another event loop: {wrong}")

@@ -56,7 +56,7 @@ def anyio_backend() -> object:
 
 
 @pytest.mark.parametrize("reorder", [0, 1])
-async def test_what_the_hook_holds_holds_nobody_else(reorder: int) -> None:
+async def test_packets_held_by_the_hook_do_not_block_other_peers(reorder: int) -> None:
     fabric = SimFabric(seed=1, reorder=reorder)
     async with ends(fabric) as end, fabric.engine(label="c") as c:
         other = await attach(end.a, c)
@@ -71,7 +71,7 @@ async def test_what_the_hook_holds_holds_nobody_else(reorder: int) -> None:
             await transfer
 
 
-async def test_what_waits_for_a_path_keeps_its_order() -> None:
+async def test_packets_held_by_a_cut_path_keep_their_order() -> None:
     left: list[int] = []
 
     def watch(packet: Packet) -> Verdict:
@@ -92,7 +92,7 @@ async def test_what_waits_for_a_path_keeps_its_order() -> None:
     assert left == list(range(1, 11))
 
 
-async def test_a_full_queue_to_one_peer_is_none_to_another() -> None:
+async def test_a_full_queue_to_one_peer_does_not_block_another() -> None:
     fabric = SimFabric(seed=1, depth=16)
     async with ends(fabric) as end, fabric.engine(label="c") as c:
         other = await attach(end.a, c)
@@ -109,7 +109,7 @@ async def test_a_full_queue_to_one_peer_is_none_to_another() -> None:
 # ------------------------------------------------------------------------------------------------------------ the hook
 
 
-def test_a_fabric_is_forgotten_with_its_hook() -> None:
+def test_a_fabric_whose_hook_refers_to_it_is_collected() -> None:
     def make() -> weakref.ref[SimFabric]:
         fabric = SimFabric(seed=1)
         fabric.packet_hook = lambda _: Verdict.HOLD if fabric.in_flight else Verdict.DELIVER
@@ -120,7 +120,7 @@ def test_a_fabric_is_forgotten_with_its_hook() -> None:
     assert seen() is None
 
 
-async def test_an_engine_keeps_its_fabric_and_the_hook() -> None:
+async def test_an_engine_keeps_its_fabric_and_hook_alive() -> None:
     asked: list[Packet] = []
 
     def watch(packet: Packet) -> Verdict:
@@ -138,7 +138,7 @@ async def test_an_engine_keeps_its_fabric_and_the_hook() -> None:
 
 @every_loop
 @pytest.mark.parametrize("who", ["sender", "receiver"])
-async def test_the_hook_may_kill(who: str) -> None:
+async def test_the_hook_may_kill_either_engine(who: str) -> None:
     def kill(packet: Packet) -> Verdict:
         fabric.packet_hook = None
         fabric.kill(getattr(packet, who))
@@ -183,12 +183,12 @@ async def test_the_hook_cannot_use_the_engine_it_runs_in(monkeypatch: pytest.Mon
     ],
     ids=str,
 )
-def test_settings_of_the_wrong_kind(settings: dict[str, object]) -> None:
+def test_settings_of_a_wrong_type_are_refused(settings: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         SimFabric(**settings)
 
 
-async def test_arguments_out_of_range() -> None:
+async def test_arguments_of_controls_out_of_range_are_refused() -> None:
     fabric = SimFabric(nics=2)
     async with fabric.engine() as engine:
         for nic in (-1, 2, 0.5):
@@ -209,7 +209,7 @@ async def test_arguments_out_of_range() -> None:
 
 
 @pytest.mark.parametrize("nic", range(3))
-async def test_a_failure_of_the_nic_that_was_named(nic: int) -> None:
+async def test_failures_affect_the_named_nic_only(nic: int) -> None:
     fabric = SimFabric(seed=1, nics=3)
     async with ends(fabric) as end:
         for fail in (fabric.fail_posts, fabric.fail_completions):
@@ -223,7 +223,7 @@ async def test_a_failure_of_the_nic_that_was_named(nic: int) -> None:
             assert failed == 1
 
 
-async def test_every_packet_is_accounted_for_when_an_engine_goes() -> None:
+async def test_totals_account_for_every_packet_of_a_closed_engine() -> None:
     fabric = SimFabric(seed=1, faults=Faults(late_completions=0))
     async with ends(fabric) as end:
         fabric.stall(end.b)
@@ -322,7 +322,7 @@ def events(driver: SimDriver, wait_s: float = 2) -> list[Event]:
 
 
 @pytest.mark.parametrize("op", [Op.WRITE, Op.READ])
-def test_nobody_answers_for_another(driver: SimDriver, meet: Callable[[int], Ill], memory: np.ndarray, op: Op) -> None:
+def test_a_peer_cannot_answer_the_requests_sent_to_another(driver: SimDriver, meet: Callable[[int], Ill], memory: np.ndarray, op: Op) -> None:
     ill, silent = meet(1), meet(2)
     register(driver, memory)
     start(driver, 2, op, memory)
@@ -339,7 +339,7 @@ def test_nobody_answers_for_another(driver: SimDriver, meet: Callable[[int], Ill
 
 
 @pytest.mark.parametrize("nbytes", [(32 << 10) + 1, 4 << 20, 0xFFFF_FFFF])
-def test_a_question_larger_than_any_answer(
+def test_a_read_request_larger_than_a_packet_is_refused(
     driver: SimDriver, meet: Callable[[int], Ill], memory: np.ndarray, nbytes: int
 ) -> None:
     ill = meet(1)
@@ -351,7 +351,7 @@ def test_a_question_larger_than_any_answer(
 
 
 @pytest.mark.parametrize("fields", [{"offset": 1 << 63}, {"offset": (4 << 20) - 1}, {"key": 0}, {"key": 1}], ids=str)
-def test_writes_that_reach_too_far(
+def test_writes_outside_the_region_are_refused(
     driver: SimDriver, meet: Callable[[int], Ill], memory: np.ndarray, fields: dict[str, int]
 ) -> None:
     ill = meet(1)
@@ -365,7 +365,7 @@ def test_writes_that_reach_too_far(
     assert driver.expect(CounterId(7), 0) == 0
 
 
-def test_every_kind_of_nonsense(driver: SimDriver, meet: Callable[[int], Ill], memory: np.ndarray) -> None:
+def test_malformed_packets_change_nothing(driver: SimDriver, meet: Callable[[int], Ill], memory: np.ndarray) -> None:
     ill = meet(1)
     key = register(driver, memory)
     for kind, status, packets in itertools.product(range(256), (0, 255), (0, 0xFFFF_FFFF)):
@@ -380,7 +380,7 @@ def test_every_kind_of_nonsense(driver: SimDriver, meet: Callable[[int], Ill], m
 
 
 @pytest.mark.parametrize("name", [b"org.freedesktop.dbus", b"", b"aio-transfer-si"])
-def test_an_address_that_is_no_fabric(driver: SimDriver, name: bytes) -> None:
+def test_an_address_of_no_fabric_is_refused(driver: SimDriver, name: bytes) -> None:
     driver.connect(PeerNumber(1), None)
     with pytest.raises(AioTransferError):
         driver.connect(PeerNumber(1), endpoint(name))

@@ -28,7 +28,7 @@ def anyio_backend() -> object:
 
 
 @every_loop
-async def test_the_hook_is_asked_about_every_packet() -> None:
+async def test_the_hook_is_called_for_every_packet() -> None:
     asked: list[Packet] = []
 
     def watch(packet: Packet) -> Verdict:
@@ -57,7 +57,7 @@ async def test_the_hook_is_asked_about_every_packet() -> None:
 
 
 @every_loop
-async def test_the_hook_holds() -> None:
+async def test_the_hook_holds_packets() -> None:
     fabric = SimFabric(seed=1)
     held = 0
 
@@ -96,7 +96,7 @@ async def test_the_hook_fails_a_write() -> None:
         await end.counter.wait()
 
 
-async def test_the_hook_fails_nothing_but_writes() -> None:
+async def test_the_hook_fails_only_writes() -> None:
     fabric = SimFabric(seed=1)
     async with ends(fabric) as end:
         fabric.packet_hook = lambda packet: Verdict.DELIVER if packet.kind is PacketKind.WRITE else Verdict.FAIL
@@ -110,7 +110,7 @@ async def test_the_hook_fails_nothing_but_writes() -> None:
 
 
 @pytest.mark.parametrize("fault", ["raises", "returns None", "returns 9"])
-async def test_a_hook_that_fails_delivers(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_packets_are_delivered_when_the_hook_fails(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def bad(packet: Packet) -> Verdict:
         if fault == "raises":
             raise RuntimeError("the hook")
@@ -127,7 +127,7 @@ async def test_a_hook_that_fails_delivers(fault: str, monkeypatch: pytest.Monkey
     assert set(seen) == {"raises": {RuntimeError}, "returns None": {TypeError}, "returns 9": set()}[fault]
 
 
-async def test_the_hook_is_exchanged_at_any_time() -> None:
+async def test_the_hook_can_be_replaced_at_any_time() -> None:
     fabric = SimFabric(seed=1, mtu=MTU)
     asked: list[int] = []
 
@@ -144,7 +144,7 @@ async def test_the_hook_is_exchanged_at_any_time() -> None:
         assert fabric.packet_hook is None
 
 
-async def test_the_hook_may_use_the_fabric() -> None:
+async def test_the_hook_may_call_controls_of_the_fabric() -> None:
     fabric = SimFabric(seed=1, mtu=MTU)
     left = 0
 
@@ -191,26 +191,26 @@ async def test_the_hook_may_use_the_fabric() -> None:
     ],
     ids=str,
 )
-def test_settings_out_of_range(settings: dict[str, object]) -> None:
+def test_settings_out_of_range_are_refused(settings: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         SimFabric(**settings)
 
 
 @pytest.mark.parametrize("nics", [0, 9, 2.5])
-async def test_an_engine_with_a_strange_number_of_nics(nics: int) -> None:
+async def test_an_engine_with_an_invalid_number_of_nics_is_refused(nics: int) -> None:
     with pytest.raises(UsageError):
         async with SimFabric().engine(nics=nics):
             pass
 
 
 @pytest.mark.parametrize("options", [{"nics": 0}, {"mtu": "x"}, {"no_such": 1}, {"seed": -1}], ids=str)
-async def test_options_of_an_engine_without_a_fabric(options: dict[str, object]) -> None:
+async def test_invalid_options_of_an_engine_without_a_fabric_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         async with TransferEngine(backend="sim", options={"sim": options}):
             pass
 
 
-async def test_engines_of_others_are_refused() -> None:
+async def test_controls_refuse_engines_of_another_fabric() -> None:
     fabric = SimFabric()
     async with fabric.engine() as ours, SimFabric().engine() as theirs:
         for stranger in (theirs, fabric.engine()):  # the second is ours, and not open
