@@ -16,7 +16,7 @@ import pytest
 from aio_transfer.driver import backend_registry
 from aio_transfer.testing import Spec, check_backend
 from aio_transfer.testing.fuzz.schedule import ScheduleError, run_schedules
-from aio_transfer.testing.plugin import unavailable
+from aio_transfer.testing.plugin import reason_unavailable
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "conformance"))  # importmode=importlib puts no folder there
 sys.path.insert(0, str(Path(__file__).parent.parent / "mutants"))
@@ -46,7 +46,7 @@ pytestmark = [
 @pytest.fixture(autouse=True, scope="module")
 def _warm() -> None:
     """Let the provider make what it keeps for the life of the process: it is no leak of a check's."""
-    assert not unavailable(Spec(backend="libfabric", options=OPTIONS))
+    assert not reason_unavailable(Spec(backend="libfabric", options=OPTIONS))
 
 
 @pytest.fixture(autouse=True)

@@ -80,7 +80,7 @@ def test_a_bare_machine_is_examined_too(host: Host) -> None:
         (1 << 23, 1 << 23, True, "warn", "sudo prlimit"),
     ],
 )
-def test_memlock(  # noqa: PLR0913, PLR0917 - a case's columns
+def test_memlock(
     host: Host, monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, devices: bool, status: str, fix: str
 ) -> None:
     set_limit(monkeypatch, soft, hard)
@@ -100,9 +100,7 @@ def test_memlock(  # noqa: PLR0913, PLR0917 - a case's columns
         (64, 64, "fail", "sudo prlimit"),
     ],
 )
-def test_nofile(  # noqa: PLR0913, PLR0917 - a case's columns
-    host: Host, monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, status: str, fix: str
-) -> None:
+def test_nofile(host: Host, monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, status: str, fix: str) -> None:
     set_limit(monkeypatch, soft, hard)
     check = limits.check_nofile(host)
     assert (check.status, check.fix[: len(fix)]) == (status, fix)
@@ -118,7 +116,7 @@ def test_nofile(  # noqa: PLR0913, PLR0917 - a case's columns
         ({0, 1, 2, 3}, 4, "max 100000", "ok", False),
     ],
 )
-def test_cpus(  # noqa: PLR0913, PLR0917 - a case's columns
+def test_cpus(
     host: Host, monkeypatch: pytest.MonkeyPatch, usable: set[int], there: int, quota: str | None, status: str, fix: bool
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: usable)

@@ -29,7 +29,9 @@ async def spinning() -> AsyncIterator[tuple[TransferEngine, ImmCounter, CounterR
         yield a, counter, reference
 
 
-async def test_a_count_that_comes_meanwhile_needs_no_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_count_that_arrives_during_the_spin_wait_needs_no_event_loop_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async with spinning() as (a, counter, reference):
         native = counter._table.poll
 
@@ -45,7 +47,7 @@ async def test_a_count_that_comes_meanwhile_needs_no_sleep(monkeypatch: pytest.M
         assert (counter.value, counter.waiting) == (2, 0)
 
 
-async def test_the_look_ends_and_the_loop_sleeps() -> None:
+async def test_the_spin_wait_ends_and_the_loop_sleeps() -> None:
     async with spinning() as (a, counter, reference):
         native = counter._table.poll
         since = time.perf_counter()
@@ -59,7 +61,7 @@ async def test_the_look_ends_and_the_loop_sleeps() -> None:
         assert counter.value == 2
 
 
-async def test_who_comes_second_does_not_look(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_second_waiter_does_not_spin(monkeypatch: pytest.MonkeyPatch) -> None:
     async with spinning() as (a, counter, reference), anyio.create_task_group() as tasks:
         tasks.start_soon(counter.wait)
         await anyio.sleep(0.01)
@@ -70,14 +72,14 @@ async def test_who_comes_second_does_not_look(monkeypatch: pytest.MonkeyPatch) -
             a.submit_notify(reference)
 
 
-async def test_nobody_lingers_unasked() -> None:
+async def test_without_the_option_no_wait_spins() -> None:
     for backend, options in (("shm", {}), ("sim", {"sim": {"progress": "spin"}})):
         async with TransferEngine(backend=backend, options=options) as engine:
             table = engine.counter()._table
             assert table.poll == table._read_total
 
 
-async def test_what_has_come_is_taken_without_parking(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_counts_that_have_arrived_are_taken_without_parking(monkeypatch: pytest.MonkeyPatch) -> None:
     async with TransferEngine(backend="shm") as a, TransferEngine(backend="shm") as b:
         counter = b.counter()
         for _ in range(3):

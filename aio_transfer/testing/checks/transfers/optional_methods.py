@@ -1,4 +1,3 @@
-# ruff: noqa: D401 - a docstring is the promise itself; what counts is due, is written out
 """Checks of the optional methods of a driver, ``post_each`` and ``spin_wait``, on drivers without an engine."""
 
 from __future__ import annotations

@@ -56,22 +56,22 @@ def anyio_backend() -> object:
 
 
 @pytest.mark.parametrize("reorder", [0, 1])
-async def test_what_the_hook_holds_holds_nobody_else(reorder: int) -> None:
+async def test_packets_held_by_the_hook_do_not_block_other_peers(reorder: int) -> None:
     fabric = SimFabric(seed=1, reorder=reorder)
     async with ends(fabric) as end, fabric.engine(label="c") as c:
         other = await attach(end.a, c)
-        fabric.route = lambda packet: Verdict.HOLD if packet.receiver is end.b else Verdict.DELIVER
+        fabric.packet_hook = lambda packet: Verdict.HOLD if packet.receiver is end.b else Verdict.DELIVER
         held = [end.write(0, 8) for _ in range(200)]
         await turns(100)
         served = other.write(0, 8)
         await turns(50)
         assert served.done
-        fabric.route = None
+        fabric.packet_hook = None
         for transfer in held:
             await transfer
 
 
-async def test_what_waits_for_a_path_keeps_its_order() -> None:
+async def test_packets_held_by_a_cut_path_keep_their_order() -> None:
     left: list[int] = []
 
     def watch(packet: Packet) -> Verdict:
@@ -86,13 +86,13 @@ async def test_what_waits_for_a_path_keeps_its_order() -> None:
         for i in range(10):
             end.write(0, i + 1)
             await other.write(0, 8)
-        fabric.route = watch
+        fabric.packet_hook = watch
         fabric.heal(end.a, end.b)
         await end.counter.wait(10)
     assert left == list(range(1, 11))
 
 
-async def test_a_full_queue_to_one_peer_is_none_to_another() -> None:
+async def test_a_full_queue_to_one_peer_does_not_block_another() -> None:
     fabric = SimFabric(seed=1, depth=16)
     async with ends(fabric) as end, fabric.engine(label="c") as c:
         other = await attach(end.a, c)
@@ -109,10 +109,10 @@ async def test_a_full_queue_to_one_peer_is_none_to_another() -> None:
 # ------------------------------------------------------------------------------------------------------------ the hook
 
 
-def test_a_fabric_is_forgotten_with_its_hook() -> None:
+def test_a_fabric_whose_hook_refers_to_it_is_collected() -> None:
     def make() -> weakref.ref[SimFabric]:
         fabric = SimFabric(seed=1)
-        fabric.route = lambda _: Verdict.HOLD if fabric.in_flight else Verdict.DELIVER
+        fabric.packet_hook = lambda _: Verdict.HOLD if fabric.in_flight else Verdict.DELIVER
         return weakref.ref(fabric)
 
     seen = make()
@@ -120,14 +120,14 @@ def test_a_fabric_is_forgotten_with_its_hook() -> None:
     assert seen() is None
 
 
-async def test_an_engine_keeps_its_fabric_and_the_hook() -> None:
+async def test_an_engine_keeps_its_fabric_and_hook_alive() -> None:
     asked: list[Packet] = []
 
     def watch(packet: Packet) -> Verdict:
         asked.append(packet)
         return Verdict.DELIVER
 
-    fabric = SimFabric(seed=1, route=watch)
+    fabric = SimFabric(seed=1, packet_hook=watch)
     async with ends(fabric) as end:
         del fabric
         gc.collect()
@@ -138,15 +138,15 @@ async def test_an_engine_keeps_its_fabric_and_the_hook() -> None:
 
 @every_loop
 @pytest.mark.parametrize("who", ["sender", "receiver"])
-async def test_the_hook_may_kill(who: str) -> None:
+async def test_the_hook_may_kill_either_engine(who: str) -> None:
     def kill(packet: Packet) -> Verdict:
-        fabric.route = None
+        fabric.packet_hook = None
         fabric.kill(getattr(packet, who))
         return Verdict.DELIVER
 
     fabric = SimFabric(seed=1)
     async with ends(fabric) as end:
-        fabric.route = kill
+        fabric.packet_hook = kill
         with anyio.fail_after(2), pytest.raises(PeerLostError):
             await end.write(0, KIB)
 
@@ -160,9 +160,9 @@ async def test_the_hook_cannot_use_the_engine_it_runs_in(monkeypatch: pytest.Mon
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: seen.append(unraisable.exc_value))
     fabric = SimFabric(seed=1)
     async with ends(fabric) as end:
-        fabric.route = misuse
+        fabric.packet_hook = misuse
         await end.write(0, 8)
-        fabric.route = None
+        fabric.packet_hook = None
         assert end.a.statistics()
     assert {type(error) for error in seen} == {UsageError}
 
@@ -179,16 +179,16 @@ async def test_the_hook_cannot_use_the_engine_it_runs_in(monkeypatch: pytest.Mon
         {"seed": "7"},
         {"nics": 2.5},
         {"nics": "2"},
-        {"route": Verdict.HOLD},
+        {"packet_hook": Verdict.HOLD},
     ],
     ids=str,
 )
-def test_settings_of_the_wrong_kind(settings: dict[str, object]) -> None:
+def test_settings_of_a_wrong_type_are_refused(settings: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         SimFabric(**settings)
 
 
-async def test_arguments_out_of_range() -> None:
+async def test_arguments_of_controls_out_of_range_are_refused() -> None:
     fabric = SimFabric(nics=2)
     async with fabric.engine() as engine:
         for nic in (-1, 2, 0.5):
@@ -209,7 +209,7 @@ async def test_arguments_out_of_range() -> None:
 
 
 @pytest.mark.parametrize("nic", range(3))
-async def test_a_failure_of_the_nic_that_was_named(nic: int) -> None:
+async def test_failures_affect_the_named_nic_only(nic: int) -> None:
     fabric = SimFabric(seed=1, nics=3)
     async with ends(fabric) as end:
         for fail in (fabric.fail_posts, fabric.fail_completions):
@@ -223,7 +223,7 @@ async def test_a_failure_of_the_nic_that_was_named(nic: int) -> None:
             assert failed == 1
 
 
-async def test_every_packet_is_accounted_for_when_an_engine_goes() -> None:
+async def test_totals_account_for_every_packet_of_a_closed_engine() -> None:
     fabric = SimFabric(seed=1, faults=Faults(late_completions=0))
     async with ends(fabric) as end:
         fabric.stall(end.b)
@@ -322,7 +322,9 @@ def events(driver: SimDriver, wait_s: float = 2) -> list[Event]:
 
 
 @pytest.mark.parametrize("op", [Op.WRITE, Op.READ])
-def test_nobody_answers_for_another(driver: SimDriver, meet: Callable[[int], Ill], memory: np.ndarray, op: Op) -> None:
+def test_a_peer_cannot_answer_the_requests_sent_to_another(
+    driver: SimDriver, meet: Callable[[int], Ill], memory: np.ndarray, op: Op
+) -> None:
     ill, silent = meet(1), meet(2)
     register(driver, memory)
     start(driver, 2, op, memory)
@@ -339,7 +341,7 @@ def test_nobody_answers_for_another(driver: SimDriver, meet: Callable[[int], Ill
 
 
 @pytest.mark.parametrize("nbytes", [(32 << 10) + 1, 4 << 20, 0xFFFF_FFFF])
-def test_a_question_larger_than_any_answer(
+def test_a_read_request_larger_than_a_packet_is_refused(
     driver: SimDriver, meet: Callable[[int], Ill], memory: np.ndarray, nbytes: int
 ) -> None:
     ill = meet(1)
@@ -351,7 +353,7 @@ def test_a_question_larger_than_any_answer(
 
 
 @pytest.mark.parametrize("fields", [{"offset": 1 << 63}, {"offset": (4 << 20) - 1}, {"key": 0}, {"key": 1}], ids=str)
-def test_writes_that_reach_too_far(
+def test_writes_outside_the_region_are_refused(
     driver: SimDriver, meet: Callable[[int], Ill], memory: np.ndarray, fields: dict[str, int]
 ) -> None:
     ill = meet(1)
@@ -365,7 +367,7 @@ def test_writes_that_reach_too_far(
     assert driver.expect(CounterId(7), 0) == 0
 
 
-def test_every_kind_of_nonsense(driver: SimDriver, meet: Callable[[int], Ill], memory: np.ndarray) -> None:
+def test_malformed_packets_change_nothing(driver: SimDriver, meet: Callable[[int], Ill], memory: np.ndarray) -> None:
     ill = meet(1)
     key = register(driver, memory)
     for kind, status, packets in itertools.product(range(256), (0, 255), (0, 0xFFFF_FFFF)):
@@ -380,7 +382,7 @@ def test_every_kind_of_nonsense(driver: SimDriver, meet: Callable[[int], Ill], m
 
 
 @pytest.mark.parametrize("name", [b"org.freedesktop.dbus", b"", b"aio-transfer-si"])
-def test_an_address_that_is_no_fabric(driver: SimDriver, name: bytes) -> None:
+def test_an_address_of_no_fabric_is_refused(driver: SimDriver, name: bytes) -> None:
     driver.connect(PeerNumber(1), None)
     with pytest.raises(AioTransferError):
         driver.connect(PeerNumber(1), endpoint(name))

@@ -40,7 +40,7 @@ def anyio_backend() -> object:
 
 
 @every_loop
-async def test_fail_posts() -> None:
+async def test_fail_posts_fails_exactly_the_next_posts() -> None:
     fabric = SimFabric(seed=1)
     async with ends(fabric) as end:
         fabric.fail_posts(end.a, 2)
@@ -59,7 +59,7 @@ async def test_fail_posts() -> None:
 
 
 @every_loop
-async def test_fail_completions_after_half_of_the_bytes() -> None:
+async def test_fail_completions_fails_a_write_after_half_of_its_bytes() -> None:
     fabric = SimFabric(seed=1, mtu=MTU)
     nbytes = 16 * MTU
     async with ends(fabric) as end:
@@ -84,7 +84,7 @@ async def test_fail_completions_after_half_of_the_bytes() -> None:
 
 
 @pytest.mark.parametrize("nbytes", [0, 1, 2, 3, MTU - 1, MTU, MTU + 1])
-async def test_a_small_write_fails_half_way_too(nbytes: int) -> None:
+async def test_a_small_write_also_fails_after_half_of_its_bytes(nbytes: int) -> None:
     fabric = SimFabric(seed=1, mtu=MTU)
     async with ends(fabric) as end:
         fabric.fail_completions(end.a)
@@ -96,7 +96,7 @@ async def test_a_small_write_fails_half_way_too(nbytes: int) -> None:
         assert (end.target[nbytes:] == CANARY).all()
 
 
-async def test_an_error_comes_when_every_packet_has_stopped() -> None:
+async def test_an_error_is_reported_only_once_every_packet_has_stopped() -> None:
     verdicts = iter([Verdict.FAIL, Verdict.HOLD])
     held: list[bool] = []
 
@@ -111,7 +111,7 @@ async def test_an_error_comes_when_every_packet_has_stopped() -> None:
 
     fabric = SimFabric(seed=1, mtu=MTU)
     async with ends(fabric) as end:
-        fabric.route = first_fails_second_is_held
+        fabric.packet_hook = first_fails_second_is_held
         transfer = end.write(0, 16 * MTU)
         await until(lambda: held)
         await turns(200)
@@ -127,7 +127,7 @@ async def test_an_error_comes_when_every_packet_has_stopped() -> None:
         assert end.counter.value == 0
 
 
-async def test_a_write_that_fails_takes_its_siblings_along() -> None:
+async def test_the_error_of_a_striped_write_waits_for_its_other_pieces() -> None:
     """The pieces of one transfer go by four NICs; one fails, and the error waits for those that move."""
     nbytes = 512 * KIB
     fabric = SimFabric(seed=1, nics=4)
@@ -151,7 +151,7 @@ async def test_a_write_that_fails_takes_its_siblings_along() -> None:
 
 
 @every_loop
-async def test_kill_of_a_receiver() -> None:
+async def test_killing_a_receiver_fails_transfers_and_waits_with_peer_lost() -> None:
     fabric = SimFabric(seed=1)
     async with ends(fabric) as end, fabric.engine(label="c") as c:
         other = await attach(end.a, c)
@@ -176,7 +176,7 @@ async def test_kill_of_a_receiver() -> None:
 
 
 @every_loop
-async def test_kill_of_a_sender() -> None:
+async def test_nothing_lands_after_the_receiver_has_lost_a_killed_sender() -> None:
     fabric = SimFabric(seed=1, mtu=MTU)
     async with ends(fabric) as end:
         transfer = end.write(0, 64 * KIB)
@@ -197,7 +197,7 @@ async def test_kill_of_a_sender() -> None:
         assert fabric.in_flight == 0
 
 
-async def test_memory_that_a_dead_engine_was_granted_can_be_taken_back() -> None:
+async def test_a_region_can_be_closed_after_its_writer_was_killed() -> None:
     fabric = SimFabric(seed=1)
     async with fabric.engine(label="a") as a, fabric.engine(label="b") as b:
         target = b.allocate(KIB)
@@ -248,7 +248,7 @@ async def outcomes(fabric: SimFabric, count: int = 100) -> list[bool]:
 
 
 @pytest.mark.parametrize("fault", ["failed_posts", "failed_completions"])
-async def test_failures_by_chance(fault: str) -> None:
+async def test_random_failures_follow_their_probability_and_seed(fault: str) -> None:
     assert sum(await outcomes(SimFabric(seed=3, faults=Faults(**{fault: 0.0})))) == 100
     some = await outcomes(SimFabric(seed=3, faults=Faults(**{fault: 0.3})))
     assert 50 < sum(some) < 90
@@ -256,19 +256,19 @@ async def test_failures_by_chance(fault: str) -> None:
     assert sum(await outcomes(SimFabric(seed=3, faults=Faults(**{fault: 1.0})))) == 0
 
 
-async def test_full_queues_by_chance() -> None:
+async def test_randomly_full_queues_delay_posts_and_fail_none() -> None:
     for probability, least, most in ((0, 0, 0), (0.5, 20, 400)):
         fabric = SimFabric(seed=3, faults=Faults(eagain=probability))
         assert all(await outcomes(fabric))
         assert least <= fabric.totals()["refused_posts"] <= most
 
 
-async def test_a_certain_fault_does_not_stop_everything() -> None:
+async def test_a_probability_of_one_still_lets_transfers_finish() -> None:
     """Where nothing would ever move, one is taken for 0.95."""
     assert all(await outcomes(SimFabric(seed=3, faults=Faults(eagain=1, late_completions=1)), 20))
 
 
-async def test_late_completions() -> None:
+async def test_late_completions_delay_reports() -> None:
     taken = []
     for late in (0, 0.95):
         async with ends(SimFabric(seed=3, faults=Faults(late_completions=late))) as end:
@@ -285,7 +285,7 @@ async def test_late_completions() -> None:
 # -------------------------------------------------------------------------------------------------- the deliberate bugs
 
 
-async def test_the_bug_of_a_count_before_its_payload() -> None:
+async def test_bug_count_before_payload_counts_early() -> None:
     fabric = SimFabric(seed=1, mtu=MTU, bug="count_before_payload")
     async with ends(fabric) as end:
         end.write(0, 64 * KIB)
@@ -293,7 +293,7 @@ async def test_the_bug_of_a_count_before_its_payload() -> None:
         assert not end.arrived(0, 64 * KIB)
 
 
-async def test_the_bug_of_an_error_before_the_stop() -> None:
+async def test_bug_error_before_stop_still_reads_the_source() -> None:
     fabric = SimFabric(seed=1, mtu=MTU, bug="error_before_stop")
     async with ends(fabric) as end:
         fabric.fail_completions(end.a)
@@ -305,7 +305,7 @@ async def test_the_bug_of_an_error_before_the_stop() -> None:
 
 
 @pytest.mark.parametrize("bug", ["", "accept_stale"])
-async def test_the_bug_of_a_stale_key(bug: str) -> None:
+async def test_bug_accept_stale_writes_to_a_closed_region(bug: str) -> None:
     fabric = SimFabric(seed=1, bug=bug)
     async with ends(fabric) as end:
         fabric.cut(end.a, end.b)
@@ -319,7 +319,7 @@ async def test_the_bug_of_a_stale_key(bug: str) -> None:
 
 
 @pytest.mark.parametrize("bug", ["", "skip_fence"])
-async def test_the_bug_of_a_missing_fence(bug: str) -> None:
+async def test_bug_skip_fence_lets_packets_land_after_a_loss(bug: str) -> None:
     fabric = SimFabric(seed=1, bug=bug)
     async with ends(fabric) as end:
         fabric.stall(end.b)
@@ -333,7 +333,7 @@ async def test_the_bug_of_a_missing_fence(bug: str) -> None:
         assert end.arrived(0, KIB) is bool(bug)
 
 
-async def test_a_write_that_waits_for_its_region_is_promised_already(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_write_that_still_imports_its_region_has_announced_its_count(monkeypatch: pytest.MonkeyPatch) -> None:
     fabric = SimFabric(seed=1)
     async with ends(fabric) as end:
 

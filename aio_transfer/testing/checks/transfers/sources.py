@@ -1,5 +1,4 @@
-# ruff: noqa: D401 - a docstring is the promise itself; what counts is due, is written out
-"""Where bytes are written from and to: any memory, leased exactly as long as something moves in it."""
+"""Checks of source and target memory: any memory works, and is leased exactly as long as a transfer uses it."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from aio_transfer.driver.records import Access
 from aio_transfer.testing.assertions import claim
-from aio_transfer.testing.fixtures import done, exactly, pair, ping
+from aio_transfer.testing.fixtures import exactly, pair, ping, until_stopped
 from aio_transfer.testing.guarded_memory import GUARD_NBYTES, Memory, registered
 from aio_transfer.testing.registry import check
 
@@ -39,7 +38,7 @@ async def check_write_source_is_free_afterwards(spec: Spec) -> None:
 
 @check("rule 6")
 async def check_write_from_local_memory(spec: Spec) -> None:
-    """Memory that grants nothing to peers is a source, also when it is read-only."""
+    """Memory that grants no access to peers can be a source, also when it is read-only."""
     rng = spec.rng()
     async with pair(spec) as (a, b):
         target = await Memory.open(b, 64, rng)
@@ -53,7 +52,7 @@ async def check_write_from_local_memory(spec: Spec) -> None:
 
 @check("rule 1", "foreign_memory")
 async def check_write_foreign_memory(spec: Spec) -> None:
-    """Memory that the engine did not allocate is source and target: arrays, bytearray, mmap."""
+    """Memory that the engine did not allocate can be source and target: arrays, bytearray, mmap."""
     rng = spec.rng()
     size = 300_000 + 2 * GUARD_NBYTES
     async with pair(spec) as (a, b):
@@ -67,13 +66,14 @@ async def check_write_foreign_memory(spec: Spec) -> None:
                 await exactly(counter, 1, b, a)
                 target.verify(f"in a {type(owner).__name__}")
                 await target.region.aclose()
-                del target._whole, target.array, target._model, owner  # noqa: SLF001 - the mmap is to close
+                target.drop()
+                del owner  # the mmap can be closed only without views of it
                 registered(b).clear()
 
 
 @check("rule 7")
 async def check_write_dropped(spec: Spec) -> None:
-    """A transfer that nobody awaits or keeps still happens, once."""
+    """A transfer that is neither awaited nor referenced is still performed, once."""
     rng = spec.rng()
     async with pair(spec) as (a, b):
         source, target = await Memory.open(a, 1 << 19, rng), await Memory.open(b, 1 << 19, rng)
@@ -86,7 +86,7 @@ async def check_write_dropped(spec: Spec) -> None:
 
 @check("rule 6")
 async def check_write_lease_ends_with_transfer(spec: Spec) -> None:
-    """No lease outlives its transfer, and none ends before."""
+    """A lease ends exactly when its transfer has stopped."""
     rng = spec.rng()
     async with pair(spec) as (a, b):
         source, target = await Memory.open(a, 8 << 20, rng), await Memory.open(b, 8 << 20, rng)
@@ -94,6 +94,6 @@ async def check_write_lease_ends_with_transfer(spec: Spec) -> None:
         while not transfer.done:
             claim(source.region.leases == 1, f"{source.region.leases} leases are out while it is under way")
             await anyio.lowlevel.checkpoint()
-        await done(transfer)
+        await until_stopped(transfer)
         claim(source.region.leases == 0, f"{source.region.leases} leases are out after its end")
         target.expect(0, source.array)

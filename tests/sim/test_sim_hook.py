@@ -28,15 +28,15 @@ def anyio_backend() -> object:
 
 
 @every_loop
-async def test_the_hook_is_asked_about_every_packet() -> None:
+async def test_the_hook_is_called_for_every_packet() -> None:
     asked: list[Packet] = []
 
     def watch(packet: Packet) -> Verdict:
         asked.append(packet)
         return Verdict.DELIVER
 
-    fabric = SimFabric(seed=1, nics=2, mtu=MTU, route=watch)
-    assert fabric.route is watch
+    fabric = SimFabric(seed=1, nics=2, mtu=MTU, packet_hook=watch)
+    assert fabric.packet_hook is watch
     async with ends(fabric) as end, fabric.engine(label="c") as c:
         other = await attach(end.a, c)
         asked.clear()
@@ -57,7 +57,7 @@ async def test_the_hook_is_asked_about_every_packet() -> None:
 
 
 @every_loop
-async def test_the_hook_holds() -> None:
+async def test_the_hook_holds_packets() -> None:
     fabric = SimFabric(seed=1)
     held = 0
 
@@ -68,13 +68,13 @@ async def test_the_hook_holds() -> None:
 
     async with ends(fabric) as end, fabric.engine(label="c") as c:
         other = await attach(end.a, c)
-        fabric.route = hold
+        fabric.packet_hook = hold
         transfer = end.write(0, KIB)
         await other.write(0, KIB)
         await turns(50)
         assert held > 10, "it is asked again"
         assert not transfer.done
-        fabric.route = None
+        fabric.packet_hook = None
         await transfer
         await end.counter.wait()
 
@@ -83,7 +83,7 @@ async def test_the_hook_holds() -> None:
 async def test_the_hook_fails_a_write() -> None:
     fabric = SimFabric(seed=1, mtu=MTU)
     async with ends(fabric) as end:
-        fabric.route = lambda packet: Verdict.FAIL if packet.nbytes == MTU // 2 else Verdict.DELIVER
+        fabric.packet_hook = lambda packet: Verdict.FAIL if packet.nbytes == MTU // 2 else Verdict.DELIVER
         with pytest.raises(ProviderError):
             await end.write(0, 4 * MTU + MTU // 2)
         with pytest.raises(TransferAbortedError):
@@ -96,10 +96,10 @@ async def test_the_hook_fails_a_write() -> None:
         await end.counter.wait()
 
 
-async def test_the_hook_fails_nothing_but_writes() -> None:
+async def test_the_hook_fails_only_writes() -> None:
     fabric = SimFabric(seed=1)
     async with ends(fabric) as end:
-        fabric.route = lambda packet: Verdict.DELIVER if packet.kind is PacketKind.WRITE else Verdict.FAIL
+        fabric.packet_hook = lambda packet: Verdict.DELIVER if packet.kind is PacketKind.WRITE else Verdict.FAIL
         await end.write(0, KIB)
         await end.counter.wait()
         await end.a.submit_read(end.here[:KIB], end.remote[:KIB])
@@ -110,7 +110,7 @@ async def test_the_hook_fails_nothing_but_writes() -> None:
 
 
 @pytest.mark.parametrize("fault", ["raises", "returns None", "returns 9"])
-async def test_a_hook_that_fails_delivers(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_packets_are_delivered_when_the_hook_fails(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def bad(packet: Packet) -> Verdict:
         if fault == "raises":
             raise RuntimeError("the hook")
@@ -120,31 +120,31 @@ async def test_a_hook_that_fails_delivers(fault: str, monkeypatch: pytest.Monkey
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: seen.append(type(unraisable.exc_value)))
     fabric = SimFabric(seed=1)
     async with ends(fabric) as end:
-        fabric.route = bad
+        fabric.packet_hook = bad
         await end.write(0, KIB)
         await end.counter.wait()
-        fabric.route = None
+        fabric.packet_hook = None
     assert set(seen) == {"raises": {RuntimeError}, "returns None": {TypeError}, "returns 9": set()}[fault]
 
 
-async def test_the_hook_is_exchanged_at_any_time() -> None:
+async def test_the_hook_can_be_replaced_at_any_time() -> None:
     fabric = SimFabric(seed=1, mtu=MTU)
     asked: list[int] = []
 
     def ask(number: int) -> Verdict:
         asked.append(number)
-        fabric.route = None if number == 3 else lambda _: ask(number + 1)  # while it runs, too
+        fabric.packet_hook = None if number == 3 else lambda _: ask(number + 1)  # while it runs, too
         return Verdict.DELIVER
 
     async with ends(fabric) as end:
-        fabric.route = lambda _: ask(0)
+        fabric.packet_hook = lambda _: ask(0)
         await end.write(0, 16 * MTU)
         await end.counter.wait()
         assert asked == [0, 1, 2, 3]
-        assert fabric.route is None
+        assert fabric.packet_hook is None
 
 
-async def test_the_hook_may_use_the_fabric() -> None:
+async def test_the_hook_may_call_controls_of_the_fabric() -> None:
     fabric = SimFabric(seed=1, mtu=MTU)
     left = 0
 
@@ -157,7 +157,7 @@ async def test_the_hook_may_use_the_fabric() -> None:
         return Verdict.DELIVER
 
     async with ends(fabric) as end:
-        fabric.route = cut_after_four
+        fabric.packet_hook = cut_after_four
         transfer = end.write(0, 16 * MTU)
         await turns(100)
         assert left == 4
@@ -191,26 +191,26 @@ async def test_the_hook_may_use_the_fabric() -> None:
     ],
     ids=str,
 )
-def test_settings_out_of_range(settings: dict[str, object]) -> None:
+def test_settings_out_of_range_are_refused(settings: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         SimFabric(**settings)
 
 
 @pytest.mark.parametrize("nics", [0, 9, 2.5])
-async def test_an_engine_with_a_strange_number_of_nics(nics: int) -> None:
+async def test_an_engine_with_an_invalid_number_of_nics_is_refused(nics: int) -> None:
     with pytest.raises(UsageError):
         async with SimFabric().engine(nics=nics):
             pass
 
 
 @pytest.mark.parametrize("options", [{"nics": 0}, {"mtu": "x"}, {"no_such": 1}, {"seed": -1}], ids=str)
-async def test_options_of_an_engine_without_a_fabric(options: dict[str, object]) -> None:
+async def test_invalid_options_of_an_engine_without_a_fabric_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         async with TransferEngine(backend="sim", options={"sim": options}):
             pass
 
 
-async def test_engines_of_others_are_refused() -> None:
+async def test_controls_refuse_engines_of_another_fabric() -> None:
     fabric = SimFabric()
     async with fabric.engine() as ours, SimFabric().engine() as theirs:
         for stranger in (theirs, fabric.engine()):  # the second is ours, and not open

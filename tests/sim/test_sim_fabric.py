@@ -59,14 +59,14 @@ async def digest_of(seed: int) -> tuple[int, dict[str, int]]:
 
 
 @ordered_loops
-async def test_a_seed_says_what_happens() -> None:
+async def test_a_seed_determines_all_deliveries() -> None:
     first = await digest_of(7)
     assert first == await digest_of(7)
     assert first[0] != (await digest_of(8))[0]
 
 
 @ordered_loops
-async def test_reseeding_begins_anew() -> None:
+async def test_reseeding_repeats_the_deliveries() -> None:
     fabric = SimFabric(seed=1, mtu=MTU)
     async with ends(fabric) as end:
         digests = []
@@ -79,7 +79,7 @@ async def test_reseeding_begins_anew() -> None:
     assert digests[0] == digests[2] != digests[1]
 
 
-async def test_reseeding_ends_what_was_commanded() -> None:
+async def test_reseeding_undoes_commanded_faults() -> None:
     fabric = SimFabric(seed=1)
     async with ends(fabric) as end:
         fabric.cut(end.a, end.b)
@@ -93,7 +93,7 @@ async def test_reseeding_ends_what_was_commanded() -> None:
         await end.counter.wait()
 
 
-async def test_without_a_seed_there_is_a_random_one() -> None:
+async def test_without_a_seed_the_fabric_picks_a_random_one() -> None:
     one, other = SimFabric(), SimFabric()
     assert one.seed != other.seed
     assert str(one.seed) in repr(one)
@@ -114,7 +114,7 @@ async def in_order(fabric: SimFabric, count: int = 32) -> tuple[bool, bool]:
     async with ends(fabric) as end:
         counters = [end.b.counter() for _ in range(count)]
         arrivals: list[set[int]] = []
-        fabric.route = watch
+        fabric.packet_hook = watch
         for i, counter in enumerate(counters):
             end.write(0, i + 1, counter)
         while not arrivals or len(arrivals[-1]) < count:
@@ -124,7 +124,7 @@ async def in_order(fabric: SimFabric, count: int = 32) -> tuple[bool, bool]:
     return left == sorted(left), all(now == set(range(len(now))) for now in arrivals)
 
 
-async def test_reorder() -> None:
+async def test_packets_are_reordered_only_where_reorder_asks_for_it() -> None:
     assert await in_order(SimFabric(seed=1, reorder=0, faults=PROMPT)) == (True, True)
     assert await in_order(SimFabric(seed=1, reorder=1, faults=PROMPT)) == (False, False)
 
@@ -141,7 +141,7 @@ async def messages(fabric: SimFabric, count: int = 32) -> list[int]:
     return found
 
 
-async def test_messages_come_in_any_order() -> None:
+async def test_messages_are_reordered() -> None:
     assert await messages(SimFabric(seed=1, reorder=0)) == list(range(32))
     mixed = await messages(SimFabric(seed=1))
     assert mixed != sorted(mixed)
@@ -149,7 +149,7 @@ async def test_messages_come_in_any_order() -> None:
 
 
 @every_loop
-async def test_a_payload_comes_in_pieces_and_is_counted_when_whole() -> None:
+async def test_a_payload_arrives_in_pieces_and_is_counted_when_complete() -> None:
     packets = 32
     nbytes = packets * MTU
     fabric = SimFabric(mtu=MTU)
@@ -172,7 +172,7 @@ async def test_a_payload_comes_in_pieces_and_is_counted_when_whole() -> None:
     assert gaps > 8, "packets became visible from the first to the last"
 
 
-async def test_a_striped_payload_is_counted_when_every_nic_has_brought_its_part() -> None:
+async def test_a_striped_payload_is_counted_when_the_parts_of_all_nics_arrived() -> None:
     nbytes = 512 * KIB
     fabric = SimFabric(seed=1, nics=4)
     async with ends(fabric, nbytes) as end:
@@ -191,7 +191,7 @@ async def test_a_striped_payload_is_counted_when_every_nic_has_brought_its_part(
             assert end.arrived(0, nbytes)
 
 
-async def test_a_completion_comes_before_and_after_the_count() -> None:
+async def test_a_completion_may_be_reported_before_or_after_the_count() -> None:
     fabric = SimFabric(faults=Faults(late_completions=0.75))
     first: set[str] = set()
     async with ends(fabric) as end:
@@ -211,7 +211,7 @@ async def test_a_completion_comes_before_and_after_the_count() -> None:
 
 
 @every_loop
-async def test_cut_and_heal() -> None:
+async def test_a_cut_path_holds_packets_until_it_is_healed() -> None:
     fabric = SimFabric(seed=1)
     async with ends(fabric) as end, fabric.engine(label="c") as c:
         other = await attach(end.a, c)
@@ -230,21 +230,21 @@ async def test_cut_and_heal() -> None:
         assert end.arrived(0, 64 * KIB)
 
 
-async def test_a_cut_holds_answers_too() -> None:
+async def test_a_cut_path_holds_acknowledgements_too() -> None:
     fabric = SimFabric(seed=1)
     async with ends(fabric) as end:
-        fabric.route = lambda packet: Verdict.HOLD if packet.kind is PacketKind.ACK else Verdict.DELIVER
+        fabric.packet_hook = lambda packet: Verdict.HOLD if packet.kind is PacketKind.ACK else Verdict.DELIVER
         transfer = end.write(0, 4 * KIB)
         await end.counter.wait()
         fabric.cut(end.a, end.b)
-        fabric.route = None
+        fabric.packet_hook = None
         await turns(100)
         assert not transfer.done
         fabric.heal(end.a, end.b)
         await transfer
 
 
-async def test_a_cut_is_no_death() -> None:
+async def test_a_cut_path_does_not_lose_the_peer() -> None:
     fabric = SimFabric(seed=1)
     liveness = {"liveness_timeout_s": 0.1}
     async with fabric.engine(label="a", **liveness) as a, fabric.engine(label="b", **liveness) as b:
@@ -259,7 +259,7 @@ async def test_a_cut_is_no_death() -> None:
 
 
 @pytest.mark.parametrize(("nics", "stalled", "waits"), [(4, 2, {2, 6}), (2, 1, {1, 3, 5, 7}), (1, 0, set(range(8)))])
-async def test_stall_and_resume_of_one_nic(nics: int, stalled: int, waits: set[int]) -> None:
+async def test_a_stalled_nic_holds_only_its_own_packets(nics: int, stalled: int, waits: set[int]) -> None:
     fabric = SimFabric(seed=1)
     async with fabric.engine(label="a", nics=4) as a, fabric.engine(label="b", nics=nics) as b:
         end = await attach(a, b)
@@ -286,10 +286,10 @@ async def rail_of_the_next(fabric: SimFabric, end: Ends) -> int:
             left.append(packet.sender_nic)
         return Verdict.DELIVER
 
-    fabric.route = watch
+    fabric.packet_hook = watch
     await end.write(0, 8)
     await end.counter.wait()
-    fabric.route = None
+    fabric.packet_hook = None
     return (left[0] + 1) % 4
 
 
@@ -314,7 +314,7 @@ async def test_a_stalled_engine_neither_sends_nor_receives() -> None:
 
 
 @pytest.mark.parametrize("what", ["cut", "stall", "fill", "hold"])
-async def test_an_engine_closes_whatever_is_held(what: str) -> None:
+async def test_an_engine_closes_while_packets_or_completions_are_held(what: str) -> None:
     fabric = SimFabric(seed=1)
     with anyio.fail_after(5):
         async with ends(fabric) as end:
@@ -340,7 +340,7 @@ async def test_an_engine_closes_whatever_is_held(what: str) -> None:
 
 
 @every_loop
-async def test_full_queues() -> None:
+async def test_posts_to_full_queues_wait_until_they_are_drained() -> None:
     fabric = SimFabric(seed=1, nics=2)
     async with ends(fabric) as end:
         other = await attach(end.b, end.a)
@@ -359,7 +359,7 @@ async def test_full_queues() -> None:
 
 
 @pytest.mark.parametrize(("mtu", "packets"), [(64, 16), (1000, 2), (KIB, 1)])
-async def test_mtu(mtu: int, packets: int) -> None:
+async def test_a_write_is_split_into_packets_of_the_mtu(mtu: int, packets: int) -> None:
     fabric = SimFabric(seed=1, mtu=mtu)
     async with ends(fabric) as end:
         before = fabric.totals()["left"]
@@ -367,7 +367,7 @@ async def test_mtu(mtu: int, packets: int) -> None:
         assert fabric.totals()["left"] - before == 2 * packets  # and their acknowledgements
 
 
-async def test_max_piece() -> None:
+async def test_a_chunk_above_max_piece_travels_in_pieces_and_counts_once() -> None:
     fabric = SimFabric(seed=1, max_piece=KIB)
     async with ends(fabric, 257 * KIB) as end:
         before = end.a.statistics().drivers["sim"]["writes"]
@@ -379,7 +379,7 @@ async def test_max_piece() -> None:
         assert end.arrived(0, 257 * KIB)
 
 
-async def test_depth() -> None:
+async def test_depth_limits_the_pieces_in_flight() -> None:
     depth, seen = 4, set[int]()
 
     def hold(packet: Packet) -> Verdict:
@@ -388,18 +388,18 @@ async def test_depth() -> None:
 
     fabric = SimFabric(seed=1, depth=depth)
     async with ends(fabric) as end:
-        fabric.route = hold
+        fabric.packet_hook = hold
         transfers = [end.write(0, i + 1) for i in range(16)]
         await turns(300)
         assert len(seen) == depth
-        fabric.route = None
+        fabric.packet_hook = None
         for transfer in transfers:
             await transfer
         await end.counter.wait(16)
 
 
 @every_loop
-async def test_a_flood_of_completions_larger_than_the_ring() -> None:
+async def test_more_completions_than_the_ring_holds_are_each_reported_once() -> None:
     count, ring = 6000, 4096
     fabric = SimFabric(seed=1, depth=1024, faults=PROMPT)
     async with ends(fabric) as end:
@@ -431,7 +431,7 @@ async def test_a_flood_of_completions_larger_than_the_ring() -> None:
 
 
 @every_loop
-async def test_engines_with_unequal_numbers_of_nics() -> None:
+async def test_engines_with_unequal_numbers_of_nics_reach_each_other() -> None:
     nbytes = 300 * KIB  # striped over all of them
     fabric = SimFabric(seed=1)
     async with contextlib.AsyncExitStack() as stack:
@@ -453,7 +453,7 @@ async def test_engines_with_unequal_numbers_of_nics() -> None:
 
 
 @every_loop
-async def test_nothing_is_left() -> None:
+async def test_nothing_is_left_open_after_faults_and_a_disconnect() -> None:
     fabric = SimFabric(seed=1, nics=4, mtu=MTU, faults=Faults(eagain=0.2, failed_posts=0.1, failed_completions=0.1))
     async with ends(fabric) as end:
         transfers = [end.write(i * KIB, (i + 1) * KIB) for i in range(32)]
@@ -483,7 +483,7 @@ async def test_two_fabrics_do_not_reach_each_other() -> None:
                     await caller.connect(called.address)
 
 
-async def test_auto_is_never_this() -> None:
+async def test_auto_never_chooses_the_simulated_fabric() -> None:
     assert "sim" not in [backend.name for backend in automatic()]
     async with TransferEngine() as auto, SimFabric().engine() as simulated:
         assert "sim" not in auto.statistics().drivers
@@ -491,7 +491,7 @@ async def test_auto_is_never_this() -> None:
             await auto.connect(simulated.address)
 
 
-async def test_a_path_that_both_also_have_is_preferred() -> None:
+async def test_a_real_backend_is_preferred_to_the_simulated_one() -> None:
     settings = {"backend": ("sim", "shm")}
     async with TransferEngine(**settings, label="a") as a, TransferEngine(**settings, label="b") as b:
         await a.connect(b.address)
