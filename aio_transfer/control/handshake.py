@@ -109,7 +109,7 @@ class RefusedError(PeerLostError):
         super().__init__(peer, f"it refused the connection ({refusal.kind}): {clip(refusal.reason)}")
 
 
-async def call(  # noqa: PLR0913 - everything after the credentials is a keyword
+async def call(
     connection: FrameConnection,
     credentials: Credentials,
     *,

@@ -66,7 +66,7 @@ class Listener:
         self._closed = False
 
     @classmethod
-    async def bind(  # noqa: PLR0913 - everything after the incarnation is a keyword
+    async def bind(
         cls,
         incarnation: bytes,
         *,

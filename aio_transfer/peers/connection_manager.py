@@ -74,7 +74,7 @@ _LOSS: Final = {1: "its connection was reset", 2: "it has been silent for {timeo
 class ConnectionManager:
     """All connections of one engine."""
 
-    def __init__(  # noqa: PLR0913 - one caller
+    def __init__(
         self,
         loop: EventLoop,
         owner: ConnectionObserver,

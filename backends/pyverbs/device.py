@@ -77,7 +77,7 @@ class Device:
         if self._claimed > self.cq.cqe:
             self.cq.resize(2 * self._claimed)
 
-    def send(  # noqa: PLR0913, PLR0917 - a work request
+    def send(
         self, pair: QP, number: int, op: int, here: tuple[int, int, int], there: tuple[int, int] = (0, 0), imm: int = 0
     ) -> None:
         """Post from here (address, size, key) to there (key, address); ``imm`` is in network order."""

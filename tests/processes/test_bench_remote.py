@@ -1,4 +1,4 @@
-"""The benchmark between two hosts, both of which are this one: nothing but a connection joins the two ends."""
+"""The benchmark between two hosts, both of them this one: only connections join the two ends."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from aio_transfer.bench.workers.remote import parse_endpoint
+from aio_transfer.bench.workers.remote_worker import parse_endpoint
 from aio_transfer.driver.backend_registry import available
 from aio_transfer.errors import UsageError
 
@@ -29,9 +29,9 @@ needs_fabric = pytest.mark.skipif(not FABRIC.usable, reason=FABRIC.reason)
 def listener() -> Iterator[tuple[str, subprocess.Popen[str]]]:
     with subprocess.Popen([*BENCH, "listen", "127.0.0.1:0"], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        said = process.stdout.readline().split()
-        assert said[:2] == ["listening", "on"]
-        yield said[2], process
+        printed = process.stdout.readline().split()
+        assert printed[:2] == ["listening", "on"]
+        yield printed[2], process
         process.kill()
 
 
@@ -59,17 +59,17 @@ def test_an_interrupted_listener_takes_its_processes_along(listener: tuple[str, 
         while not (workers := children(process.pid)):
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
-        _, said = measuring.communicate(timeout=19)
+        _, errors = measuring.communicate(timeout=19)
     assert process.wait(19) != 0
     assert measuring.returncode == 1
-    assert f"the process at {where} failed" in said
+    assert f"the process at {where} failed" in errors
     assert not [pid for pid in workers if Path("/proc", pid).exists()]
 
 
 # A library's thread may take the signal; so may the main thread, just before it would sleep.
 TAKEN_ELSEWHERE = """
 import signal, threading
-from aio_transfer.bench.far import serve
+from aio_transfer.bench.workers.remote_worker import serve
 take = lambda: signal.pthread_kill(threading.get_ident(), signal.SIGINT)
 serve("127.0.0.1:0", lambda _: threading.Timer(0.2, take).start())
 """
@@ -95,7 +95,7 @@ def test_nobody_listens() -> None:
 def test_one_host_is_enough_for_shm() -> None:
     done = failing("write")
     assert done.returncode == 2
-    assert "shm stays on one" in done.stderr
+    assert "shm works on one host only" in done.stderr
 
 
 @pytest.mark.parametrize(

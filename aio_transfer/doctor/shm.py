@@ -1,4 +1,4 @@
-"""What the shm backend needs of the kernel, tried for real: a container may forbid what the kernel has."""
+"""Checks of the kernel features that shm uses. Each is tried, since a container may forbid what the kernel has."""
 
 from __future__ import annotations
 
@@ -6,41 +6,41 @@ import ctypes
 import os
 import socket
 
-from aio_transfer.doctor.check import Check
+from aio_transfer.doctor.host_check import HostCheck
 from aio_transfer.topology.host import Host
 
 __all__ = ("check_abstract_socket", "check_memfd", "check_process_vm")
 
 
-def check_memfd(_host: Host) -> Check:
+def check_memfd(_host: Host) -> HostCheck:
     """``memfd_create``: all memory from ``engine.allocate`` comes from it."""
     try:
         fd = os.memfd_create("aio-transfer-doctor", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     except OSError as error:
-        return Check(
+        return HostCheck(
             name="memfd",
             status="fail",
             detail=f"memfd_create: {error.strerror}: shm cannot work",
             fix="docker run --security-opt seccomp=unconfined …  # or a profile that allows memfd_create",
         )
     os.close(fd)
-    return Check(name="memfd", status="ok", detail="memfd_create works")
+    return HostCheck(name="memfd", status="ok", detail="memfd_create works")
 
 
-def check_abstract_socket(_host: Host) -> Check:
-    """AF_UNIX in the abstract name space: how engines of one host find each other and pass fds."""
+def check_abstract_socket(_host: Host) -> HostCheck:
+    """Abstract AF_UNIX sockets: engines on one host find each other and pass fds through them."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             listener.bind(f"\0aio-transfer-doctor-{os.getpid()}")
             listener.listen(1)
     except OSError as error:
-        return Check(
+        return HostCheck(
             name="unix socket",
             status="fail",
-            detail=f"abstract AF_UNIX socket: {error.strerror}: engines of this host cannot pass memory to each other",
+            detail=f"abstract AF_UNIX socket: {error.strerror}: engines on this host cannot share memory",
             fix="docker run --security-opt seccomp=unconfined …  # or a profile that allows AF_UNIX",
         )
-    return Check(name="unix socket", status="ok", detail="abstract AF_UNIX sockets work")
+    return HostCheck(name="unix socket", status="ok", detail="abstract AF_UNIX sockets work")
 
 
 class _IoVector(ctypes.Structure):
@@ -49,12 +49,12 @@ class _IoVector(ctypes.Structure):
     _fields_ = (("base", ctypes.c_void_p), ("nbytes", ctypes.c_size_t))
 
 
-def check_process_vm(host: Host) -> Check:
-    """``process_vm_writev``: how shm reaches memory that ``engine.allocate`` did not make."""
+def check_process_vm(host: Host) -> HostCheck:
+    """``process_vm_writev``: shm uses it for memory that is not from ``engine.allocate``."""
     name = "process_vm"
     failure = _try_process_vm()
     if failure:
-        return Check(
+        return HostCheck(
             name=name,
             status="warn",
             detail=f"process_vm_readv: {failure}: shm reaches only memory from engine.allocate()",
@@ -62,14 +62,16 @@ def check_process_vm(host: Host) -> Check:
         )
     scope = host.read("/proc/sys/kernel/yama/ptrace_scope")
     if scope in (None, "0"):
-        return Check(name=name, status="ok", detail="permitted between processes of one user")
+        return HostCheck(name=name, status="ok", detail="permitted between processes of one user")
     if scope == "1":
-        return Check(name=name, status="ok", detail="ptrace_scope is 1: permitted, since engines admit their own user")
-    return Check(
+        return HostCheck(
+            name=name, status="ok", detail="ptrace_scope is 1: permitted, since engines allow it with PR_SET_PTRACER"
+        )
+    return HostCheck(
         name=name,
         status="warn",
         detail=f"ptrace_scope is {scope}: without CAP_SYS_PTRACE, shm reaches only memory from engine.allocate()",
-        # 3 can only be left by a restart; the kernel refuses every other way.
+        # The kernel does not leave scope 3 before a reboot.
         fix="sudo sysctl kernel.yama.ptrace_scope=1"
         if scope == "2"
         else "echo kernel.yama.ptrace_scope=1 | sudo tee /etc/sysctl.d/90-ptrace.conf && sudo reboot",
@@ -77,7 +79,7 @@ def check_process_vm(host: Host) -> Check:
 
 
 def _try_process_vm() -> str:
-    """Read a word of ourselves, which is always permitted unless a filter forbids the call; returns what went wrong."""
+    """Read a word of this process, which only a seccomp filter can forbid; returns the error, or an empty string."""
     source, target = ctypes.c_uint64(0x5AFE), ctypes.c_uint64(0)
     libc = ctypes.CDLL(None, use_errno=True)
     libc.process_vm_readv.restype = ctypes.c_ssize_t

@@ -1,4 +1,4 @@
-"""How results are shown: JSON lines for programs, a table with bars on a terminal, plain lines elsewhere."""
+"""Display of results: JSON lines for programs, a table with bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import typer
 
-from aio_transfer.formatting import on_terminal, size
+from aio_transfer.formatting import format_size, stdout_is_terminal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
     from aio_transfer.bench.report.result import Result
 
-__all__ = ("Report", "cells", "report_to")
+__all__ = ("ResultDisplay", "open_display", "table_cells")
 
 BAR_CELLS: Final = 16
 BLOCKS: Final = " ▏▎▍▌▋▊▉█"
-SHOWN: Final = {
-    "times_floor": ("{:.2f} x floor", 1),
+SHOWN_KEYS: Final = {
+    "times_baseline": ("{:.2f} x baseline", 1),
     "pipe_p50_us": ("pipe {:.1f} µs", 1),
     "plan_us_per_page": ("plan {:.1f} ns/page", 1e3),
     "submit_write_us": ("submit of a write {:.1f} µs", 1),
@@ -31,14 +31,14 @@ SHOWN: Final = {
     "cpu_percent": ("{:.2f} % of a core", 1),
     "loop_wakes_per_s": ("{:.1f} loop wakes/s", 1),
     "bytes_per_page": ("{:.0f} B per page under way", 1),
-    "grown_kib": ("grown by {:.0f} KiB", 1),
+    "grown_kib": ("{:.0f} KiB more memory", 1),
     "peers": ("{:.0f} peers", 1),
 }
-"""Keys beside the common ones that people want to see, and what to multiply them by."""
+"""Keys of ``Result.more`` that are shown, with their format and a factor."""
 
 
-class Report(Protocol):
-    """Where results go as they are found; a context manager around the run."""
+class ResultDisplay(Protocol):
+    """Destination of results, and a context manager around the run."""
 
     def __enter__(self) -> Self:
         """Begin."""
@@ -47,7 +47,7 @@ class Report(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End, also after an error: what was found is shown."""
+        """End; after an error too, the results so far are shown."""
         ...
 
     def show(self, result: Result) -> None:
@@ -55,20 +55,22 @@ class Report(Protocol):
         ...
 
 
-def report_to(*, as_json: bool) -> Report:
-    """Choose the form."""
+def open_display(*, as_json: bool) -> ResultDisplay:
+    """Return the display for programs, for a terminal, or for plain text."""
     if as_json:
-        return _Lines(lambda result: json.dumps(result.as_dict()))
-    return _LiveTable() if on_terminal() else _Lines(lambda result: "  ".join(filter(None, cells(result).values())))
+        return _LineDisplay(lambda result: json.dumps(result.as_dict()))
+    if stdout_is_terminal():
+        return _TableDisplay()
+    return _LineDisplay(lambda result: "  ".join(filter(None, table_cells(result).values())))
 
 
-class _Form(Protocol):
+class _FormatLine(Protocol):
     def __call__(self, result: Result, /) -> str: ...
 
 
-class _Lines:
-    def __init__(self, form: _Form) -> None:
-        self._form = form
+class _LineDisplay:
+    def __init__(self, format_line: _FormatLine) -> None:
+        self._format = format_line
 
     def __enter__(self) -> Self:
         return self
@@ -79,11 +81,11 @@ class _Lines:
         pass
 
     def show(self, result: Result) -> None:
-        typer.echo(self._form(result))
+        typer.echo(self._format(result))
 
 
-class _LiveTable:
-    """Redrawn with each result, since the bars' scale follows the largest."""
+class _TableDisplay:
+    """Table that is redrawn with each result, since the bars are relative to the highest bandwidth."""
 
     def __init__(self) -> None:
         from rich.live import Live
@@ -109,39 +111,39 @@ class _LiveTable:
         from rich.text import Text
 
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        names = list(cells(self._results[0])) if self._results else ["measuring …"]
+        names = list(table_cells(self._results[0])) if self._results else ["measuring …"]
         for name in names:
             table.add_column(name, justify="left" if name in {"test", "also"} else "right", overflow="fold")
             if name == "GB/s":
                 table.add_column("", width=BAR_CELLS)
-        most = max((result.gb_per_s or 0 for result in self._results), default=0)
+        highest = max((result.gb_per_s or 0 for result in self._results), default=0)
         for result in self._results:
             row: list[Text] = []
-            for name, text in cells(result).items():
+            for name, text in table_cells(result).items():
                 row.append(Text(text))
                 if name == "GB/s":
-                    row.append(Text(bar(result.gb_per_s or 0, most), style="green"))
+                    row.append(Text(bar(result.gb_per_s or 0, highest), style="green"))
             table.add_row(*row)
         return table
 
 
-def bar(value: float, most: float) -> str:
+def bar(value: float, highest: float) -> str:
     """Return a bar of at most :data:`BAR_CELLS` cells, in eighths of a cell."""
-    eighths = round(BAR_CELLS * 8 * value / most) if most else 0
+    eighths = round(BAR_CELLS * 8 * value / highest) if highest else 0
     return BLOCKS[-1] * (eighths // 8) + BLOCKS[eighths % 8].strip()
 
 
-def cells(result: Result) -> Mapping[str, str]:
-    """Return one row for people; empty where the question does not arise."""
-    chunk = f"{result.count} x {size(result.nbytes)}" if result.count != 1 else size(result.nbytes)
-    also = [form.format(result.more[key] * scale) for key, (form, scale) in SHOWN.items()  # type: ignore[operator]
+def table_cells(result: Result) -> Mapping[str, str]:
+    """Return the cells of one row by column name; a cell is empty if the test does not measure it."""
+    chunk = f"{result.count} x {format_size(result.nbytes)}" if result.count != 1 else format_size(result.nbytes)
+    also = [form.format(result.more[key] * scale) for key, (form, scale) in SHOWN_KEYS.items()  # type: ignore[operator]
             if isinstance(result.more.get(key), int | float)]  # fmt: skip
     return {
         "test": f"{result.test} {result.backend}/{result.provider}",
         "chunks": chunk if result.count or result.nbytes else "",
         "GB/s": _number(result.gb_per_s, " GB/s"),
-        "floor": _number(result.floor_gb_per_s, " GB/s at the floor"),
-        "ratio": _number(result.ratio, " of the floor's speed"),
+        "baseline": _number(result.baseline_gb_per_s, " GB/s baseline"),
+        "ratio": _number(result.ratio, " of the baseline's speed"),
         "p50": _number(result.p50_us, " µs"),
         "p99": _number(result.p99_us, " µs p99"),
         "CPU": _number(result.cpu_s_per_gib, " CPU s/GiB"),
