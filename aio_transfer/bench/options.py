@@ -1,4 +1,4 @@
-"""What a run of the benchmark is asked to do."""
+"""Options of a benchmark run."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from typing import Final
 from aio_transfer.bench.sizes import sweep
 from aio_transfer.errors import UsageError
 
-__all__ = ("LOOPS", "Options")
+__all__ = ("LOOPS", "PROGRESS", "Options")
 
 LOOPS: Final = ("asyncio", "uvloop", "trio")
-ONE_HOST: Final = ("shm", "sim")
 PROGRESS: Final = ("adaptive", "spin")
+ONE_HOST: Final = ("shm", "sim")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What to run, and on what.
+    """Options of a benchmark run.
 
-    :param backend: a name that ``aio-transfer devices`` shows; never ``"auto"``, since a figure belongs to one path
+    :param backend: a name that ``aio-transfer devices`` shows; not ``"auto"``, since a result belongs to one path
     :param provider: of libfabric; empty for its default
-    :param loop: the event loop of the measured processes
-    :param progress: how their native threads wait
+    :param loop: event loop of the measured processes
+    :param progress: how native threads wait
     :param foreign: use memory that is not from ``engine.allocate``
-    :param repeat: alternating pairs of us and the floor
-    :param sample_s: how long one sample lasts, about
-    :param sizes: bytes per write, or per page, one after another; empty for the family's own
+    :param repeat: number of alternating pairs of engine and baseline samples
+    :param sample_s: approximate duration of one sample
+    :param sizes: bytes per write, or per page, one test after another; empty for the family's own
     :param count: chunks per batch; 0 for the family's own
-    :param depth: batches under way at once; 0 for the family's own
+    :param depth: batches in flight at once; 0 for the family's own
     :param peers: engines at the other end, for families that have several; 0 for the family's own
     :param connect: ``HOST:PORT`` of a listener (``aio-transfer bench listen``) on the host of the other end; empty for
         this host
@@ -49,31 +49,32 @@ class Options:
     connect: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot run.
+        """Check the options that do not depend on this machine's devices.
 
-        :raises UsageError: an unknown loop or way to wait, or ``"auto"``
+        :raises UsageError: an unknown loop or progress mode, ``"auto"``, or one-host backends with ``connect``
         """
-        if self.loop not in LOOPS or self.progress not in PROGRESS:
-            raise UsageError(f"--loop is one of {', '.join(LOOPS)}; --progress is one of {', '.join(PROGRESS)}")
+        for option, value, allowed in (("--loop", self.loop, LOOPS), ("--progress", self.progress, PROGRESS)):
+            if value not in allowed:
+                raise UsageError(f"{option} {value!r} is not one of {', '.join(allowed)}")
         if self.loop != "asyncio" and find_spec(self.loop) is None:
             raise UsageError(f"{self.loop} is not installed: pip install 'aio-transfer[{self.loop}]'")
         if self.connect and self.backend in ONE_HOST:
-            raise UsageError(f"--connect measures between two hosts, and {self.backend} stays on one")
+            raise UsageError(f"--connect measures between two hosts, but {self.backend} works on one host only")
         if self.backend == "auto":
-            raise UsageError("name a backend: a figure belongs to one path")
+            raise UsageError("--backend auto: name one backend, since a result belongs to one path")
 
     def sizes_or(self, first: int, last: int) -> tuple[int, ...]:
-        """Return the sizes to run: those asked for, else a sweep."""
+        """Return the sizes to run: those given, else a sweep."""
         return self.sizes or sweep(first, last)
 
     def backend_options(self, host: str = "") -> dict[str, dict[str, str]]:
-        """Return what the engine takes as ``options``.
+        """Return the ``options`` of the engine.
 
-        :param host: its own address, where not all are on one host
+        :param host: its own address, if the workers are on two hosts
         """
-        own = {"progress": self.progress}
+        options = {"progress": self.progress}
         if self.provider:
-            own["provider"] = self.provider
+            options["provider"] = self.provider
         if host and (self.backend == "tcp" or (self.backend == "libfabric" and self.provider in {"", "tcp"})):
-            own["address"] = host
-        return {self.backend: own}
+            options["address"] = host
+        return {self.backend: options}

@@ -1,4 +1,4 @@
-"""Sizes as people write them: ``4KiB``, ``256MiB``."""
+"""Byte sizes on the command line: ``4KiB``, ``256MiB``."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from aio_transfer.errors import UsageError
 __all__ = ("parse_size", "sweep")
 
 UNITS: Final = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-_FORM: Final = re.compile(r"(\d+)\s*(?:([KMG])(?:iB)?|B)?", re.IGNORECASE)
+_SIZE: Final = re.compile(r"(\d+)\s*(?:([KMG])(?:iB)?|B)?", re.IGNORECASE)
 
 
 def parse_size(text: str) -> int:
     """Return a size in bytes.
 
-    :param text: a whole number, and ``B``, ``KiB``, ``MiB`` or ``GiB`` (``K``, ``M`` and ``G`` mean the same)
-    :raises UsageError: it is anything else, or zero
+    :param text: a whole number and ``B``, ``KiB``, ``MiB`` or ``GiB`` (``K``, ``M`` and ``G`` mean the same)
+    :raises UsageError: it has another form, or is zero
     """
-    found = _FORM.fullmatch(text.strip())
+    found = _SIZE.fullmatch(text.strip())
     nbytes = int(found[1]) * UNITS[(found[2] or "").upper()] if found else 0
     if not nbytes:
-        raise UsageError(f"{text!r} is no size: write 4096, 4KiB or 16MiB")
+        raise UsageError(f"{text!r} is not a size, such as 4096, 4KiB or 16MiB")
     return nbytes
 
 

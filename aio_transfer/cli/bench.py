@@ -1,18 +1,22 @@
-"""``aio-transfer bench``: what the engine does, beside what the machine gives without it."""
+"""``aio-transfer bench``: the benchmark's families as commands, one per family, built from its options."""
 
 from __future__ import annotations
 
-from functools import partial
+from dataclasses import MISSING, fields
+from inspect import Parameter, Signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from aio_transfer.bench.options import Options
 from aio_transfer.cli.output import report_errors
 
 if TYPE_CHECKING:
-    from aio_transfer.bench import Options, Result
-    from aio_transfer.bench.report.console import Report
+    from collections.abc import Mapping
+
+    from aio_transfer.bench import Result
+    from aio_transfer.bench.report.display import ResultDisplay
 
 __all__ = ("app",)
 
@@ -27,294 +31,145 @@ Examples:
 
   aio-transfer bench listen 192.0.2.7:7471, and on another host: bench write --backend verbs --connect 192.0.2.7:7471
 
-Each figure stands beside its floor: a raw C++ loop over the same memory, or a pipe between the same two event loops,
-measured in turns with ours in the same processes. benchmarks/README.md says how.
+Each result has a baseline beside it: a C++ loop over the same memory, or a pipe between the same two event loops,
+measured in turns with the engine in the same processes. benchmarks/README.md explains the method.
 """
 
 app = typer.Typer(
     name="bench",
-    help="Measure: bandwidth, latency and cost, each beside the machine's floor in the same run.",
+    help="Measure bandwidth, latency and cost, each beside a baseline of this machine in the same run.",
     epilog=EPILOG,
     no_args_is_help=True,
     add_completion=False,
 )
 
-Backend: TypeAlias = Annotated[str, typer.Option(help="A name that `aio-transfer devices` shows.")]
-Provider: TypeAlias = Annotated[str, typer.Option(help="Of libfabric, such as tcp; its own choice by default.")]
-Loop: TypeAlias = Annotated[str, typer.Option(help="asyncio, uvloop or trio.")]
-Progress: TypeAlias = Annotated[str, typer.Option(help="How native threads wait: adaptive, or spin.")]
-Repeat: TypeAlias = Annotated[int, typer.Option(min=1, max=1000, help="Samples of each, ours and the floor in turns.")]
-Sample: TypeAlias = Annotated[float, typer.Option(min=0.001, max=60, help="Seconds that one sample lasts, about.")]
-Foreign: TypeAlias = Annotated[bool, typer.Option("--foreign", help="Memory that is not from engine.allocate().")]
-Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON object per line, for programs.")]
-Plot: TypeAlias = Annotated[Path | None, typer.Option(help="Draw into this .png or .svg; needs matplotlib.")]
-Connect: TypeAlias = Annotated[
-    str, typer.Option(metavar="HOST:PORT", help="The other end's host, where `aio-transfer bench listen` runs.")
-]
-Depth: TypeAlias = Annotated[int, typer.Option(min=1, max=100_000, help="Batches under way at once.")]
-Count: TypeAlias = Annotated[int, typer.Option(min=1, max=1 << 20, help="Pages per batch.")]
-Page: TypeAlias = Annotated[list[str] | None, typer.Option(help="Bytes per page, such as 4KiB; may be repeated.")]
-Size: TypeAlias = Annotated[list[str] | None, typer.Option(help="Bytes, such as 4KiB; may be repeated.")]
+_DEFAULTS: Final = {field.name: field.default for field in fields(Options)}
 
 
-@app.command()
-def write(  # noqa: PLR0913 - the command's options
-    *,
-    size: Size = None,
-    depth: Depth = 8,
-    backend: Backend = "shm",
-    provider: Provider = "",
-    loop: Loop = "asyncio",
-    progress: Progress = "adaptive",
-    foreign: Foreign = False,
-    repeat: Repeat = 5,
-    sample: Sample = 0.15,
-    connect: Connect = "",
-    as_json: Json = False,
-    plot: Plot = None,
-) -> None:
-    """Measure contiguous writes, 4 KiB to 256 MiB unless --size is given."""
-    from aio_transfer.bench import Options
+def _option(field: str, kind: object, text: str, *flags: str, default: object = MISSING, **limits: Any) -> Parameter:
+    """Return one command-line option.
 
-    common = partial(Options, backend=backend, provider=provider, loop=loop, connect=connect)
-    options = partial(common, repeat=repeat, sample_s=sample, progress=progress, foreign=foreign, depth=depth)
-    _run("write", options, size, plot, as_json=as_json)
-
-
-@app.command()
-def pages(  # noqa: PLR0913 - the command's options
-    *,
-    page: Page = None,
-    count: Count = 4096,
-    depth: Depth = 2,
-    backend: Backend = "shm",
-    provider: Provider = "",
-    loop: Loop = "asyncio",
-    progress: Progress = "adaptive",
-    foreign: Foreign = False,
-    repeat: Repeat = 5,
-    sample: Sample = 0.15,
-    connect: Connect = "",
-    as_json: Json = False,
-    plot: Plot = None,
-) -> None:
-    """Measure scattered pages, many per submit: 4, 16 and 64 KiB unless --page is given."""
-    from aio_transfer.bench import Options
-
-    common = partial(Options, backend=backend, provider=provider, loop=loop, connect=connect)
-    options = partial(
-        common, repeat=repeat, sample_s=sample, progress=progress, foreign=foreign, count=count, depth=depth
+    :param field: of :class:`Options`, or ``plot`` or ``as_json``; its default is the option's unless given
+    :param kind: the type that typer parses
+    :param text: shown by ``--help``
+    :param flags: its name on the command line; by default from the field's
+    """
+    return Parameter(
+        field,
+        Parameter.KEYWORD_ONLY,
+        default=_DEFAULTS[field] if default is MISSING else default,
+        annotation=Annotated[kind, typer.Option(*flags, help=text, **limits)],
     )
-    _run("pages", options, page, plot, as_json=as_json)
 
 
-@app.command()
-def scatter(  # noqa: PLR0913 - the command's options
-    *,
-    size: Size = None,
-    peers: Annotated[int, typer.Option(min=1, max=256, help="Targets, each a peer of its own.")] = 16,
-    backend: Backend = "shm",
-    provider: Provider = "",
-    loop: Loop = "asyncio",
-    progress: Progress = "adaptive",
-    foreign: Foreign = False,
-    repeat: Repeat = 5,
-    sample: Sample = 0.15,
-    connect: Connect = "",
-    as_json: Json = False,
-    plot: Plot = None,
-) -> None:
-    """Measure one chunk to each of many peers: 256 B to 16 KiB unless --size is given."""
-    from aio_transfer.bench import Options
-
-    common = partial(Options, backend=backend, provider=provider, loop=loop, connect=connect)
-    options = partial(common, repeat=repeat, sample_s=sample, progress=progress, foreign=foreign, peers=peers)
-    _run("scatter", options, size, plot, as_json=as_json)
+def _sizes(flag: str, text: str) -> Parameter:
+    return _option("sizes", list[str] | None, f"{text}, such as 4KiB; may be repeated.", flag, default=None)
 
 
-@app.command()
-def latency(  # noqa: PLR0913 - the command's options
-    *,
-    backend: Backend = "shm",
-    provider: Provider = "",
-    loop: Loop = "asyncio",
-    progress: Progress = "adaptive",
-    foreign: Foreign = False,
-    repeat: Repeat = 5,
-    sample: Sample = 0.15,
-    connect: Connect = "",
-    as_json: Json = False,
-    plot: Plot = None,
-) -> None:
-    """Measure the awaited round trip, beside one over a pipe between the same event loops."""
-    from aio_transfer.bench import Options
-
-    common = partial(Options, backend=backend, provider=provider, loop=loop, connect=connect)
-    options = partial(common, repeat=repeat, sample_s=sample, progress=progress, foreign=foreign)
-    _run("latency", options, None, plot, as_json=as_json)
+def _pages_per_batch(default: int) -> Parameter:
+    return _option("count", int, "Pages per batch.", default=default, min=1, max=1 << 20)
 
 
-@app.command()
-def barrier(  # noqa: PLR0913 - the command's options
-    *,
-    engines: Annotated[int, typer.Option(min=2, max=64, help="Members, each a process of its own.")] = 8,
-    backend: Backend = "shm",
-    provider: Provider = "",
-    loop: Loop = "asyncio",
-    progress: Progress = "adaptive",
-    repeat: Repeat = 5,
-    sample: Sample = 0.15,
-    as_json: Json = False,
-    plot: Plot = None,
-) -> None:
-    """Measure the barrier of a group, beside one message between two of its members."""
-    from aio_transfer.bench import Options
-
-    common = partial(Options, backend=backend, provider=provider, loop=loop)
-    options = partial(common, repeat=repeat, sample_s=sample, progress=progress, peers=engines)
-    _run("barrier", options, None, plot, as_json=as_json)
+def _peers(default: int, text: str, flag: str = "--peers", **limits: int) -> Parameter:
+    return _option("peers", int, text, flag, default=default, **limits)
 
 
-@app.command()
-def wake(  # noqa: PLR0913 - the command's options
-    *,
-    backend: Backend = "shm",
-    provider: Provider = "",
-    loop: Loop = "asyncio",
-    progress: Progress = "adaptive",
-    repeat: Repeat = 5,
-    sample: Sample = 0.15,
-    as_json: Json = False,
-    plot: Plot = None,
-) -> None:
-    """Measure how long a sleeping event loop takes to hear of a count, beside a bare eventfd."""
-    from aio_transfer.bench import Options
-
-    common = partial(Options, backend=backend, provider=provider, loop=loop)
-    options = partial(common, repeat=repeat, sample_s=sample, progress=progress)
-    _run("wake", options, None, plot, as_json=as_json)
+def _depth(default: int) -> Parameter:
+    return _option("depth", int, "Batches in flight at once.", default=default, min=1, max=100_000)
 
 
-@app.command()
-def plan(  # noqa: PLR0913 - the command's options
-    *,
-    page: Page = None,
-    count: Count = 4096,
-    backend: Backend = "shm",
-    provider: Provider = "",
-    loop: Loop = "asyncio",
-    repeat: Repeat = 5,
-    sample: Sample = 0.15,
-    as_json: Json = False,
-    plot: Plot = None,
-) -> None:
-    """Measure what submits cost the event loop's thread, and how much of it is planning."""
-    from aio_transfer.bench import Options
-
-    common = partial(Options, backend=backend, provider=provider, loop=loop)
-    options = partial(common, repeat=repeat, sample_s=sample, count=count)
-    _run("plan", options, page, plot, as_json=as_json)
+def _sample(default: float) -> Parameter:
+    text = "Approximate duration of one sample in seconds."
+    return _option("sample_s", float, text, "--sample", default=default, min=0.001, max=60)
 
 
-@app.command()
-def idle(  # noqa: PLR0913 - the command's options
-    *,
-    peers: Annotated[int, typer.Option(min=1, max=256, help="Connected peers that do nothing either.")] = 16,
-    backend: Backend = "shm",
-    provider: Provider = "",
-    loop: Loop = "asyncio",
-    progress: Progress = "adaptive",
-    repeat: Repeat = 5,
-    sample: Sample = 0.25,
-    as_json: Json = False,
-) -> None:
-    """Measure the CPU time and the wake-ups of an engine that does nothing."""
-    from aio_transfer.bench import Options
+_SIZE: Final = _sizes("--size", "Bytes")
+_PAGE: Final = _sizes("--page", "Bytes per page")
+_TRANSFERS: Final = _option("count", int, "Small writes, one after the other.", "--transfers", default=100_000, min=10)
+_PATH: Final = (
+    _option("backend", str, "A name that `aio-transfer devices` shows."),
+    _option("provider", str, "Of libfabric, such as tcp; its own choice by default."),
+    _option("loop", str, "asyncio, uvloop or trio."),
+)
+_PROGRESS: Final = _option("progress", str, "How native threads wait: adaptive, or spin.")
+_FOREIGN: Final = _option("foreign", bool, "Use memory that is not from engine.allocate().", "--foreign")
+_REPEAT: Final = _option("repeat", int, "Pairs of samples, of engine and baseline in turns.", min=1, max=1000)
+_SAMPLES: Final = (_REPEAT, _sample(0.15))
+_CONNECT: Final = _option(
+    "connect", str, "The other end's host, where `aio-transfer bench listen` runs.", metavar="HOST:PORT"
+)
+_JSON: Final = _option("as_json", bool, "Print one JSON object per line, for programs.", "--json", default=False)
+_PLOT: Final = _option("plot", Path | None, "Draw into this .png or .svg; needs matplotlib.", default=None)
+_OUTPUT: Final = (_JSON, _PLOT)
+_COMMON: Final = (*_PATH, _PROGRESS, *_SAMPLES, *_OUTPUT)
+_COMMON_FOREIGN: Final = (*_PATH, _PROGRESS, _FOREIGN, *_SAMPLES, *_OUTPUT)
+_COMMON_TWO_HOSTS: Final = (*_PATH, _PROGRESS, _FOREIGN, *_SAMPLES, _CONNECT, *_OUTPUT)
 
-    common = partial(Options, backend=backend, provider=provider, loop=loop)
-    options = partial(common, repeat=repeat, sample_s=sample, progress=progress, peers=peers)
-    _run("idle", options, None, None, as_json=as_json)
-
-
-@app.command()
-def busy(  # noqa: PLR0913 - the command's options
-    *,
-    page: Page = None,
-    count: Count = 2048,
-    backend: Backend = "shm",
-    provider: Provider = "",
-    loop: Loop = "asyncio",
-    progress: Progress = "adaptive",
-    foreign: Foreign = False,
-    repeat: Repeat = 5,
-    as_json: Json = False,
-) -> None:
-    """Measure pages under way while their sender's event loop computes, beside one that waits."""
-    from aio_transfer.bench import Options
-
-    common = partial(Options, backend=backend, provider=provider, loop=loop)
-    options = partial(common, repeat=repeat, progress=progress, foreign=foreign, count=count)
-    _run("busy", options, page, None, as_json=as_json)
-
-
-@app.command()
-def growth(  # noqa: PLR0913 - the command's options
-    *,
-    page: Page = None,
-    transfers: Annotated[int, typer.Option(min=10, help="Small writes, one after the other.")] = 100_000,
-    backend: Backend = "shm",
-    provider: Provider = "",
-    loop: Loop = "asyncio",
-    progress: Progress = "adaptive",
-    as_json: Json = False,
-) -> None:
-    """Measure the memory of pages under way, and what is left of transfers that are over."""
-    from aio_transfer.bench import Options
-
-    options = partial(Options, backend=backend, provider=provider, loop=loop, progress=progress, count=transfers)
-    _run("growth", options, page, None, as_json=as_json)
-
-
-@app.command()
-def scale(  # noqa: PLR0913 - the command's options
-    *,
-    peers: Annotated[int, typer.Option(min=1, max=4096, help="Connected peers, written to in turns.")] = 256,
-    backend: Backend = "shm",
-    provider: Provider = "",
-    loop: Loop = "asyncio",
-    progress: Progress = "adaptive",
-    repeat: Repeat = 5,
-    sample: Sample = 0.15,
-    as_json: Json = False,
-    plot: Plot = None,
-) -> None:
-    """Measure small writes to one of many peers, beside the same with 64 of them."""
-    from aio_transfer.bench import Options
-
-    common = partial(Options, backend=backend, provider=provider, loop=loop)
-    options = partial(common, repeat=repeat, sample_s=sample, progress=progress, peers=peers)
-    _run("scale", options, None, plot, as_json=as_json)
+_COMMANDS: Final[Mapping[str, tuple[str, tuple[Parameter, ...]]]] = {
+    "write": (
+        "Measure contiguous writes, 4 KiB to 256 MiB unless --size is given.",
+        (_SIZE, _depth(8), *_COMMON_TWO_HOSTS),
+    ),
+    "pages": (
+        "Measure scattered pages, many per submit: 4, 16 and 64 KiB unless --page is given.",
+        (_PAGE, _pages_per_batch(4096), _depth(2), *_COMMON_TWO_HOSTS),
+    ),
+    "scatter": (
+        "Measure one chunk to each of many peers: 256 B to 16 KiB unless --size is given.",
+        (_SIZE, _peers(16, "Targets, each a peer of its own.", min=1, max=256), *_COMMON_TWO_HOSTS),
+    ),
+    "latency": (
+        "Measure the awaited round trip, beside one over a pipe between the same event loops.",
+        _COMMON_TWO_HOSTS,
+    ),
+    "barrier": (
+        "Measure the barrier of a group, beside one message between two of its members.",
+        (_peers(8, "Members, each a process of its own.", "--engines", min=2, max=64), *_COMMON),
+    ),
+    "wake": (
+        "Measure the time from a submit until a sleeping event loop has the count, beside a bare eventfd.",
+        _COMMON,
+    ),
+    "submit-cost": (
+        "Measure the time of submits on the event loop's thread, and the share of planning in it.",
+        (_PAGE, _pages_per_batch(4096), *_PATH, *_SAMPLES, *_OUTPUT),
+    ),
+    "busy-loop": (
+        "Measure pages in flight while their sender's event loop computes, beside one that waits.",
+        (_PAGE, _pages_per_batch(2048), *_PATH, _PROGRESS, _FOREIGN, _REPEAT, _JSON),
+    ),
+    "memory": (
+        "Measure the memory of pages in flight, and the growth after many completed transfers.",
+        (_PAGE, _TRANSFERS, *_PATH, _PROGRESS, _JSON),
+    ),
+    "scale": (
+        "Measure small writes to many peers in turns, beside the same with 64 peers.",
+        (_peers(256, "Connected peers, written to in turns.", min=1, max=4096), *_COMMON),
+    ),
+    "idle": (
+        "Measure the CPU time and the wake-ups of an idle engine.",
+        (
+            _peers(16, "Connected peers, which are idle too.", min=1, max=256),
+            *(*_PATH, _PROGRESS, _REPEAT, _sample(0.25), _JSON),
+        ),
+    ),
+    "all": ("Run every test with its own sizes and counts.", _COMMON_FOREIGN),
+}
+"""Family → its help text and its options."""
 
 
-@app.command("all")
-def everything(  # noqa: PLR0913 - the command's options
-    *,
-    backend: Backend = "shm",
-    provider: Provider = "",
-    loop: Loop = "asyncio",
-    progress: Progress = "adaptive",
-    foreign: Foreign = False,
-    repeat: Repeat = 5,
-    sample: Sample = 0.15,
-    as_json: Json = False,
-    plot: Plot = None,
-) -> None:
-    """Run every test with its own sizes and counts."""
-    from aio_transfer.bench import Options
+def _add_command(family: str, summary: str, options: tuple[Parameter, ...]) -> None:
+    def command(**values: Any) -> None:
+        _run(family, **values)
 
-    common = partial(Options, backend=backend, provider=provider, loop=loop)
-    options = partial(common, repeat=repeat, sample_s=sample, progress=progress, foreign=foreign)
-    _run("all", options, None, plot, as_json=as_json)
+    command.__doc__ = summary
+    command.__annotations__ = {option.name: option.annotation for option in options}
+    command.__signature__ = Signature(options)  # type: ignore[attr-defined]  # typer reads the options from it
+    app.command(family)(command)
+
+
+for _family, _command in _COMMANDS.items():
+    _add_command(_family, *_command)
 
 
 @app.command()
@@ -323,33 +178,33 @@ def listen(
         str, typer.Argument(metavar="HOST:PORT", help="An address of this host, and a port.")
     ] = "127.0.0.1:7471",
 ) -> None:
-    """Be the other host of --connect until interrupted. Whoever reaches the port may measure here."""
+    """Serve as the other host of --connect, until interrupted. Any process that reaches the port can measure here."""
     with report_errors(as_json=False, test="listen"):
-        from aio_transfer.bench.workers.remote import serve
+        from aio_transfer.bench.workers.remote_worker import serve
 
         serve(endpoint, lambda bound: typer.echo(f"listening on {bound}"))
 
 
 def _run(
-    family: str, make_options: partial[Options], sizes: list[str] | None, picture: Path | None, *, as_json: bool
+    family: str, *, as_json: bool, plot: Path | None = None, sizes: list[str] | None = None, **options: Any
 ) -> None:
     with report_errors(as_json=as_json, test=family):
         import anyio
 
-        from aio_transfer.bench.report.console import report_to
-        from aio_transfer.bench.report.plotting import plot, require_plotting
+        from aio_transfer.bench.report.display import open_display
+        from aio_transfer.bench.report.plotting import plot_results, require_plotting
         from aio_transfer.bench.sizes import parse_size
 
-        options = make_options(sizes=tuple(map(parse_size, sizes or ())))
-        if picture is not None:
-            require_plotting(picture)
-        with report_to(as_json=as_json) as report:
-            results = anyio.run(_measure, family, options, report)
-        if picture is not None:
-            plot(results, picture)
+        given = Options(sizes=tuple(map(parse_size, sizes or ())), **options)
+        if plot is not None:
+            require_plotting(plot)
+        with open_display(as_json=as_json) as display:
+            results = anyio.run(_measure, family, given, display)
+        if plot is not None:
+            plot_results(results, plot)
 
 
-async def _measure(family: str, options: Options, report: Report) -> list[Result]:
+async def _measure(family: str, options: Options, display: ResultDisplay) -> list[Result]:
     from contextlib import aclosing
 
     from aio_transfer.bench import run
@@ -357,6 +212,6 @@ async def _measure(family: str, options: Options, report: Report) -> list[Result
     results: list[Result] = []
     async with aclosing(run(family, options)) as found:
         async for result in found:
-            report.show(result)
+            display.show(result)
             results.append(result)
     return results

@@ -1,4 +1,4 @@
-"""``aio-transfer demo``: disaggregated prefill and decode on real input."""
+"""``aio-transfer demo``: disaggregated prefill and decode of a text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aio_transfer.cli.output import EXIT_FAILED, JsonOption, emit_json, report_errors
-from aio_transfer.formatting import on_terminal, size
+from aio_transfer.formatting import format_size, stdout_is_terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,27 +29,31 @@ Examples:
 """
 
 
-def demo(  # noqa: PLR0913 - the command's options
+def demo(
     *,
     source: Annotated[
         Path | None,
         typer.Option(
-            "--input", exists=True, dir_okay=False, readable=True, help="Text to read. Without it: one that we ship."
+            "--input", exists=True, dir_okay=False, readable=True, help="Text file; without it, an included text."
         ),
     ] = None,
-    layers: Annotated[int, typer.Option(min=1, max=256, help="Layers of the model; each is sent when it is done.")] = 8,
+    layers: Annotated[
+        int, typer.Option(min=1, max=256, help="Layers of the model; each is sent as soon as it is computed.")
+    ] = 8,
     backend: Annotated[str, typer.Option(help="auto, or a name that `aio-transfer devices` shows.")] = "auto",
-    prefills: Annotated[int, typer.Option(min=1, max=4, help="Prefill processes, which share the heads: 1, 2, 4.")] = 1,
-    tokens: Annotated[int, typer.Option(min=1, max=4096, help="How many tokens to generate.")] = 64,
+    prefills: Annotated[
+        int, typer.Option(min=1, max=4, help="Prefill processes: 1, 2 or 4, which share the heads.")
+    ] = 1,
+    tokens: Annotated[int, typer.Option(min=1, max=4096, help="Number of tokens to generate.")] = 64,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the model's weights.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Read a text in one process and answer it in another, with the KV pages moved in between.
+    """Prefill a text in one process and decode in another, with the KV pages written from one to the other.
 
-    A small transformer (NumPy, random but seeded weights: what it says means nothing) reads the text in one or more
-    prefill processes. Each layer's KV pages are written into the decode process as soon as that layer is computed;
-    decode starts when its counter has seen them all. Then the same is done in a single process: the tokens and every
-    byte of the pages must be equal, or the exit status is 1.
+    A small transformer (NumPy, random but seeded weights: its output has no meaning) processes the text in one or more
+    prefill processes. Each layer's KV pages are written into the decode process as soon as the layer is computed;
+    decode starts when its counter has all of them. Then a single process does the same: the tokens and every byte of
+    the pages must be equal, or the exit status is 1.
     """
     with report_errors(as_json=as_json, match=False):
         import anyio
@@ -71,10 +75,10 @@ def demo(  # noqa: PLR0913 - the command's options
 
 @contextmanager
 def _progress(*, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """Show how much has arrived: a bar on a terminal, plain lines elsewhere."""
+    """Show the counts as they arrive: a bar on a terminal, plain lines elsewhere."""
     if quiet:
         yield lambda _arrived, _counts: None
-    elif not on_terminal():
+    elif not stdout_is_terminal():
         yield lambda arrived, counts: typer.echo(f"arrived: {arrived} of {counts} counts")
     else:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -90,9 +94,12 @@ def _print(report: DemoReport) -> None:
     processes = "one prefill process" if report.prefills == 1 else f"{report.prefills} prefill processes"
     rows = (
         ("prompt", f"{report.prompt_nbytes:,} bytes{cut} of {report.input}"),
-        ("model", f"{report.layers} layers, {report.pages:,} pages of {size(report.page_nbytes)}, seed {report.seed}"),
+        (
+            "model",
+            f"{report.layers} layers, {report.pages:,} pages of {format_size(report.page_nbytes)}, seed {report.seed}",
+        ),
         ("path", report.path),
-        ("moved", f"{size(report.nbytes)} by {processes}, {report.counts:,} counts, {report.gb_per_s:.2f} GB/s"),
+        ("moved", f"{format_size(report.nbytes)} by {processes}, {report.counts:,} counts, {report.gb_per_s:.2f} GB/s"),
         ("first token", f"{report.ttft_s:.3f} s with the transfer, {report.ttft_alone_s:.3f} s in a single process"),
         ("tokens", " ".join(map(str, report.tokens))),
         ("text", report.text),
@@ -104,6 +111,6 @@ def _print(report: DemoReport) -> None:
 
 def _verdict(report: DemoReport) -> str:
     if report.match:
-        return f"yes: {len(report.tokens)} tokens and every byte of the pages equal the single process's"
+        return f"yes: {len(report.tokens)} tokens and every byte of the pages equal those of the single process"
     wrong = [name for name, same in (("tokens", report.tokens_match), ("pages", report.pages_match)) if not same]
-    return f"NO: the {' and the '.join(wrong)} differ from the single process's"
+    return f"NO: the {' and the '.join(wrong)} differ from those of the single process"

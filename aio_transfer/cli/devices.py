@@ -1,4 +1,4 @@
-"""``aio-transfer devices``: which paths this machine has, and why not the others."""
+"""``aio-transfer devices``: the backends and RDMA ports of this machine."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from aio_transfer.cli import reports
 from aio_transfer.cli.output import EXIT_FAILED, JsonOption, emit_json, print_rows, report_errors
 
 if TYPE_CHECKING:
@@ -17,16 +16,20 @@ __all__ = ("devices",)
 
 
 def devices(*, as_json: JsonOption = False) -> None:
-    """Show every backend with its providers and NICs: what is usable here, and why not the rest.
+    """List every backend with its provider and NICs, and the reason if it is not usable.
 
-    An engine with backend="auto" chooses among the usable ones, per peer. Below them: every RDMA port of the kernel's,
-    with its NUMA node and, per GPU, the number of PCI hops between.
+    An engine with backend="auto" chooses among the usable ones, per peer. A second table lists the kernel's RDMA ports,
+    with the NUMA node and the number of PCI hops to each GPU.
     """
     from dataclasses import asdict
 
+    from aio_transfer.backends.verbs.discovery import rdma_ports
+    from aio_transfer.driver.backend_registry import available
+    from aio_transfer.topology.host import Host
+
     with report_errors(as_json=as_json):
-        found = reports.backend_reports()
-    ports = reports.rdma_port_reports()
+        found = available()
+    ports = rdma_ports(Host())
     if as_json:
         emit_json({"backends": [_as_dict(report) for report in found], "rdma_ports": [asdict(port) for port in ports]})
     else:
@@ -35,7 +38,7 @@ def devices(*, as_json: JsonOption = False) -> None:
             typer.echo()
             print_rows([_as_port_row(port) for port in ports])
     if not any(report.usable for report in found):
-        typer.echo("nothing is usable here: `aio-transfer doctor` says what to do", err=True)
+        typer.echo("no backend is usable here: run `aio-transfer doctor`", err=True)
         raise typer.Exit(EXIT_FAILED)
 
 
@@ -52,13 +55,13 @@ def _as_dict(report: BackendReport) -> dict[str, object]:
 
 
 def _as_row(report: BackendReport) -> dict[str, str]:
-    why = report.reason + (f" (try: {report.hint})" if report.hint else "")
+    reason = report.reason + (f" (try: {report.hint})" if report.hint else "")
     return {
         "backend": report.backend,
         "provider": report.provider or "-",
         "usable": "yes" if report.usable else "no",
         "NICs": ", ".join(report.rails) or "-",
-        "detail": report.detail if report.usable else why,
+        "detail": report.detail if report.usable else reason,
     }
 
 

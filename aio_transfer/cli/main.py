@@ -1,4 +1,4 @@
-"""The application itself: its commands, its version and what it says about itself."""
+"""Command line application: its commands, its help text and its version."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ __all__ = ("app", "main")
 
 # Typer joins the lines of a paragraph; blank lines between them keep each on its own.
 EPILOG = """
-Begin here:
+Start here:
 
-  aio-transfer demo      see memory move, and that it arrives whole
+  aio-transfer demo      run a transfer between processes, and verify every byte
 
-  aio-transfer devices   which paths this machine has, and why not the rest
+  aio-transfer devices   list the backends and NICs of this machine, with the reason if one is not usable
 
-  aio-transfer doctor    what is wrong with it, and what mends each fault
+  aio-transfer doctor    list missing prerequisites, and the command that fixes each
 
-  aio-transfer bench     how fast it is, beside what the machine gives without us
+  aio-transfer bench     measure speed and latency, beside a baseline of this machine
 
-Every command takes --json, for programs, and exits with 1 when something is wrong, with 2 when asked wrongly.
+Every command takes --json, for programs. Exit status: 0 on success, 1 on failure, 2 on usage errors.
 """
 
 app = typer.Typer(
     name="aio-transfer",
-    help="Move memory between processes, machines and GPUs: one-sided writes, counters and barriers that you await.",
+    help="Move memory between processes, machines and GPUs with one-sided writes, counters and barriers to await.",
     epilog=EPILOG,
     no_args_is_help=True,
     add_completion=False,
@@ -45,7 +45,7 @@ app.command("doctor", epilog=DOCTOR_EPILOG)(doctor)
 app.add_typer(bench, name="bench")
 
 
-def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it with the option's value
+def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer passes the option's value
     if wanted:
         from aio_transfer import __version__
 
@@ -57,7 +57,7 @@ def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it with 
 def _options(
     *,
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Say which version this is.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show version and exit.")
     ] = False,
 ) -> None:
     pass

@@ -1,4 +1,4 @@
-"""How commands speak: JSON for programs, tables on a terminal, plain lines elsewhere; and how they fail."""
+"""Command output: JSON for programs, tables on a terminal, plain lines elsewhere; error messages and exit status."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Final, TypeAlias
 import typer
 
 from aio_transfer.errors import AioTransferError, UsageError
-from aio_transfer.formatting import on_terminal
+from aio_transfer.formatting import stdout_is_terminal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 __all__ = (
+    "EXIT_FAILED",
+    "EXIT_USAGE",
     "JsonOption",
     "emit_json",
     "print_rows",
@@ -35,7 +37,7 @@ def emit_json(value: object) -> None:
 
 def print_rows(rows: Sequence[Mapping[str, str]]) -> None:
     """Print rows with the same keys: a table on a terminal, one line each elsewhere."""
-    if on_terminal():
+    if stdout_is_terminal():
         _print_table(rows)
         return
     widths = {key: max(len(row[key]) for row in rows) for key in (rows[0] if rows else ())}
@@ -52,16 +54,17 @@ def _print_table(rows: Sequence[Mapping[str, str]]) -> None:
     for key in rows[0] if rows else ():
         table.add_column(key, overflow="fold")
     for row in rows:
-        # As text: what a library says may hold brackets, which are not markup.
+        # As Text: brackets in a library's message are not markup.
         table.add_row(*(Text(text, style=STYLES.get(text, "")) for text in row.values()))
     Console().print(table)
 
 
 @contextmanager
 def report_errors(*, as_json: bool, **also: object) -> Iterator[None]:
-    """Turn our errors into a message on standard error and an exit status.
+    """Report errors as one message on standard error and an exit status.
 
-    :param as_json: print an object too, with the error and whatever ``also`` names
+    :param as_json: also print an object with the error
+    :param also: further keys of that object
     """
     try:
         yield

@@ -1,8 +1,8 @@
-"""The number of threads NumPy's matrix products use.
+"""Thread count of NumPy's matrix products.
 
-It decides how long matrices are cut up, and so how sums are rounded: processes that must compute the same bits need the
-same number. And several processes with a thread for every core each get in each other's way: OpenBLAS waits spinning
-(seen: two prefill processes on two cores took 9.5 s instead of 1.3).
+The count decides how OpenBLAS splits long matrices, and so how sums are rounded: processes that must compute the same
+bits need the same count. One thread per core in each of several processes is also slow, because OpenBLAS spins while it
+waits: two prefill processes on two cores took 9.5 s instead of 1.3 s.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
 
 __all__ = ("blas_threads",)
 
-SPELLINGS: Final = (
-    ("scipy_openblas_{}_num_threads64_", "openblas"),  # NumPy's own wheels since 1.26
+SYMBOLS: Final = (
+    ("scipy_openblas_{}_num_threads64_", "openblas"),  # NumPy's wheels since 1.26
     ("scipy_openblas_{}_num_threads", "openblas"),
     ("openblas_{}_num_threads64_", "openblas"),
-    ("openblas_{}_num_threads", "blas"),  # Debian's and conda's, where the file may be called libblas.so.3
+    ("openblas_{}_num_threads", "blas"),  # Debian's and conda's, whose file may be named libblas.so.3
 )
 
 
 @contextmanager
 def blas_threads(count: int) -> Iterator[bool]:
-    """Let matrix products of this process use ``count`` threads inside the block.
+    """Use ``count`` threads for the matrix products of this process inside the block.
 
-    It is set in the library that is loaded: its environment variables are only read when it is. Process-wide.
+    Set by a call into the loaded OpenBLAS, which reads its environment variables only when it is loaded.
 
-    :returns: whether a library was found that can be told so; other ones than OpenBLAS go on as they are
+    :returns: whether OpenBLAS was found; other libraries keep their setting
     """
-    found = _find()
+    found = _find_openblas()
     if found is None:
         yield False
         return
@@ -47,14 +47,14 @@ def blas_threads(count: int) -> Iterator[bool]:
         write(before)
 
 
-def _find() -> tuple[Callable[[], int], Callable[[int], None]] | None:
-    """Return OpenBLAS's functions that read and write the number, when it is loaded."""
+def _find_openblas() -> tuple[Callable[[], int], Callable[[int], None]] | None:
+    """Return OpenBLAS's functions that get and set the thread count, or ``None`` if it is not loaded."""
     libraries = sorted(set(re.findall(r"/\S*blas\S*\.so\S*", Path("/proc/self/maps").read_text(encoding="utf-8"))))
-    for spelling, part in SPELLINGS:
+    for symbol, part in SYMBOLS:
         for path in libraries:
             if part not in Path(path).name:
                 continue
             library = ctypes.CDLL(path)
-            if hasattr(library, spelling.format("set")) and hasattr(library, spelling.format("get")):
-                return library[spelling.format("get")], library[spelling.format("set")]
+            if hasattr(library, symbol.format("set")) and hasattr(library, symbol.format("get")):
+                return library[symbol.format("get")], library[symbol.format("set")]
     return None

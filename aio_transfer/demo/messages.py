@@ -9,19 +9,19 @@ import msgspec
 from aio_transfer.subprocesses.json_lines import Failed
 
 if TYPE_CHECKING:
-    from aio_transfer.demo.model import ModelConfig
+    from aio_transfer.demo.model import TransformerConfig
 
-__all__ = ("DEMO", "Done", "Message", "Offer", "Ready", "Request")
+__all__ = ("DEMO_MESSAGES", "CacheOffer", "DemoMessage", "PrefillReady", "PrefillRequest", "PrefillResult")
 
 
-class Offer(msgspec.Struct, frozen=True, tag="offer"):
-    """Decode to prefill: join in, and here are the pages you will write to.
+class CacheOffer(msgspec.Struct, frozen=True, tag="offer"):
+    """Decode to prefill: the model to load and the remote memory to write to.
 
-    :param model: the fields of a :class:`~aio_transfer.demo.model.ModelConfig`
+    :param model: the fields of a :class:`~aio_transfer.demo.model.TransformerConfig`
     :param pages: pages per layer in the decode side's cache
     :param cache: descriptor of that cache, with the counter to raise
-    :param tail: descriptor of the tail context
-    :param tokens: the longest prompt that will be asked for
+    :param tail: descriptor of the buffer for the last token's state
+    :param max_tokens: length of the longest prompt
     """
 
     rank: int
@@ -31,31 +31,31 @@ class Offer(msgspec.Struct, frozen=True, tag="offer"):
     pages: int
     cache: bytes
     tail: bytes
-    tokens: int
+    max_tokens: int
 
-    def config(self) -> ModelConfig:
-        """Return the model's shape."""
-        from aio_transfer.demo.model import ModelConfig
+    def config(self) -> TransformerConfig:
+        """Return the model's configuration."""
+        from aio_transfer.demo.model import TransformerConfig
 
-        return ModelConfig(**self.model)
-
-
-class Ready(msgspec.Struct, frozen=True, tag="ready"):
-    """Prefill to decode: weights drawn, memory registered, connected."""
+        return TransformerConfig(**self.model)
 
 
-class Request(msgspec.Struct, frozen=True, tag="request"):
-    """Decode to prefill: read this, and write layer by layer into these pages of mine."""
+class PrefillReady(msgspec.Struct, frozen=True, tag="ready"):
+    """Prefill to decode: the weights are drawn, memory is registered, the engines are connected."""
+
+
+class PrefillRequest(msgspec.Struct, frozen=True, tag="request"):
+    """Decode to prefill: process this prompt, and write each layer into these pages of the cache."""
 
     prompt: bytes
     page_ids: list[int]
 
 
-class Done(msgspec.Struct, frozen=True, tag="done"):
-    """Prefill to decode: all my writes were acknowledged.
+class PrefillResult(msgspec.Struct, frozen=True, tag="result"):
+    """Prefill to decode: all writes were acknowledged.
 
-    :param busy_s: seconds during which at least one of them was under way
-    :param path: what carried them, as ``transfer.path`` says
+    :param busy_s: seconds during which at least one write was in flight
+    :param path: transport of the writes, as ``str(transfer.path)``
     """
 
     nbytes: int
@@ -65,6 +65,6 @@ class Done(msgspec.Struct, frozen=True, tag="done"):
     path: str
 
 
-Message: TypeAlias = Offer | Ready | Request | Done | Failed
-DEMO: Final[msgspec.json.Decoder[Any]] = msgspec.json.Decoder(Message)
-"""What the demo's processes say."""
+DemoMessage: TypeAlias = CacheOffer | PrefillReady | PrefillRequest | PrefillResult | Failed
+DEMO_MESSAGES: Final[msgspec.json.Decoder[Any]] = msgspec.json.Decoder(DemoMessage)
+"""Decoder of all messages of the demo."""

@@ -1,12 +1,11 @@
-"""A small decoder-only transformer on byte tokens, in NumPy, whose KV cache lives in pages that the caller owns.
+"""Small decoder-only transformer on byte tokens, in NumPy, whose KV cache lives in pages that the caller owns.
 
-It stands in for a real model where KV pages are moved: the weights are random but seeded, so every process that builds
-the same :class:`ModelConfig` computes the same numbers, and one wrong byte in one page shows in the tokens. RMSNorm,
-rotary positions, grouped-query attention and SwiGLU, as in the models whose caches are moved in earnest.
+It takes the place of a real model: the weights are random but seeded, so every process with the same
+:class:`TransformerConfig` computes the same numbers, and one wrong byte in one page changes the tokens. It has RMSNorm,
+rotary positions, grouped-query attention and SwiGLU, as current models do.
 
 A page holds keys and values of ``tokens_per_page`` tokens of one layer, heads first: ``(kv_heads, 2, tokens_per_page,
-head_dim)``. So what belongs to a range of heads is one contiguous part of every page, which is what a tensor-parallel
-rank sends.
+head_dim)``. A range of heads is therefore one contiguous part of every page: what a tensor-parallel rank sends.
 """
 
 from __future__ import annotations
@@ -23,34 +22,34 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ("BLAS_THREADS", "VOCABULARY", "Model", "ModelConfig", "Shard", "encode")
+__all__ = ("BLAS_THREADS", "VOCABULARY", "Shard", "Transformer", "TransformerConfig", "encode")
 
 Floats: TypeAlias = "NDArray[np.float32]"
 Ids: TypeAlias = "NDArray[np.int64]"
 
 VOCABULARY: Final = 256
 PRINTABLE: Final = slice(32, 127)
-"""The head speaks only these bytes, so that what it says can be shown on any terminal."""
+"""Bytes that can be generated, so that the output can be shown on any terminal."""
 QUERY_BLOCK: Final = 256
-"""Rows of attention computed at once: keys after the block are not looked at, which halves the work."""
+"""Rows of attention computed at once: keys after the block are skipped, which halves the work."""
 BLAS_THREADS: Final = 1
-"""For :func:`~aio_transfer.demo.blas.blas_threads`: the same in every process that is to compute the same bits."""
+"""For :func:`~aio_transfer.demo.blas.blas_threads`: the same in every process that must compute the same bits."""
 SHARPNESS: Final = 4.0
-"""Spread of the attention scores. Random weights give 1, where thousands of tokens average out to nothing and the
-output repeats itself; at 4 a few tokens of the context decide."""
+"""Spread of the attention scores. Random weights give 1, where the average over thousands of tokens is almost zero and
+the output repeats itself; with 4, a few tokens of the context dominate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
-    """The part of every page that one prefill rank sends: ``nbytes`` from ``offset_nbytes`` within the page."""
+    """Part of every page that one prefill rank sends: ``nbytes`` from ``offset_nbytes`` within the page."""
 
     offset_nbytes: int
     nbytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelConfig:
-    """The shape of a model, and the seed of its weights.
+class TransformerConfig:
+    """Sizes of a model, and the seed of its weights.
 
     :param heads: query heads; they divide ``d_model``
     :param kv_heads: key and value heads; they divide ``heads``
@@ -66,9 +65,9 @@ class ModelConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse shapes that do not fit together.
+        """Check that the sizes fit together.
 
-        :raises UsageError: a size is not positive, or does not divide what it must
+        :raises UsageError: a size is not positive, or one does not divide another
         """
         for name in ("layers", "heads", "kv_heads", "d_model", "d_hidden", "tokens_per_page"):
             if getattr(self, name) < 1:
@@ -95,7 +94,7 @@ class ModelConfig:
         return -(-tokens // self.tokens_per_page)
 
     def shard(self, rank: int, ranks: int) -> Shard:
-        """Return which part of each page rank ``rank`` of ``ranks`` sends: the heads it has under tensor parallelism.
+        """Return the part of each page that rank ``rank`` of ``ranks`` sends: its heads under tensor parallelism.
 
         :raises UsageError: ``ranks`` does not divide the kv heads, or there is no such rank
         """
@@ -122,7 +121,7 @@ class _Block:
 
     __slots__ = ("down", "keys_values", "out", "queries", "up_gate")
 
-    def __init__(self, config: ModelConfig, random: np.random.Generator) -> None:
+    def __init__(self, config: TransformerConfig, random: np.random.Generator) -> None:
         wide, narrow, hidden = config.d_model, config.kv_heads * config.head_dim, config.d_hidden
         self.queries = _matrix(random, wide, wide, gain=SHARPNESS)
         self.keys_values = _matrix(random, wide, 2 * narrow)
@@ -131,16 +130,16 @@ class _Block:
         self.down = _matrix(random, hidden, wide, gain=2.0)
 
 
-class Model:
-    """A transformer with its weights. It has no other state: what it remembers of a text is in the caller's pages.
+class Transformer:
+    """Transformer with its weights. The only other state, the KV cache, is in the caller's pages.
 
-    The same bytes in and the same steps give the same bits out, in whatever pages they lie and in whichever process,
-    as long as these run the same NumPy with the same number of BLAS threads on the same machine: OpenBLAS cuts long
-    matrices up by thread, and other cuts round otherwise (seen with 3,000 tokens on 1 and 2 threads).
+    The same input and the same steps give the same bits, in any pages and in any process, with the same NumPy and the
+    same number of BLAS threads on the same machine. OpenBLAS splits long matrices by thread, and another split rounds
+    differently (measured with 3,000 tokens on 1 and 2 threads).
     """
 
-    def __init__(self, config: ModelConfig) -> None:
-        """Draw the weights, in float32; the defaults come to 17 MB and 0.1 s."""
+    def __init__(self, config: TransformerConfig) -> None:
+        """Draw the weights, in float32: 17 MB and 0.1 s with the defaults."""
         random = np.random.Generator(np.random.PCG64(config.seed))
         self.config = config
         self._embedding = _matrix(random, 1, VOCABULARY * config.d_model).reshape(VOCABULARY, config.d_model)
@@ -152,10 +151,10 @@ class Model:
     def prefill_layers(
         self, tokens: ArrayLike, cache: NDArray[np.uint8], page_ids: ArrayLike, tail: Floats
     ) -> Iterator[int]:
-        """Read a whole prompt, layer by layer; yields a layer's number once its pages are complete.
+        """Process a whole prompt, layer by layer; yields a layer's number once its pages are complete.
 
-        What is yielded may be sent at once: a layer's pages are not touched again. ``tail`` is complete together with
-        the last layer; with it, the decode side need not run the last token again.
+        Its pages may be sent at once: they do not change again. ``tail`` is complete together with the last layer; it
+        saves the decode side from running the last token again.
 
         :param tokens: the prompt, 0 … 255 each, at least one
         :param cache: pages, ``(layers, pages, page_nbytes)`` of bytes
@@ -170,47 +169,47 @@ class Model:
         if tail.shape != (self.config.d_model,):
             message = f"a tail of shape {tail.shape} does not hold {self.config.d_model} numbers"
             raise UsageError(message)
-        turns = self._turns(np.arange(prompt.size))
+        rotations = self._rotations(np.arange(prompt.size))
         state = self._embedding[prompt]
         for layer, block in enumerate(self._blocks):
-            queries, keys, values = self._project(block, state, turns)
+            queries, keys, values = self._project(block, state, rotations)
             self._store(pages[layer], ids, keys, values)
-            state = _mix(block, state, _attend_causally(queries, keys, values))
+            state = _feed_forward(block, state, _attend_causally(queries, keys, values))
             if layer == self.config.layers - 1:
                 tail[:] = state[-1]
             yield layer
 
     def decode_step(self, token: int, position: int, cache: NDArray[np.uint8], page_ids: ArrayLike) -> Floats:
-        """Read one more token, which is kept in its page, and return the state after all layers, like ``tail``.
+        """Process one more token, add it to its page, and return its state after all layers, like ``tail``.
 
-        :param position: how many tokens came before it
+        :param position: number of tokens before it
         :param page_ids: the pages of each layer in the order of the text, those of the prompt first
         :raises UsageError: not enough pages, or a cache of another shape
         """
         pages = self._pages(cache)
         ids = self._ids(page_ids, position + 1, cache.shape[1])
         _require_tokens(np.array([token]))
-        turns = self._turns(np.array([position]))
+        rotations = self._rotations(np.array([position]))
         state: Floats = self._embedding[[token]]
         slot = position % self.config.tokens_per_page
         for layer, block in enumerate(self._blocks):
-            queries, keys, values = self._project(block, state, turns)
+            queries, keys, values = self._project(block, state, rotations)
             last = pages[layer, ids[-1]]
             last[:, 0, slot], last[:, 1, slot] = keys[:, 0], values[:, 0]
             keys, values = self._load(pages[layer], ids, position + 1)
-            state = _mix(block, state, _attend(queries, keys, values))
+            state = _feed_forward(block, state, _attend(queries, keys, values))
         last_state: Floats = state[0]
         return last_state
 
     def choose(self, tail: Floats) -> int:
-        """Return the most likely next token after a state: greedy, ties to the smaller."""
+        """Return the most likely next token after a state: greedy, the smaller one of two that are equal."""
         logits = _normalize(tail[None]) @ self._head
         return PRINTABLE.start + int(np.argmax(logits[0, PRINTABLE]))
 
     def generate(
         self, tail: Floats, position: int, cache: NDArray[np.uint8], page_ids: ArrayLike, count: int
     ) -> Iterator[int]:
-        """Yield ``count`` (≥ 1) tokens that follow a prompt which is already in the pages; the first costs no layer.
+        """Yield ``count`` (≥ 1) tokens that follow a prompt already in the pages; the first one runs no layer.
 
         :param tail: as :meth:`prefill_layers` left it
         :param position: length of the prompt in tokens
@@ -242,21 +241,21 @@ class Model:
             raise UsageError(message)
         return ids
 
-    def _turns(self, positions: Ids) -> tuple[Floats, Floats]:
-        """Return cosine and sine of each position's rotation, ``(tokens, head_dim / 2)``."""
+    def _rotations(self, positions: Ids) -> tuple[Floats, Floats]:
+        """Return cosine and sine of each position's rotary angles, ``(tokens, head_dim / 2)``."""
         angles = positions[:, None] * self._frequencies
         return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
-    def _project(self, block: _Block, state: Floats, turns: tuple[Floats, Floats]) -> tuple[Floats, Floats, Floats]:
+    def _project(self, block: _Block, state: Floats, rotations: tuple[Floats, Floats]) -> tuple[Floats, Floats, Floats]:
         """Return queries ``(kv_heads, heads / kv_heads, tokens, head_dim)``; keys, values ``(kv_heads, tokens, …)``."""
         config, count = self.config, len(state)
         normal = _normalize(state)
         queries = (normal @ block.queries).reshape(count, config.kv_heads, -1, config.head_dim).transpose(1, 2, 0, 3)
         both = (normal @ block.keys_values).reshape(count, 2, config.kv_heads, config.head_dim).transpose(1, 2, 0, 3)
-        return _rotate(queries, turns), _rotate(both[0], turns), np.ascontiguousarray(both[1])
+        return _rotate(queries, rotations), _rotate(both[0], rotations), np.ascontiguousarray(both[1])
 
     def _store(self, pages: Floats, ids: Ids, keys: Floats, values: Floats) -> None:
-        """Lay one layer's keys and values out in its pages; the end of the last page becomes zeros."""
+        """Store one layer's keys and values in its pages; the end of the last page is filled with zeros."""
         config, count = self.config, keys.shape[1]
         padded = np.zeros((config.kv_heads, 2, len(ids) * config.tokens_per_page, config.head_dim), np.float32)
         padded[:, 0, :count], padded[:, 1, :count] = keys, values
@@ -264,14 +263,14 @@ class Model:
         pages[ids] = padded.reshape(shape).transpose(2, 0, 1, 3, 4)
 
     def _load(self, pages: Floats, ids: Ids, count: int) -> tuple[Floats, Floats]:
-        """Gather ``count`` tokens of one layer out of its pages, as :meth:`_project` had made them."""
+        """Gather ``count`` tokens of one layer from its pages, in the layout of :meth:`_project`."""
         config = self.config
         gathered = pages[ids].transpose(1, 2, 0, 3, 4).reshape(config.kv_heads, 2, -1, config.head_dim)
         return gathered[:, 0, :count], gathered[:, 1, :count]
 
 
 def _matrix(random: np.random.Generator, rows: int, columns: int, *, gain: float = 1.0) -> Floats:
-    """Draw a matrix that keeps the size of what it multiplies, times ``gain``."""
+    """Draw a matrix that scales the norm of a vector by about ``gain``."""
     drawn = random.standard_normal((rows, columns), np.float32)
     return np.multiply(drawn, np.float32(gain / rows**0.5), out=drawn)
 
@@ -283,9 +282,9 @@ def _normalize(state: Floats) -> Floats:
     return normal
 
 
-def _rotate(vectors: Floats, turns: tuple[Floats, Floats]) -> Floats:
-    """Turn each pair (first half, second half) by its position's angle."""
-    cosine, sine = turns
+def _rotate(vectors: Floats, rotations: tuple[Floats, Floats]) -> Floats:
+    """Rotate each pair (first half, second half) by its position's angle."""
+    cosine, sine = rotations
     half = vectors.shape[-1] // 2
     first, second = vectors[..., :half], vectors[..., half:]
     return np.concatenate((first * cosine - second * sine, first * sine + second * cosine), axis=-1)
@@ -306,7 +305,7 @@ def _attend(queries: Floats, keys: Floats, values: Floats, mask: Floats | None =
 
 
 def _attend_causally(queries: Floats, keys: Floats, values: Floats) -> Floats:
-    """Let every token see itself and what came before."""
+    """Attend from every token to itself and to the tokens before it."""
     out = np.empty_like(queries)
     for begin in range(0, queries.shape[2], QUERY_BLOCK):
         block = queries[:, :, begin : begin + QUERY_BLOCK]
@@ -316,8 +315,8 @@ def _attend_causally(queries: Floats, keys: Floats, values: Floats) -> Floats:
     return out
 
 
-def _mix(block: _Block, state: Floats, attended: Floats) -> Floats:
-    """Add what attention found and what the feed-forward part makes of it."""
+def _feed_forward(block: _Block, state: Floats, attended: Floats) -> Floats:
+    """Add the attention output and then the feed-forward output to the state."""
     merged = attended.transpose(2, 0, 1, 3).reshape(len(state), -1)
     state = state + merged @ block.out
     up, gate = np.split(_normalize(state) @ block.up_gate, 2, axis=-1)

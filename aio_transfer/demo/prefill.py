@@ -1,16 +1,13 @@
-"""The prefill process of the demo: reads a prompt, and writes each layer's pages away as soon as they exist.
+"""Prefill process of the demo: computes the KV cache of a prompt and writes each layer's pages as soon as it is done.
 
-Run as ``python -m aio_transfer.demo.prefill`` by the decode side, which speaks first. Leaves when its input ends.
+Started by the decode process as ``python -m aio_transfer.demo.prefill``; exits when its input ends.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
 import time
-import traceback
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 import anyio.to_thread
@@ -18,80 +15,85 @@ import numpy as np
 
 from aio_transfer import RemoteRegion, TransferEngine
 from aio_transfer.demo.blas import blas_threads
-from aio_transfer.demo.messages import DEMO, Done, Offer, Ready, Request
-from aio_transfer.demo.model import BLAS_THREADS, Model, encode
-from aio_transfer.errors import AioTransferError, ProtocolError
-from aio_transfer.subprocesses.json_lines import Failed, Lines
+from aio_transfer.demo.messages import DEMO_MESSAGES, CacheOffer, PrefillReady, PrefillRequest, PrefillResult
+from aio_transfer.demo.model import BLAS_THREADS, Transformer, encode
+from aio_transfer.errors import ProtocolError
+from aio_transfer.subprocesses.child_program import run_child_program
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from aio_transfer import Region, Transfer
+    from aio_transfer.subprocesses.json_lines import JsonLines
 
 __all__ = ("main",)
 
-STDIN, STDOUT, STDERR = range(3)
-WARM_UP: Final = b"warm"
+PARENT: Final = "the decode process"
+WARM_UP_PROMPT: Final = b"warm"
 
 
-class Prefill:
-    """One prefill rank, joined to one decode process.
+@dataclass(frozen=True, slots=True)
+class _RegisteredArray:
+    array: NDArray[Any]
+    region: Region
 
-    Every rank computes the whole model; what it *sends* of each page is what it would own under tensor parallelism.
+
+class PrefillRank:
+    """One prefill rank, connected to one decode process.
+
+    Every rank computes the whole model; of each page it sends the part that it would own under tensor parallelism.
     """
 
-    def __init__(self, engine: TransferEngine, offer: Offer) -> None:
-        """Draw the weights and take memory for the longest prompt."""
+    def __init__(
+        self, engine: TransferEngine, offer: CacheOffer, cache: _RegisteredArray, tail: _RegisteredArray
+    ) -> None:
+        """Draw the weights; use :func:`connect_rank`."""
         self.config = offer.config()
         self._engine = engine
         self._offer = offer
-        self._model = Model(self.config)
-        pages = self.config.pages_for(offer.tokens)
-        self._cache: NDArray[np.uint8] = engine.allocate((self.config.layers, pages, self.config.page_nbytes), "u1")
-        self._tail: NDArray[np.float32] = engine.allocate((self.config.d_model,), "f4")
-        self._cache[:] = 0  # a server's memory has been in use for long: no page fault belongs to a request
+        self._cache = cache
+        self._tail = tail
+        self._model = Transformer(self.config)
         self._remote_cache = RemoteRegion.from_bytes(offer.cache)
         self._remote_tail = RemoteRegion.from_bytes(offer.tail)
         self._shard = self.config.shard(offer.rank, offer.ranks)
-        self._region: Region | None = None
-        self._tail_region: Region | None = None
         self._spans: list[tuple[float, float]] = []
 
-    async def prepare(self) -> None:
-        """Register, connect, and compute a few tokens, so that a request finds everything warm."""
-        self._region = await self._engine.register(self._cache)
-        self._tail_region = await self._engine.register(self._tail)
+    async def warm_up(self) -> None:
+        """Connect, and compute a few tokens, so that the first request measures neither."""
         await self._engine.connect(self._remote_cache.peer)
-        pages = range(self.config.pages_for(len(WARM_UP)))
+        pages = range(self.config.pages_for(len(WARM_UP_PROMPT)))
         await anyio.to_thread.run_sync(
-            lambda: list(self._model.prefill_layers(encode(WARM_UP), self._cache, pages, self._tail))
+            lambda: list(self._model.prefill_layers(encode(WARM_UP_PROMPT), self._cache.array, pages, self._tail.array))
         )
 
-    async def serve(self, request: Request) -> Done:
-        """Read one prompt and write its pages away, layer by layer; returns once every write was acknowledged.
+    async def prefill(self, request: PrefillRequest) -> PrefillResult:
+        """Process one prompt and write its pages layer by layer; returns when every write was acknowledged.
 
         There is no closing message: the decode side knows how many counts to expect.
         """
-        # Our own pages lie in another order than the peer's: nothing but the lists of ids says which is which.
+        # In another order than the peer's pages, so that only the lists of ids relate the two.
         ids = np.arange(len(request.page_ids))[::-1].copy()
-        layers = self._model.prefill_layers(encode(request.prompt), self._cache, ids, self._tail)
+        layers = self._model.prefill_layers(encode(request.prompt), self._cache.array, ids, self._tail.array)
         transfers: list[Transfer] = []
         async with anyio.create_task_group() as group:
-            # In a thread, so that our loop answers while NumPy computes.
+            # In a thread, so that the event loop runs while NumPy computes.
             while (layer := await anyio.to_thread.run_sync(next, layers, None)) is not None:
                 transfers.append(self._submit_layer(layer, ids, np.array(request.page_ids)))
-                group.start_soon(self._time, transfers[-1])
+                group.start_soon(self._record_span, transfers[-1])
             if self._offer.rank == 0:
                 transfers.append(self._submit_tail())
-                group.start_soon(self._time, transfers[-1])
-        return self._summary(transfers)
+                group.start_soon(self._record_span, transfers[-1])
+        return self._result(transfers)
 
     def _submit_layer(self, layer: int, ids: NDArray[np.int64], remote_ids: NDArray[np.int64]) -> Transfer:
-        """Start one layer's pages, the shard of each that is ours, on their way."""
-        assert self._region is not None  # noqa: S101 - prepare() comes first
+        """Submit the writes of one layer: this rank's shard of each page."""
         stride, shard = self.config.page_nbytes, self._shard
-        source = self._region.pages(
-            ids + layer * self._cache.shape[1], shard.nbytes, stride_nbytes=stride, offset_nbytes=shard.offset_nbytes
+        source = self._cache.region.pages(
+            ids + layer * self._cache.array.shape[1],
+            shard.nbytes,
+            stride_nbytes=stride,
+            offset_nbytes=shard.offset_nbytes,
         )
         target = self._remote_cache.pages(
             remote_ids + layer * self._offer.pages,
@@ -102,27 +104,26 @@ class Prefill:
         return self._engine.submit_write_pages(source, target, counter=self._remote_cache.counter)
 
     def _submit_tail(self) -> Transfer:
-        assert self._tail_region is not None  # noqa: S101 - prepare() comes first
-        return self._engine.submit_write(self._tail_region[:], self._remote_tail[:], counter=self._remote_cache.counter)
+        return self._engine.submit_write(self._tail.region[:], self._remote_tail[:], counter=self._remote_cache.counter)
 
-    async def _time(self, transfer: Transfer) -> None:
+    async def _record_span(self, transfer: Transfer) -> None:
         begin = time.perf_counter()
         await transfer
         self._spans.append((begin, time.perf_counter()))
 
-    def _summary(self, transfers: list[Transfer]) -> Done:
+    def _result(self, transfers: list[Transfer]) -> PrefillResult:
         path = transfers[0].path
-        assert path is not None  # noqa: S101 - prepare() has connected
-        return Done(
+        assert path is not None  # noqa: S101 - warm_up() has connected
+        return PrefillResult(
             nbytes=sum(transfer.nbytes for transfer in transfers),
-            busy_s=_covered(self._spans),
+            busy_s=_covered_s(self._spans),
             backend=path.backend,
             provider=path.provider,
             path=str(path),
         )
 
 
-def _covered(spans: list[tuple[float, float]]) -> float:
+def _covered_s(spans: list[tuple[float, float]]) -> float:
     """Return how many seconds lie within at least one span."""
     total, reached = 0.0, float("-inf")
     for begin, end in sorted(spans):
@@ -131,63 +132,62 @@ def _covered(spans: list[tuple[float, float]]) -> float:
     return total
 
 
-async def _serve(lines: Lines) -> None:
+async def connect_rank(engine: TransferEngine, offer: CacheOffer) -> PrefillRank:
+    """Allocate and register memory for the longest prompt, connect, and warm up."""
+    config = offer.config()
+    cache = await _allocate(engine, (config.layers, config.pages_for(offer.max_tokens), config.page_nbytes), "u1")
+    tail = await _allocate(engine, (config.d_model,), "f4")
+    cache.array[:] = 0  # as in a server that has run for long, so that no request pays for page faults
+    rank = PrefillRank(engine, offer, cache, tail)
+    await rank.warm_up()
+    return rank
+
+
+async def _allocate(engine: TransferEngine, shape: tuple[int, ...], dtype: str) -> _RegisteredArray:
+    array = engine.allocate(shape, dtype)
+    return _RegisteredArray(array, await engine.register(array))
+
+
+async def _serve(lines: JsonLines) -> int:
     offer = await lines.receive()
-    if not isinstance(offer, Offer):
-        raise ProtocolError("the decode process", f"expected an offer, not {offer!r}")
+    if not isinstance(offer, CacheOffer):
+        raise ProtocolError(PARENT, f"expected an offer, not {offer!r}")
     async with TransferEngine(backend=offer.backend) as engine:
-        prefill = Prefill(engine, offer)
-        await prefill.prepare()
-        lines.send(Ready())
+        rank = await connect_rank(engine, offer)
+        lines.send(PrefillReady())
         while (request := await lines.receive()) is not None:
-            if not isinstance(request, Request):
-                raise ProtocolError("the decode process", f"expected a request, not {request!r}")
-            lines.send(await _unless_closed(prefill, request, lines))
-
-
-async def _unless_closed(prefill: Prefill, request: Request, lines: Lines) -> Done:
-    """Serve a request, but stop when the decode process has gone away meanwhile."""
-    done: list[Done] = []
-    async with anyio.create_task_group() as group:
-
-        async def serve() -> None:
-            done.append(await prefill.serve(request))
-            group.cancel_scope.cancel()
-
-        group.start_soon(serve)
-        if await lines.receive() is not None:
-            raise ProtocolError("the decode process", "one request at a time")
-        group.cancel_scope.cancel()
-    if not done:
-        raise ProtocolError("the decode process", "it went away in the middle of a request")
-    return done[0]
-
-
-def main() -> int:
-    """Serve the decode process at the other end of our standard input and output; returns the exit status."""
-    # Ctrl-C reaches the whole group; the decode process decides what becomes of it, and then our input ends.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # What a library prints must not get among our lines.
-    channel = os.dup(STDOUT)
-    os.dup2(STDERR, STDOUT)
-    lines = Lines(STDIN, channel, "the decode process", DEMO)
-    try:
-        with blas_threads(BLAS_THREADS):
-            anyio.run(_serve, lines)
-    except BrokenPipeError:
-        return 1
-    except Exception as error:  # noqa: BLE001 - told in full to whoever started us
-        reason = error.exceptions[0] if isinstance(error, ExceptionGroup) else error
-        if not isinstance(reason, AioTransferError):
-            traceback.print_exc()
-        _tell(lines, f"{type(reason).__name__}: {reason}")
-        return 1
+            if not isinstance(request, PrefillRequest):
+                raise ProtocolError(PARENT, f"expected a request, not {request!r}")
+            lines.send(await _prefill_unless_closed(rank, request, lines))
     return 0
 
 
-def _tell(lines: Lines, reason: str) -> None:
-    with contextlib.suppress(BrokenPipeError):  # nobody is left to hear it
-        lines.send(Failed(reason))
+async def _prefill_unless_closed(rank: PrefillRank, request: PrefillRequest, lines: JsonLines) -> PrefillResult:
+    """Process a request, and cancel it if the decode process exits meanwhile."""
+    results: list[PrefillResult] = []
+    async with anyio.create_task_group() as group:
+
+        async def prefill() -> None:
+            results.append(await rank.prefill(request))
+            group.cancel_scope.cancel()
+
+        group.start_soon(prefill)
+        if await lines.receive() is not None:
+            raise ProtocolError(PARENT, "sent a request before the previous one was done")
+        group.cancel_scope.cancel()
+    if not results:
+        raise ProtocolError(PARENT, "exited during a request")
+    return results[0]
+
+
+def main() -> int:
+    """Serve the decode process over stdin and stdout; returns the exit status."""
+
+    def serve(lines: JsonLines) -> int:
+        with blas_threads(BLAS_THREADS):
+            return anyio.run(_serve, lines)
+
+    return run_child_program(serve, parent=PARENT, decoder=DEMO_MESSAGES)
 
 
 if __name__ == "__main__":

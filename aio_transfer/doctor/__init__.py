@@ -1,6 +1,6 @@
-"""Checks of this machine: what works, what does not, and the command that fixes it."""
+"""Checks of this machine: limits, libraries, devices and permissions, each with the command that fixes a fault."""
 
-from aio_transfer.doctor.check import Check, Status
-from aio_transfer.doctor.everything import examine
+from aio_transfer.doctor.all_checks import examine
+from aio_transfer.doctor.host_check import HostCheck, Status
 
-__all__ = ("Check", "Status", "examine")
+__all__ = ("HostCheck", "Status", "examine")

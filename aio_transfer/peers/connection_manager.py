@@ -24,7 +24,8 @@ from aio_transfer.peers.path_setup import PathSetup, owned_fds
 from aio_transfer.topology.identity import new_session
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Coroutine, Mapping
+    from typing import Any
 
     from anyio.abc import TaskGroup
 
@@ -98,7 +99,7 @@ class ConnectionManager:
         self._spawn(self._dial, peer)
         return peer
 
-    def _spawn(self, task: Callable[[Connection], Awaitable[None]], peer: Connection) -> None:
+    def _spawn(self, task: Callable[[Connection], Coroutine[Any, Any, None]], peer: Connection) -> None:
         if self._tasks is None:
             raise ClosedError("the engine")
         self._tasks.start_soon(task, peer, name=f"aio_transfer.connection({peer.label})")

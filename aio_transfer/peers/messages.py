@@ -150,6 +150,18 @@ class Messenger:
         self._arrived.append((peer, payload))
         self._arrival.set()
 
+    def on_message_frame(self, peer: Connection, frame: Message, _: tuple[int, ...]) -> None:
+        """Handle a message that came over the control connection."""
+        self.on_message(peer, frame.payload)
+
+    def on_ack_frame(self, peer: Connection, frame: MessageAck, _: tuple[int, ...]) -> None:
+        """Handle an acknowledgement."""
+        self.on_ack(peer, frame.count)
+
+    def on_down(self, peer: Connection) -> None:
+        """Wake the senders that wait for room on a connection that is over."""
+        peer.credits.wake()
+
     def on_ack(self, peer: Connection, count: int) -> None:
         """Make room in the window of a peer whose application has taken messages."""
         peer.credits.give_back(count)

@@ -10,7 +10,6 @@ from aio_transfer.peers.connection_state import ConnectionStage
 if TYPE_CHECKING:
     from aio_transfer.driver.transport_path import TransportPath
     from aio_transfer.peers.connection import Connection
-    from aio_transfer.topology.peer_info import PeerInfo
 
 __all__ = ("Peer", "PeerState")
 

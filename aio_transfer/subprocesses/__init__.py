@@ -1,1 +1,5 @@
-"""Child processes that talk to their parent in JSON lines. Used by the demo and the benchmark."""
+"""Child processes that exchange JSON lines with their parent: used by the demo and the benchmark.
+
+``child`` is the parent's side, ``child_program`` the child's, ``json_lines`` the stream between them. The messages
+themselves belong to the programs.
+"""

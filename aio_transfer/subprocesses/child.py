@@ -1,4 +1,4 @@
-"""A helper process: started as a program, spoken to in lines, and gone when we are done with it."""
+"""Child process, seen from its parent: started from a module, controlled by JSON lines, killed at the end."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ import anyio
 import msgspec
 
 from aio_transfer.errors import AioTransferError
-from aio_transfer.subprocesses.json_lines import Failed, Lines
+from aio_transfer.subprocesses.json_lines import Failed, JsonLines
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
     from typing import IO, Self
 
-__all__ = ("Child", "ChildFailedError", "command", "environment", "require_kind")
+__all__ = ("Child", "ChildFailedError", "require_message", "start_module")
 
 GRACE_S: Final = 2.0
-"""How long a child may take to say goodbye to its peers after its input has ended."""
+"""Time for a child to close its connections and exit after its input has ended."""
 STDERR_TAIL_NBYTES: Final = 4096
 
 MessageT = TypeVar("MessageT", bound=msgspec.Struct)
 
 
 class ChildFailedError(AioTransferError):
-    """A helper process died, or gave up."""
+    """A child process exited, reported a failure, or answered with a wrong message."""
 
     def __init__(self, name: str, reason: str, stderr: str = "") -> None:
-        """Name the process, why, and the last it wrote to its standard error."""
+        """Build the message from the process name, the reason and the end of its standard error."""
         self.name = name
         self.reason = reason
         self.stderr = stderr
@@ -41,67 +41,63 @@ class ChildFailedError(AioTransferError):
 
 
 class Child:
-    """``python -m module`` in a process of its own, which does not outlive the ``async with`` block.
+    """``python -m module`` in a process of its own, which never outlives the ``async with`` block.
 
-    Nor does it outlive us when we are killed: its input ends then, and that is its signal to leave.
+    If this process is killed, the child's input ends, and that makes it exit too.
     """
 
     def __init__(self, module: str, name: str, decoder: msgspec.json.Decoder[Any]) -> None:
-        """Start it.
+        """Start the process.
 
         :param name: for error messages
-        :param decoder: of what it may say, :class:`~aio_transfer.subprocesses.json_lines.Failed` among it
+        :param decoder: of the messages it may send, :class:`~aio_transfer.subprocesses.json_lines.Failed` among them
         """
         self.name = name
-        self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - a pipe that nobody reads would block it
+        # A file: a child that writes much to a pipe which nobody reads would block.
+        self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by kill()
         try:
-            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                command(module),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._stderr,
-                env=environment(),
-                bufsize=0,
+            self._process = start_module(
+                module, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, bufsize=0
             )
         except BaseException:
             self._stderr.close()
             raise
-        self._stdin, self._stdout = _require(self._process.stdin), _require(self._process.stdout)
-        self._lines = Lines(self._stdout.fileno(), self._stdin.fileno(), name, decoder)
+        self._stdin, self._stdout = _require_pipe(self._process.stdin), _require_pipe(self._process.stdout)
+        self._lines = JsonLines(self._stdout.fileno(), self._stdin.fileno(), name, decoder)
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """Process id of the child."""
         return self._process.pid
 
     def send(self, message: msgspec.Struct) -> None:
         """Send one message.
 
-        :raises ChildFailedError: it is gone
+        :raises ChildFailedError: the process has exited
         """
         try:
             self._lines.send(message)
         except BrokenPipeError as error:
-            raise self._failure() from error
+            raise self._exit_error() from error
 
     async def receive(self, kind: type[MessageT]) -> MessageT:
-        """Wait for one message, which must be a ``kind``.
+        """Wait for one message of a given type.
 
-        :raises ChildFailedError: it is gone, or says that it failed, or says something else
+        :raises ChildFailedError: the process has exited, reports a failure, or sends another message
         """
         message = await self._lines.receive()
         if message is None:
-            raise self._failure()
-        return require_kind(message, kind, self.name, self._said)
+            raise self._exit_error()
+        return require_message(message, kind, self.name, self._stderr_tail)
 
     async def __aenter__(self) -> Self:
-        """Return itself."""
+        """Return the child itself."""
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """End its input and wait a little; after an error, or if it stays, kill it."""
+        """End its input and wait up to :data:`GRACE_S`; after an error, or if it does not exit, kill it."""
         self._stdin.close()
         if kind is None:
             with anyio.move_on_after(GRACE_S):
@@ -110,57 +106,63 @@ class Child:
         self.kill()
 
     def kill(self) -> None:
-        """End it now, if it has not ended, and leave neither a zombie nor an fd. Idempotent."""
+        """Kill the process if it still runs, reap it, and close all pipes. Idempotent."""
         if self._process.poll() is None:
             self._process.kill()
         self._process.wait()
         for stream in (self._stdin, self._stdout, self._stderr):
             stream.close()
 
-    def _failure(self) -> ChildFailedError:
-        """Explain why its output has ended; it is ending too, or has closed what it must not close."""
+    def _exit_error(self) -> ChildFailedError:
+        """Explain the end of its output: the process is exiting too, or has closed its standard output."""
         try:
             code = self._process.wait(GRACE_S)
         except subprocess.TimeoutExpired:
-            return ChildFailedError(self.name, "closed its output", self._said())
-        return ChildFailedError(self.name, f"exited with status {code}", self._said())
+            return ChildFailedError(self.name, "closed its output", self._stderr_tail())
+        return ChildFailedError(self.name, f"exited with status {code}", self._stderr_tail())
 
-    def _said(self) -> str:
+    def _stderr_tail(self) -> str:
         """Return the end of its standard error."""
-        size = os.fstat(self._stderr.fileno()).st_size
-        return os.pread(self._stderr.fileno(), STDERR_TAIL_NBYTES, max(0, size - STDERR_TAIL_NBYTES)).decode(
+        nbytes = os.fstat(self._stderr.fileno()).st_size
+        # pread: the child writes at the file's only position.
+        return os.pread(self._stderr.fileno(), STDERR_TAIL_NBYTES, max(0, nbytes - STDERR_TAIL_NBYTES)).decode(
             errors="replace"
         )
 
 
-def require_kind(
-    message: msgspec.Struct, kind: type[MessageT], name: str, said: Callable[[], str] = lambda: ""
+def require_message(
+    message: msgspec.Struct, kind: type[MessageT], name: str, stderr_tail: Callable[[], str] = lambda: ""
 ) -> MessageT:
-    """Return a message if it is a ``kind``.
+    """Return a message if it has the expected type.
 
-    :param name: of who sent it
-    :param said: the end of its standard error
-    :raises ChildFailedError: it is another, or says that it failed
+    :param name: of the sending process
+    :param stderr_tail: returns the end of its standard error
+    :raises ChildFailedError: it has another type, or reports a failure
     """
     if isinstance(message, Failed):
-        raise ChildFailedError(name, message.reason, said())
+        raise ChildFailedError(name, message.reason, stderr_tail())
     if not isinstance(message, kind):
-        raise ChildFailedError(name, f"said {type(message).__name__} instead of {kind.__name__}", said())
+        raise ChildFailedError(name, f"sent {type(message).__name__} instead of {kind.__name__}", stderr_tail())
     return message
 
 
-def command(module: str) -> list[str]:
-    """Return what starts a module as a program."""
-    return [sys.executable, "-P", "-m", module]  # -P: a checkout in the current directory is not what is installed
+def start_module(module: str, **streams: Any) -> subprocess.Popen[bytes]:
+    """Start ``python -m module`` with this interpreter and this very package.
+
+    :param streams: as :class:`subprocess.Popen` takes them
+    """
+    command = [sys.executable, "-P", "-m", module]  # -P: a checkout in the current directory is not what is installed
+    return subprocess.Popen(command, env=_environment(), **streams)  # noqa: S603 - our own interpreter and module
 
 
-def environment() -> dict[str, str]:
-    """Return ours, with this very package found first, wherever the child starts."""
+def _environment() -> dict[str, str]:
+    """Return our environment, with this package first on the path whatever the child's working directory is."""
     package_root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, (package_root, os.environ.get("PYTHONPATH", ""))))
     return {**os.environ, "PYTHONPATH": path}
 
 
-def _require(stream: IO[bytes] | None) -> IO[bytes]:
-    assert stream is not None  # noqa: S101 - it was asked for as a pipe
+def _require_pipe(stream: IO[bytes] | None) -> IO[bytes]:
+    if stream is None:
+        raise TypeError("Popen was not asked for a pipe")
     return stream

@@ -1,7 +1,6 @@
-"""Messages between a program's processes: one JSON object per line, over the pipes of a child process.
+"""Message stream between two processes: one JSON object per line, over pipes or a socket.
 
-What must travel out of band is little: who offers which memory, and that a request begins. The payload itself goes
-through the engine.
+Only small control messages travel here, such as descriptors and requests. The payload goes through the engine.
 """
 
 from __future__ import annotations
@@ -14,17 +13,14 @@ import msgspec
 
 from aio_transfer.errors import ProtocolError
 
-__all__ = (
-    "Failed",
-    "Lines",
-)
+__all__ = ("MAX_LINE_NBYTES", "Failed", "JsonLines")
 
 MAX_LINE_NBYTES: Final = 1 << 20
 CHUNK_NBYTES: Final = 1 << 16
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
-    """Prefill to decode: I give up."""
+    """The last message of a process that cannot go on."""
 
     reason: str
 
@@ -32,14 +28,14 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
 _encode = msgspec.json.Encoder().encode
 
 
-class Lines:
-    """Both ends' view of the pipes; owns neither fd."""
+class JsonLines:
+    """Message stream over one fd to read and one to write; both stay the caller's to close."""
 
     def __init__(self, read_fd: int, write_fd: int, peer: str, decoder: msgspec.json.Decoder[Any]) -> None:
-        """Take the ends of two pipes.
+        """Create a stream.
 
-        :param peer: for error messages
-        :param decoder: of a union of tagged structs, all that the peer may say
+        :param peer: name of the other process, for error messages
+        :param decoder: of a union of tagged structs: every message that the peer may send
         """
         self._decoder = decoder
         self._read_fd = read_fd
@@ -48,22 +44,22 @@ class Lines:
         self._pending = bytearray()
 
     def send(self, message: msgspec.Struct) -> None:
-        """Write one line. It blocks while the pipe is full, which the few short lines of a run never make it.
+        """Write one line. Blocks while the pipe is full, which the few short messages of a run never cause.
 
-        :raises BrokenPipeError: the other process is gone
+        :raises BrokenPipeError: the other process has exited
         """
         line = memoryview(_encode(message) + b"\n")
         while line:
             line = line[os.write(self._write_fd, line) :]
 
     async def receive(self) -> msgspec.Struct | None:
-        """Return the next message, or ``None`` once the other process has closed its end.
+        """Return the next message, or ``None`` after the other process has closed its end.
 
-        :raises ProtocolError: a line is too long, or not a message
-        :cancellation: nothing is lost; a line that has begun is kept
+        :raises ProtocolError: a line is too long, or is not a message
+        :cancellation: no data is lost; a partly received line is kept
         """
         while b"\n" not in self._pending:
-            # Not a thread that reads: one that waits for a line cannot be cancelled, and would keep the process alive.
+            # Not in a worker thread: a thread blocked in read() cannot be cancelled and would keep the process alive.
             await anyio.wait_readable(self._read_fd)
             chunk = os.read(self._read_fd, CHUNK_NBYTES)
             if not chunk:

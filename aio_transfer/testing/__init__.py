@@ -1,4 +1,4 @@
-"""The conformance kit: whether a backend keeps the contract. It needs no pytest.
+"""Conformance kit: checks whether a backend keeps the contract. Only :mod:`aio_transfer.testing.plugin` needs pytest.
 
 .. code-block:: python
 
@@ -10,27 +10,27 @@
 
 from aio_transfer.testing.assertions import RULES, ConformanceError, claim, refused
 from aio_transfer.testing.fixtures import exactly, mesh, pair, until
-from aio_transfer.testing.fuzz.schedule import ScheduleError, run_moves, run_schedule, run_schedules
+from aio_transfer.testing.fuzz.schedule import ScheduleError, run_operations, run_schedule, run_schedules
 from aio_transfer.testing.fuzz.shrink import shrink
 from aio_transfer.testing.guarded_memory import Memory
-from aio_transfer.testing.registry import CHECKS, Check, check, select
-from aio_transfer.testing.runner import Report, Result, check_backend, run_check
-from aio_transfer.testing.sim_fabric import Faults, Packet, PacketKind, Route, SimFabric, Verdict
+from aio_transfer.testing.registry import CHECKS, ConformanceCheck, check, select
+from aio_transfer.testing.runner import CheckResult, ConformanceReport, check_backend, run_check
+from aio_transfer.testing.sim_fabric import Faults, Packet, PacketHook, PacketKind, SimFabric, Verdict
 from aio_transfer.testing.spec import Needs, Spec
 
 __all__ = (
     "CHECKS",
     "RULES",
-    "Check",
+    "CheckResult",
+    "ConformanceCheck",
     "ConformanceError",
+    "ConformanceReport",
     "Faults",
     "Memory",
     "Needs",
     "Packet",
+    "PacketHook",
     "PacketKind",
-    "Report",
-    "Result",
-    "Route",
     "ScheduleError",
     "SimFabric",
     "Spec",
@@ -43,7 +43,7 @@ __all__ = (
     "pair",
     "refused",
     "run_check",
-    "run_moves",
+    "run_operations",
     "run_schedule",
     "run_schedules",
     "select",

@@ -1,4 +1,4 @@
-"""Engines for a check: opened together in one process, and looked over before they close."""
+"""Fixtures of the checks: engines in one process, verified before they close, and waits on their conditions."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ if TYPE_CHECKING:
 
     from aio_transfer.counters.counter import ImmCounter
     from aio_transfer.engine.engine import TransferEngine
+    from aio_transfer.groups.group import PeerGroup
     from aio_transfer.testing.spec import Spec
     from aio_transfer.transfers.transfer import Transfer
 
-__all__ = ("done", "exactly", "level", "mesh", "pair", "ping", "until")
+__all__ = ("exactly", "groups", "mesh", "pair", "ping", "turns", "until", "until_stopped", "verify_nothing_left")
 
 _LABELS: Final = "abcdefghijklmnop"
-_LEVEL_S: Final = 3.0
+_RELEASE_DEADLINE_S: Final = 3.0
 
 
 @contextlib.asynccontextmanager
 async def mesh(spec: Spec, count: int, **overrides: Any) -> AsyncIterator[list[TransferEngine]]:
-    """Open ``count`` engines, labelled a, b, c …; when the block ends well, demand that nothing is left on them.
+    """Open ``count`` engines, labelled a, b, c …; after a successful block, verify that they hold nothing.
 
-    :param overrides: keywords of ``TransferEngine``, for all of them
+    :param overrides: keywords of ``TransferEngine`` for all engines
     """
     async with contextlib.AsyncExitStack() as stack:
         engines = [
@@ -40,7 +41,7 @@ async def mesh(spec: Spec, count: int, **overrides: Any) -> AsyncIterator[list[T
         ]
         try:
             yield engines
-            await level(engines)
+            await verify_nothing_left(engines)
         finally:
             for engine in engines:
                 forget(engine)
@@ -48,15 +49,15 @@ async def mesh(spec: Spec, count: int, **overrides: Any) -> AsyncIterator[list[T
 
 @contextlib.asynccontextmanager
 async def pair(spec: Spec, **overrides: Any) -> AsyncIterator[tuple[TransferEngine, TransferEngine]]:
-    """Open two engines; in checks the first is mostly the sender."""
+    """Open two engines; in most checks the first one sends."""
     async with mesh(spec, 2, **overrides) as engines:
         yield engines[0], engines[1]
 
 
-async def level(engines: list[TransferEngine]) -> None:
-    """Take everything back, and demand that no native handle, region or transfer is left.
+async def verify_nothing_left(engines: list[TransferEngine]) -> None:
+    """Close regions and connections, and verify that no native handle, region or transfer is left.
 
-    :raises ConformanceError: something is
+    :raises ConformanceError: something is left
     """
     still_open = [engine for engine in engines if _is_open(engine)]
     for engine in still_open:
@@ -67,25 +68,25 @@ async def level(engines: list[TransferEngine]) -> None:
             if other is not engine:
                 await engine.disconnect(other.address)
     for engine in still_open:
-        # Some work, since a driver may put tidying up off until there is some; a check of its own is against that.
+        # A driver may delay its cleanup until there is other work; another check verifies that it need not.
         await (await engine.register(engine.allocate(1))).aclose()
     for engine in still_open:
-        await _until_level(engine)
+        await _until_nothing_left(engine)
 
 
-async def _until_level(engine: TransferEngine) -> None:
-    await until(lambda: not leftovers(engine), lambda: leftovers(engine), _LEVEL_S)
+async def _until_nothing_left(engine: TransferEngine) -> None:
+    await until(lambda: not describe_leftovers(engine), lambda: describe_leftovers(engine), _RELEASE_DEADLINE_S)
 
 
-def leftovers(engine: TransferEngine) -> str:
-    """Say what an engine without regions and peers still holds; nothing is as it should be."""
+def describe_leftovers(engine: TransferEngine) -> str:
+    """Describe what an engine without regions and peers still holds; empty if nothing."""
     now = engine.statistics()
     handles = {name: totals["handles"] for name, totals in now.drivers.items() if totals.get("handles")}
     parts = [f"{count} native handles of {name}" for name, count in handles.items()]
     if now.regions:
         parts.append(f"{now.regions} regions")
-    if now.transfers_under_way:
-        parts.append(f"{now.transfers_under_way} transfers")
+    if now.transfers_in_flight:
+        parts.append(f"{now.transfers_in_flight} transfers")
     if now.peers:
         parts.append(f"connections to {', '.join(now.peers)}")
     return f"{engine!r} is left with {', '.join(parts)} after everything was taken back" if parts else ""
@@ -93,17 +94,17 @@ def leftovers(engine: TransferEngine) -> str:
 
 def _is_open(engine: TransferEngine) -> bool:
     try:
-        engine.check()
+        engine._life.check()
     except ClosedError:
         return False
     return True
 
 
 async def until(condition: Callable[[], object], seen: str | Callable[[], str], deadline_s: float = 2.0) -> None:
-    """Let other tasks run until a condition holds.
+    """Yield to other tasks until a condition holds.
 
-    :param seen: what to say when it never does
-    :raises ConformanceError: it does not within ``deadline_s``
+    :param seen: message of the error
+    :raises ConformanceError: the condition does not hold within ``deadline_s``
     """
     with anyio.move_on_after(patient(deadline_s)):
         while not condition():
@@ -112,13 +113,26 @@ async def until(condition: Callable[[], object], seen: str | Callable[[], str], 
     raise ConformanceError(seen if isinstance(seen, str) else seen())
 
 
-async def done(transfer: Transfer) -> None:
-    """Wait until a transfer has stopped, well or not."""
+async def groups(engines: list[TransferEngine], name: str = "") -> list[PeerGroup]:
+    """Form the group of all engines, and return its member on each engine."""
+    return [
+        await engine.group([other.address for other in engines if other is not engine], name=name) for engine in engines
+    ]
+
+
+async def turns(count: int) -> None:
+    """Yield to other tasks for some turns of the event loop."""
+    for _ in range(count):
+        await anyio.lowlevel.checkpoint()
+
+
+async def until_stopped(transfer: Transfer) -> None:
+    """Wait until a transfer has stopped, with or without an error."""
     await until(lambda: transfer.done, lambda: f"{transfer!r} does not stop", 5.0)
 
 
 async def ping(one: TransferEngine, other: TransferEngine) -> None:
-    """Send a count there and another back: what was to arrive before has had every chance to."""
+    """Send a count to the other engine and another back, so that everything sent before has had time to arrive."""
     there, back = other.counter(), one.counter()
     await one.notify(one.counter_ref(other.address, there.id))
     await there.wait()
@@ -131,11 +145,11 @@ async def ping(one: TransferEngine, other: TransferEngine) -> None:
 async def exactly(
     counter: ImmCounter, count: int, here: TransferEngine, there: TransferEngine, *, total: int | None = None
 ) -> None:
-    """Demand that ``count`` counts arrive, and no more, also after everything sent has had time to come.
+    """Check that ``count`` counts arrive, and no more once everything that was sent has had time to arrive.
 
-    :param here: whose counter it is
-    :param there: who raises it; its transfers are awaited by the caller before
-    :param total: what the running total is then; by default ``count``
+    :param here: the engine that owns the counter
+    :param there: the engine that raises it; the caller has awaited its transfers
+    :param total: the running total afterwards; by default ``count``
     """
     due = count if total is None else total
     try:

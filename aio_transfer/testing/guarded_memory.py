@@ -1,4 +1,4 @@
-"""Memory with canaries: what is written outside the target shows."""
+"""Guarded memory: a region between guard bytes (canaries), so that writes outside the target are detected."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 __all__ = ("GUARD_NBYTES", "Memory", "forget", "random_bytes", "registered")
 
 GUARD_NBYTES: Final = 4096 + 64
-"""Before and after: more than a page, so that the region begins at no page boundary."""
+"""Guard bytes on each side: more than a page, so that the region does not begin at a page boundary."""
 _BOTH: Final = Access.REMOTE_READ | Access.REMOTE_WRITE
 _OPENED: Final[dict[TransferEngine, list[Memory]]] = {}
 
 
 class Memory:
-    """A region in the middle of guard bytes, and a model of what all of it should hold.
+    """A region between guard bytes, and a model of the bytes that all of it should hold.
 
     :ivar array: the region's bytes
     :ivar region: registers exactly those
     """
 
     def __init__(self, whole: NDArray[np.uint8], region: Region) -> None:
-        """Begin with a model that equals what is there; use :meth:`open`."""
+        """Begin with a model of the present bytes; use :meth:`open`."""
         self._whole = whole
         self._model = whole.copy()
         self.nbytes = whole.nbytes - 2 * GUARD_NBYTES
@@ -62,27 +62,31 @@ class Memory:
         return memory
 
     def remote(self, counter: ImmCounter | int | None = None) -> RemoteRegion:
-        """Return the region as a peer gets it: through bytes."""
+        """Return the region as a peer gets it: decoded from the bytes of its descriptor."""
         return RemoteRegion.from_bytes(bytes(self.region.descriptor(counter)))
 
     def expect(self, offset: int, data: NDArray[np.uint8]) -> None:
-        """Note that ``data`` is to be at ``offset`` from now on."""
+        """Expect ``data`` at ``offset`` from now on."""
         at = GUARD_NBYTES + offset
         self._model[at : at + data.nbytes] = data
 
     def fill(self, data: NDArray[np.uint8] | int) -> None:
-        """Change the bytes on purpose, in the model too."""
+        """Overwrite the region, and expect that."""
         self.array[:] = data
         self._model[GUARD_NBYTES : GUARD_NBYTES + self.nbytes] = self.array
 
     def holds(self, offset: int, data: NDArray[np.uint8]) -> bool:
-        """Say whether ``data`` is at ``offset`` now."""
+        """Return whether ``data`` is at ``offset`` now."""
         return bool(np.array_equal(self.array[offset : offset + data.nbytes], data))
+
+    def drop(self) -> None:
+        """Drop the arrays, after the region is closed, so that memory the caller provided can be closed, too."""
+        self._whole = self._model = self.array = np.empty(0, np.uint8)
 
     def verify(self, when: str = "") -> None:
         """Compare every byte, guards included, with the model.
 
-        :raises ConformanceError: with the offset of the first and last difference, and how many there are
+        :raises ConformanceError: with the offsets of the first and last difference, and their number
         """
         if np.array_equal(self._whole, self._model):
             return
@@ -96,18 +100,18 @@ class Memory:
 
 
 def random_bytes(rng: np.random.Generator, nbytes: int) -> NDArray[np.uint8]:
-    """Return random bytes: no two canaries are alike, so that a copy from elsewhere shows."""
+    """Return random bytes: a pattern that does not repeat reveals a copy from a wrong place."""
     found: NDArray[Any] = np.frombuffer(rng.bytes(nbytes), np.uint8)
     return found
 
 
 def registered(engine: TransferEngine) -> list[Memory]:
-    """Return what :meth:`Memory.open` has made on an engine."""
+    """Return the memories that :meth:`Memory.open` has opened on an engine."""
     return _OPENED.get(engine, [])
 
 
 def forget(engine: TransferEngine | None = None) -> None:
-    """Let go of the memories of an engine, or of all: they would hold it, and its file descriptors."""
+    """Drop the memories of an engine, or of all engines: they hold the engine and its file descriptors."""
     if engine is None:
         _OPENED.clear()
     else:

@@ -1,4 +1,4 @@
-"""Pytest for the authors of backends: one test case per check and event loop. Only this module needs pytest.
+"""Pytest plugin for authors of backends: one test case per check and event loop. Only this module needs pytest.
 
 .. code-block:: python
 
@@ -7,8 +7,8 @@
 
     test_contract = contract(Spec(backend="mine"))
 
-That is a whole test file. With ``pytest -p aio_transfer.testing.plugin`` the report begins with the seed, and
-``--conformance-seed`` gives it again.
+That is a complete test file. With ``pytest -p aio_transfer.testing.plugin`` the report begins with the seed, and
+``--conformance-seed`` repeats a run.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from aio_transfer.driver.backend_registry import open_one
+from aio_transfer.driver.backend_registry import open_driver
 from aio_transfer.errors import BackendUnavailableError
 from aio_transfer.testing.assertions import ConformanceError
 from aio_transfer.testing.fuzz.schedule import run_schedule, run_schedules
@@ -34,7 +34,7 @@ from aio_transfer.testing.runner import run_check
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator
 
-    from aio_transfer.testing.registry import Check
+    from aio_transfer.testing.registry import ConformanceCheck
     from aio_transfer.testing.spec import Spec
 
 __all__ = (
@@ -45,24 +45,24 @@ __all__ = (
     "pytest_configure",
     "pytest_configure_node",
     "pytest_report_header",
+    "reason_unavailable",
     "seed_of",
-    "unavailable",
 )
 
 _DEBUG: Final = os.environ.get("AIO_TRANSFER_ASYNCIO_DEBUG") != "0"
-"""asyncio's checks of its own, unless they are refused by name: they double the time of an emulated processor."""
+"""Debug mode of asyncio, on unless the variable is 0: it doubles the run time on an emulated processor."""
 LOOPS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "asyncio": ("asyncio", {"debug": _DEBUG, "use_uvloop": False}),
     "asyncio+uvloop": ("asyncio", {"use_uvloop": True}),
     "trio": ("trio", {}),
 }
-"""What ``anyio.run`` takes, per event loop."""
+"""Backend and options of ``anyio.run`` per event loop."""
 SEED: Final = pytest.StashKey[int]()
-"""Where the run's seed is kept."""
+"""Key of the run's seed in the stash of pytest's configuration."""
 _TO_WORKER: Final = "aio_transfer_seed"
 _NEEDS: Final = {"asyncio+uvloop": "uvloop", "trio": "trio"}
 _PER_CASE: Final = 10
-"""Schedules in one test case: some seconds, so that a report says soon that it is alive."""
+"""Schedules in one test case: some seconds, so that pytest reports progress."""
 
 
 def contract(
@@ -72,20 +72,20 @@ def contract(
     schedules: int = 50,
     seeds: Iterable[int] = (),
 ) -> Callable[..., None]:
-    """Make a test function of the kit; give it a name that pytest collects.
+    """Create a test function for the kit; assign it to a name that pytest collects.
 
-    A case is skipped, with the reason, where the backend cannot run here, does not offer what the check needs, or the
-    event loop is not installed. A failure names the broken rule, what was seen, and the seed.
+    A case is skipped, with the reason, if the backend cannot run on this machine or lacks a capability that the check
+    needs, or if the event loop is not installed. A failure names the broken rule, what was seen, and the seed.
 
     :param only: names of checks, or of topics; ``()`` for none
     :param loops: keys of :data:`LOOPS`
-    :param schedules: how many random schedules to run besides
-    :param seeds: schedules to run every time, since they once found something
+    :param schedules: how many random schedules to run as well
+    :param seeds: seeds of schedules to run every time, since they have found an error before
     :raises KeyError: there is no such check or event loop
     """
     found = [pytest.param(loop, marks=_installed(loop)) for loop in loops]
     cases = (*map(_of_check, select(only)), *_of_schedules(schedules), *map(_of_seed, seeds))
-    reason = functools.cache(lambda index: unavailable(specs[index]))
+    reason = functools.cache(lambda index: reason_unavailable(specs[index]))
 
     @pytest.mark.parametrize("loop", found)
     @pytest.mark.parametrize("case", cases, ids=str)
@@ -102,16 +102,16 @@ def contract(
     return keeps_the_contract
 
 
-def unavailable(spec: Spec) -> str:
-    """Say why a backend cannot run on this machine; nothing if it can.
+def reason_unavailable(spec: Spec) -> str:
+    """Return why a backend cannot run on this machine; empty if it can.
 
     :raises UsageError: there is no such backend, or it does not take these options
     """
     try:
-        one = open_one(spec.backend, spec.options)
+        opened = open_driver(spec.backend, spec.options)
     except BackendUnavailableError as error:
         return str(error)
-    one.driver.close()
+    opened.driver.close()
     return ""
 
 
@@ -119,18 +119,18 @@ def unavailable(spec: Spec) -> str:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let a failed run be repeated."""
+    """Add the option that repeats a run."""
     parser.addoption("--conformance-seed", type=int, default=None, help="seed of all randomness in the checks")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Settle the seed before anything is reported."""
+    """Choose the seed before anything is reported."""
     seed_of(config)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Let the processes of pytest-xdist draw from the same seed as the one that reports it."""
+    """Give the worker processes of pytest-xdist the seed that the main process reports."""
     node.workerinput[_TO_WORKER] = seed_of(node.config)
 
 
@@ -140,12 +140,12 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def seed_of(config: pytest.Config) -> int:
-    """Return the run's one seed: from ``--conformance-seed``, else from ``AIO_TRANSFER_SEED``, else picked now."""
+    """Return the seed of the run: from ``--conformance-seed``, else from ``AIO_TRANSFER_SEED``, else a random one."""
     if SEED not in config.stash:
-        told: dict[str, int] = getattr(config, "workerinput", {})
+        from_main: dict[str, int] = getattr(config, "workerinput", {})
         given = config.getoption("--conformance-seed", default=None)
         if given is None:
-            given = told.get(_TO_WORKER, os.environ.get("AIO_TRANSFER_SEED", secrets.randbits(32)))
+            given = from_main.get(_TO_WORKER, os.environ.get("AIO_TRANSFER_SEED", secrets.randbits(32)))
         config.stash[SEED] = int(given)
     return config.stash[SEED]
 
@@ -154,9 +154,9 @@ def seed_of(config: pytest.Config) -> int:
 
 
 class _Case(NamedTuple):
-    """What one test runs.
+    """A test case.
 
-    :ivar missing: says what the backend does not offer for it, if anything
+    :ivar missing: returns why the case does not apply to a backend; empty if it does
     """
 
     name: str
@@ -164,22 +164,22 @@ class _Case(NamedTuple):
     run: Callable[[Spec], Awaitable[None]]
 
     def __str__(self) -> str:
-        """Return its part of the test's id."""
+        """Return the case's part of the test id."""
         return self.name
 
 
 def _verdict(loop: str, case: _Case, spec: Spec) -> str:
-    """Run a case, and say what it found, if anything."""
+    """Run a case, and return the text of its failure; empty if it passes."""
     _warm(loop)
     try:
         _run(loop, case.run, spec)
     except ConformanceError as error:
-        traceback.print_exception(error)  # pytest shows it below the verdict, as what the test has written
+        traceback.print_exception(error)  # pytest shows it below the verdict, as captured output
         return f"{error}\nto repeat it: AIO_TRANSFER_SEED={spec.seed}"
     return ""
 
 
-def _of_check(check: Check) -> _Case:
+def _of_check(check: ConformanceCheck) -> _Case:
     def missing(spec: Spec) -> str:
         lacks = check.missing(spec)
         return f"{spec} has no {lacks}" if lacks else ""
@@ -218,5 +218,5 @@ def _run(loop: str, call: Callable[..., Awaitable[object]], *arguments: object) 
 
 @functools.cache
 def _warm(loop: str) -> None:
-    """Let a loop make what it keeps for the life of the process (libuv's signal pipe): it is no leak of a check's."""
+    """Let an event loop open what it keeps for the life of the process (libuv's signal pipe): that is no leak."""
     _run(loop, anyio.lowlevel.checkpoint)

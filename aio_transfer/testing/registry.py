@@ -1,4 +1,4 @@
-"""The list of checks, and how one joins it."""
+"""Registry of the conformance checks, and the decorator that adds a check to it."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 
     Body = Callable[[Spec], Awaitable[None]]
 
-__all__ = ("CHECKS", "Check", "check", "select")
+__all__ = ("CHECKS", "ConformanceCheck", "check", "select")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
-    """One thing that the contract promises, and the code that finds out.
+class ConformanceCheck:
+    """A promise of the contract, and the code that checks it.
 
-    :param topic: the module it is in
-    :param rule: a key of :data:`RULES`
-    :param needs: capabilities without which it does not apply
-    :param promise: in one sentence
+    :param topic: the module of the check
+    :param rule: the rule that a failure breaks, a key of :data:`RULES`
+    :param needs: capabilities without which the check does not apply
+    :param promise: the promise in one sentence
     """
 
     name: str
@@ -35,42 +35,42 @@ class Check:
     body: Body
 
     def missing(self, spec: Spec) -> str:
-        """Return what the backend lacks for this check, or nothing."""
+        """Return the capabilities that the backend lacks for this check; empty if none."""
         return ", ".join(capability for capability in self.needs if not spec.offers(capability))
 
 
-CHECKS: Final[dict[str, Check]] = {}
-"""Every check by its name; filled when the package is imported."""
+CHECKS: Final[dict[str, ConformanceCheck]] = {}
+"""Every check by its name; filled when :mod:`aio_transfer.testing.checks` is imported."""
 
 
 def check(rule: str, *needs: Needs) -> Callable[[Body], Body]:
     """Add an ``async def check_xxx(spec)`` to :data:`CHECKS`.
 
-    It opens its engines itself, is loop-agnostic, never sleeps and takes at most some tenths of a second.
+    A check opens its own engines, runs on every event loop, does not sleep and takes at most some tenths of a second.
+    The first line of its docstring is the promise.
 
-    :param rule: a key of :data:`RULES`: what a failure breaks
-    :param needs: capabilities without which it is skipped
+    :param rule: the rule that a failure breaks, a key of :data:`RULES`
+    :param needs: capabilities without which the check is skipped
+    :raises ValueError: there is no such rule, or another check has the name
     """
 
     def add(body: Body) -> Body:
         name = body.__name__.removeprefix("check_")
         if rule not in RULES or name in CHECKS:
-            raise ValueError(f"{name}: {rule!r} is no rule, or the name is taken")
+            raise ValueError(f"{name}: {rule!r} is not a rule, or the name is taken")
         promise = (body.__doc__ or name).strip().partition("\n")[0]
         topic = body.__module__.rpartition(".")[2]
-        CHECKS[name] = Check(name=name, topic=topic, rule=rule, needs=needs, promise=promise, body=body)
+        CHECKS[name] = ConformanceCheck(name=name, topic=topic, rule=rule, needs=needs, promise=promise, body=body)
         return body
 
     return add
 
 
-def select(only: str | Iterable[str] | None = None) -> Sequence[Check]:
-    """Return the checks of some names or topics, or all.
+def select(only: str | Iterable[str] | None = None) -> Sequence[ConformanceCheck]:
+    """Return the checks with some names or topics, or all checks.
 
-    :raises KeyError: nothing has that name
+    :raises KeyError: no check and no topic has that name
     """
-    from aio_transfer.testing import checks as _fill  # noqa: F401 - they need this module
-
     if only is None:
         return tuple(CHECKS.values())
     wanted = (only,) if isinstance(only, str) else tuple(only)

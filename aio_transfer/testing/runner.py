@@ -1,20 +1,19 @@
-"""Running checks, one or all, and what came of it."""
+"""Check runner: runs one check or all of them against a backend, and reports the results."""
 
 from __future__ import annotations
 
-import gc
 import time
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 import anyio
-import anyio.lowlevel
 
-from aio_transfer.testing.assertions import RULES, ConformanceError
+import aio_transfer.testing.checks  # noqa: F401 - the import registers the checks
+from aio_transfer.testing.assertions import RULES, ConformanceError, leaf_messages
 from aio_transfer.testing.guarded_memory import forget
-from aio_transfer.testing.registry import Check, select
+from aio_transfer.testing.leaks import leaked_since, open_resources
+from aio_transfer.testing.registry import ConformanceCheck, select
 from aio_transfer.testing.timeouts import patient
 
 if TYPE_CHECKING:
@@ -22,54 +21,53 @@ if TYPE_CHECKING:
 
     from aio_transfer.testing.spec import Spec
 
-__all__ = ("Report", "Result", "check_backend", "run_check")
+__all__ = ("CheckResult", "ConformanceReport", "check_backend", "run_check")
 
 _DEADLINE_S: Final = 10.0
-_LEVEL_S: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
-    """How one check went.
+class CheckResult:
+    """Result of one check on one backend.
 
     :param reason: why it failed or was skipped
     """
 
-    check: Check
+    check: ConformanceCheck
     outcome: Literal["passed", "failed", "skipped"]
     reason: str = ""
     seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """How all checks went on one backend."""
+class ConformanceReport:
+    """Results of all checks on one backend."""
 
     spec: Spec
-    results: tuple[Result, ...]
+    results: tuple[CheckResult, ...]
 
     @property
-    def failures(self) -> tuple[Result, ...]:
-        """Those that failed."""
+    def failures(self) -> tuple[CheckResult, ...]:
+        """The results of checks that failed."""
         return tuple(result for result in self.results if result.outcome == "failed")
 
     def raise_for_failures(self) -> None:
-        """Do nothing when the backend keeps the contract.
+        """Raise an error if a check failed.
 
-        :raises ConformanceError: it does not; the message has a line per broken rule
+        :raises ConformanceError: the backend breaks the contract; the message has a line per broken rule
         """
         if self.failures:
             raise ConformanceError(str(self))
 
     def __str__(self) -> str:
-        """Return one line of totals, and one per failure."""
+        """Return a line of totals, and a line per failure."""
         totals = Counter(result.outcome for result in self.results)
         seconds = sum(result.seconds for result in self.results)
         counted = ", ".join(f"{count} {outcome}" for outcome, count in sorted(totals.items()))
         return "\n".join((f"{self.spec}: {counted} in {seconds:.1f} s", *(one.reason for one in self.failures)))
 
 
-async def check_backend(spec: Spec, *, only: str | Iterable[str] | None = None) -> Report:
+async def check_backend(spec: Spec, *, only: str | Iterable[str] | None = None) -> ConformanceReport:
     """Run every check against a backend.
 
     :param only: names of checks, or of topics (``"writes"``, ``"barrier"`` …)
@@ -79,82 +77,42 @@ async def check_backend(spec: Spec, *, only: str | Iterable[str] | None = None) 
     for found in select(only):
         missing = found.missing(spec)
         if missing:
-            results.append(Result(check=found, outcome="skipped", reason=f"{spec} has no {missing}"))
+            results.append(CheckResult(check=found, outcome="skipped", reason=f"{spec} has no {missing}"))
             continue
         began = time.perf_counter()
         try:
             await run_check(found, spec)
         except ConformanceError as error:
             seconds = time.perf_counter() - began
-            results.append(Result(check=found, outcome="failed", reason=str(error), seconds=seconds))
+            results.append(CheckResult(check=found, outcome="failed", reason=str(error), seconds=seconds))
         else:
-            results.append(Result(check=found, outcome="passed", seconds=time.perf_counter() - began))
-    return Report(spec=spec, results=tuple(results))
+            results.append(CheckResult(check=found, outcome="passed", seconds=time.perf_counter() - began))
+    return ConformanceReport(spec=spec, results=tuple(results))
 
 
-async def run_check(check: Check, spec: Spec, *, deadline_s: float = _DEADLINE_S) -> None:
-    """Run one check, and demand that it leaves no file descriptor and no thread of ours.
+async def run_check(check: ConformanceCheck, spec: Spec, *, deadline_s: float = _DEADLINE_S) -> None:
+    """Run one check, and verify that it leaves no open file descriptor and no native thread.
 
     :raises ConformanceError: the backend breaks the contract; the message names the rule, what was seen and the seed
     """
-    before = _held()
+    before = open_resources()
     deadline_s = patient(deadline_s)
     try:
         with anyio.fail_after(deadline_s):
             await check.body(spec)
     except TimeoutError as error:
         raise _verdict(check, spec, f"it had not ended after {deadline_s:g} s") from error
-    except Exception as error:  # whatever a wrong backend raises breaks the rule that is checked
-        raise _verdict(check, spec, "; ".join(_leaves(error))) from error
+    except Exception as error:  # any error of a wrong backend breaks the rule that is checked
+        raise _verdict(check, spec, "; ".join(leaf_messages(error))) from error
     finally:
         forget()
-    left = await _left(before)
+    left = await leaked_since(before)
     if left:
         raise _verdict(check, spec, f"left after everything was closed: {', '.join(left)}")
 
 
-def _verdict(check: Check, spec: Spec, seen: str) -> ConformanceError:
+def _verdict(check: ConformanceCheck, spec: Spec, seen: str) -> ConformanceError:
     return ConformanceError(
         f"{check.rule} ({RULES[check.rule]}) is broken on {spec} by {check.topic}.{check.name} "
         f"({check.promise}) seen: {seen} [seed {spec.seed}]"
     )
-
-
-def _leaves(error: BaseException) -> list[str]:
-    """Name what is inside an exception group, or the error itself."""
-    if isinstance(error, BaseExceptionGroup):
-        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
-    return [str(error) if isinstance(error, ConformanceError) else f"{type(error).__name__}: {error}"]
-
-
-async def _left(before: Counter[str]) -> list[str]:
-    """Return what is open now and was not before, once it has had time to go."""
-    with anyio.move_on_after(patient(_LEVEL_S)):
-        while _held() - before:
-            gc.collect()  # arrays of our memory may hang in the cycles of a traceback
-            await anyio.lowlevel.checkpoint()
-        return []
-    return [f"{count} x {what}" for what, count in (_held() - before).items()]
-
-
-def _held() -> Counter[str]:
-    """Count open files by what they are, and native threads by their name."""
-    held: Counter[str] = Counter()
-    for entry in Path("/proc/self/fd").iterdir():
-        try:
-            held[f"fd of {_kind(str(entry.readlink()))}"] += 1
-        except OSError:
-            continue  # the listing's own
-    for task in Path("/proc/self/task").iterdir():
-        try:
-            name = (task / "comm").read_text().strip()
-        except OSError:
-            continue  # it has just ended
-        if name.startswith("aio-"):
-            held[f"thread {name}"] += 1
-    return held
-
-
-def _kind(target: str) -> str:
-    """Sockets and pipes have a number each: only how many there are matters."""
-    return target.partition(":")[0] if target.startswith(("socket:", "pipe:")) else target

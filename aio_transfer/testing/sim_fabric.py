@@ -1,4 +1,4 @@
-"""A fabric for tests: engines in one process, with an adversary between them who is driven by a seed.
+"""Simulated fabric for tests: engines in one process, connected by NICs that a seeded adversary controls.
 
 .. code-block:: python
 
@@ -9,9 +9,9 @@
         ...
         fabric.heal(a, b)
 
-Packets of 8 KiB leave, arrive and are reported in any order; nothing is doubled, and nothing is lost in silence. The
-same seed and the same program give the same deliveries, on asyncio and uvloop. trio runs the tasks of a turn in random
-order on purpose; under hypothesis, which seeds that too, it repeats as well.
+Packets of 8 KiB are sent, delivered and reported in any order; none is duplicated, and none is lost silently. The same
+seed and the same program give the same deliveries on asyncio and uvloop. trio runs the tasks of a turn in random order
+on purpose; under hypothesis, which seeds that order too, deliveries repeat on trio as well.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from aio_transfer.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ("Faults", "Packet", "PacketKind", "Route", "SimFabric", "Verdict")
+__all__ = ("Faults", "Packet", "PacketHook", "PacketKind", "SimFabric", "Verdict")
 
 _MAX_NICS: Final = 8
 _MAX_SEED: Final = (1 << 64) - 1
@@ -38,14 +38,14 @@ _MAX_FAILURES: Final = 1 << 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Faults:
-    """What goes wrong by itself, as probabilities; everything is drawn from the fabric's seed.
+    """Probabilities of random faults, which are drawn from the fabric's seed.
 
-    Of ``eagain`` and ``late_completions``, 1 is taken for 0.95: nothing would ever move.
+    A value of 1 for ``eagain`` or ``late_completions`` is taken as 0.95, since nothing would ever move.
 
     :param eagain: a post finds no slot, and has to be tried again
     :param failed_posts: a piece fails when it is posted
     :param failed_completions: a piece fails when half of its bytes have been written
-    :param late_completions: what could be reported now (a completion, a count, a release) is put off
+    :param late_completions: an event that could be reported now (a completion, a count, a release) is reported later
     """
 
     eagain: float = 0.0
@@ -55,23 +55,23 @@ class Faults:
 
 
 class PacketKind(enum.IntEnum):
-    """What a packet does."""
+    """Kind of a packet."""
 
     WRITE = 0
     READ = 1
-    """Asks for bytes."""
+    """Requests bytes."""
     DATA = 2
-    """Brings what was asked for."""
+    """Carries the requested bytes."""
     MESSAGE = 3
     ACK = 4
     DROPPED = 5
-    """Stands for a part of a write that fails."""
+    """Takes the place of a part of a write that fails."""
 
 
 class Packet(NamedTuple):
-    """A packet that is about to leave.
+    """A packet that is about to be sent.
 
-    :param sender_nic: which NIC of the sender it leaves by, from 0
+    :param sender_nic: index of the NIC that sends it, from 0
     """
 
     kind: PacketKind
@@ -83,36 +83,36 @@ class Packet(NamedTuple):
 
 
 class Verdict(enum.IntEnum):
-    """What becomes of a packet."""
+    """Decision of a packet hook."""
 
     DELIVER = 0
-    """It leaves; when it arrives is the adversary's business."""
+    """Send it; the adversary chooses when it arrives."""
     HOLD = 1
-    """Not now: it will be asked about again."""
+    """Do not send it now; the hook is called again for it."""
     FAIL = 2
-    """Its write fails, with an error at the sender and without a count; other kinds are delivered."""
+    """Fail its write with an error at the sender and without a count; packets of other kinds are delivered."""
 
 
-Route: TypeAlias = "Callable[[Packet], Verdict]"
-"""Decides about a packet. It must not call engines, since it runs inside one; the fabric's controls it may."""
+PacketHook: TypeAlias = "Callable[[Packet], Verdict]"
+"""Decides about a packet. It runs inside an engine and must not call one; it may call the fabric's controls."""
 
 
 class SimFabric:
-    """Simulated NICs, and all that a test may do to them.
+    """Simulated NICs, with controls for tests.
 
-    Its engines have no worker thread: packets move as the event loop turns, so everything stays on one thread and can
-    be repeated. They reach only each other.
+    Its engines have no worker thread: packets move as the event loop turns, so that everything runs on one thread and
+    is repeatable. They reach only each other.
 
-    :param seed: of every choice; a random one by default, to be printed by a test that fails
+    :param seed: seed of every choice; random by default, so a failing test should print it
     :param nics: how many NICs an engine has, 1 … 8, of unequal speed
-    :param reorder: how likely the next packet is any, and not the oldest
+    :param reorder: probability that the next packet is a random one instead of the oldest
     :param mtu: bytes per packet
-    :param max_piece: bytes above which a chunk is cut into pieces, which travel and count on their own; 0: none
+    :param max_piece: bytes above which a chunk is split into pieces, each sent and counted on its own; 0: never
     :param depth: pieces in flight per NIC and peer; further ones wait
-    :param faults: what goes wrong by itself
-    :param route: asked about every packet before it leaves; may be exchanged at any time
-    :param bug: a deliberate one, to prove that a suite sees it: ``count_before_payload``, ``error_before_stop``,
-        ``accept_stale`` or ``skip_fence``
+    :param faults: probabilities of random faults
+    :param packet_hook: called for every packet before it is sent; may be replaced at any time
+    :param bug: a deliberate bug, to prove that a test suite detects it: ``count_before_payload``,
+        ``error_before_stop``, ``accept_stale`` or ``skip_fence``
     """
 
     def __init__(  # noqa: PLR0913 - all optional, all keywords
@@ -125,10 +125,10 @@ class SimFabric:
         max_piece: int = 0,
         depth: int = 256,
         faults: Faults | None = None,
-        route: Route | None = None,
+        packet_hook: PacketHook | None = None,
         bug: str = "",
     ) -> None:
-        """Make the wire, with nobody on it.
+        """Create a fabric without engines.
 
         :raises UsageError: a number is out of range
         """
@@ -140,92 +140,94 @@ class SimFabric:
         self._wire = Fabric(self.seed, {name: str(value) for name, value in options.items()})
         self._nodes: WeakKeyDictionary[TransferEngine, Sequence[int]] = WeakKeyDictionary()
         self._asking = False
-        self.route = route
+        self.packet_hook = packet_hook
 
     def engine(self, *, nics: int | None = None, **settings: Any) -> TransferEngine:
-        """Make an engine on this fabric, to be entered by the caller.
+        """Create an engine on this fabric; the caller enters it.
 
-        :param nics: where it differs from the fabric's
+        :param nics: number of NICs; by default the fabric's
         :param settings: other keywords of :class:`TransferEngine`
         """
 
-        def opened(nodes: Sequence[int]) -> None:  # through this an engine also keeps its fabric
+        def opened(nodes: Sequence[int]) -> None:  # this closure also keeps the fabric alive as long as the engine
             self._nodes[engine] = nodes
 
         options = {"fabric": self._wire, "on_open": opened, "nics": self._nics if nics is None else nics}
         engine = TransferEngine(backend="sim", options={"sim": options}, **settings)
         return engine
 
-    # ---------------------------------------------------------------------------------------------------- the choices
+    # ---------------------------------------------------------------------------------------------------- packet hook
 
     @property
-    def route(self) -> Route | None:
-        """The hook that is asked about every packet."""
-        return self._route
+    def packet_hook(self) -> PacketHook | None:
+        """The hook that is called for every packet."""
+        return self._packet_hook
 
-    @route.setter
-    def route(self, route: Route | None) -> None:
-        if route is not None and not callable(route):
-            raise UsageError(f"a route is a function of a packet, not {route!r}")
-        self._route = route
-        # Weakly: the garbage collector does not see into the wire, and would never find the cycle.
+    @packet_hook.setter
+    def packet_hook(self, packet_hook: PacketHook | None) -> None:
+        if packet_hook is not None and not callable(packet_hook):
+            raise UsageError(f"a packet hook is a function of a packet, not {packet_hook!r}")
+        self._packet_hook = packet_hook
+        # A weak reference: the garbage collector does not see into the native fabric, and would never find the cycle.
         weak = WeakMethod(self._judge)
 
         def ask(kind: int, sender: int, receiver: int, nbytes: int) -> int:
             judge = weak()
             return Verdict.DELIVER if judge is None else judge(PacketKind(kind), sender, receiver, nbytes)
 
-        self._wire.set_route(None if route is None else ask)
+        self._wire.set_route(None if packet_hook is None else ask)
 
     def _judge(self, kind: PacketKind, sender: int, receiver: int, nbytes: int) -> int:
         one, other = self._owner_of(sender), self._owner_of(receiver)
-        if self._route is None or one is None or other is None:  # exchanged meanwhile, or of an engine that is gone
+        if (
+            self._packet_hook is None or one is None or other is None
+        ):  # the hook was replaced meanwhile, or an engine is gone
             return Verdict.DELIVER
         self._asking = True
         try:
-            return int(self._route(Packet(kind, *one, *other, nbytes)))
+            return int(self._packet_hook(Packet(kind, *one, *other, nbytes)))
         finally:
             self._asking = False
 
     def reseed(self, seed: int) -> None:
-        """Begin anew: the choices, the digest, and no fault that was commanded. For use while nothing is in flight."""
+        """Restart the random choices and the digest, and undo commanded faults; only while nothing is in flight."""
         self.seed = _within("a seed", seed, 0, _MAX_SEED)
         self._wire.reseed(seed)
 
     @property
     def in_flight(self) -> int:
-        """Packets that have left and have not arrived."""
+        """Number of packets that were sent and have not arrived."""
         return self._wire.totals()["in_flight"]
 
     @property
     def digest(self) -> int:
-        """A hash of what arrived so far, in its order: equal runs have equal ones."""
+        """A hash of the packets that have arrived, in their order: equal runs have equal digests."""
         return self._wire.totals()["digest"]
 
     def totals(self) -> dict[str, int]:
-        """Return how many packets left, arrived and were dropped; how many posts were refused, and pieces failed."""
+        """Return how many packets were sent, delivered and dropped, how many posts were refused, and pieces failed."""
         return dict(self._wire.totals())
 
     # ------------------------------------------------------------------------------------------------------ the faults
 
     def cut(self, one: TransferEngine, other: TransferEngine) -> None:
-        """Hold every packet between two engines, until :meth:`heal`. Liveness goes another way, and sees nothing."""
+        """Hold every packet between two engines until :meth:`heal`. Heartbeats take another path, and go on."""
         self._set_paths(one, other, whole=False)
 
     def heal(self, one: TransferEngine, other: TransferEngine) -> None:
-        """Let packets through again."""
+        """Let packets between two engines through again."""
         self._set_paths(one, other, whole=True)
 
     def stall(self, engine: TransferEngine, nic: int | None = None) -> None:
-        """Stop one NIC of an engine, or all: it neither sends nor receives, until :meth:`resume`."""
+        """Stop one NIC of an engine, or all: a stopped NIC neither sends nor receives until :meth:`resume`."""
         self._set(engine, "stalled", 1, nic)
 
     def resume(self, engine: TransferEngine, nic: int | None = None) -> None:
-        """Let it work again."""
+        """Restart one NIC of an engine, or all."""
         self._set(engine, "stalled", 0, nic)
 
     def fill_queues(self, engine: TransferEngine) -> None:
-        """Let every post find its queue full, until :meth:`drain_queues`."""
+        """Make every post find its queue full until :meth:`drain_queues`."""
         self._set(engine, "full", 1)
 
     def drain_queues(self, engine: TransferEngine) -> None:
@@ -233,15 +235,15 @@ class SimFabric:
         self._set(engine, "full", 0)
 
     def hold_completions(self, engine: TransferEngine) -> None:
-        """Report no completion, until :meth:`release_completions` reports them in one flood."""
+        """Hold back every completion until :meth:`release_completions` reports all of them at once."""
         self._set(engine, "holding", 1)
 
     def release_completions(self, engine: TransferEngine) -> None:
-        """Report what was held."""
+        """Report the completions that were held back."""
         self._set(engine, "holding", 0)
 
     def fail_posts(self, engine: TransferEngine, count: int = 1, *, nic: int = 0) -> None:
-        """Fail the next ``count`` pieces of one NIC when they are posted. An engine's transfers take NICs in turn."""
+        """Fail the next ``count`` pieces of one NIC when they are posted. Transfers use the NICs in turn."""
         self._set(engine, "fail_posts", _within("a number of failures", count, 0, _MAX_FAILURES), nic)
 
     def fail_completions(self, engine: TransferEngine, count: int = 1, *, nic: int = 0) -> None:
@@ -249,16 +251,17 @@ class SimFabric:
         self._set(engine, "fail_completions", _within("a number of failures", count, 0, _MAX_FAILURES), nic)
 
     def kill(self, engine: TransferEngine) -> None:
-        """End an engine as ``kill -9`` ends a process: its packets vanish and its peers lose it, without a goodbye.
+        """End an engine as ``kill -9`` ends a process: its packets vanish, and its peers lose it without a goodbye.
 
         The engine object can still be closed; nothing else works with it.
         """
         for node in self._nodes_of(engine):
             self._wire.kill(node)
-        if self._asking:  # from the hook, inside of what may be this very engine
-            engine.counters.loop.call_soon(engine.connections.abort_all)
+        life = engine._life
+        if self._asking:  # called from the hook, maybe inside this engine
+            life.loop.call_soon(life.connections.abort_all)
         else:
-            engine.connections.abort_all()
+            life.connections.abort_all()
 
     def _set(self, engine: TransferEngine, what: str, value: int, nic: int | None = None) -> None:
         nodes = self._nodes_of(engine)
@@ -285,7 +288,7 @@ class SimFabric:
         return None
 
     def __repr__(self) -> str:
-        """Say how to repeat it."""
+        """Return the seed, which repeats the run."""
         return f"<SimFabric seed={self.seed}>"
 
 

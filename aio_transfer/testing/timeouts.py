@@ -1,4 +1,4 @@
-"""How long the kit waits for what has to happen: longer where all is slow, as on an emulated processor."""
+"""Timeouts of the kit, stretched by ``AIO_TRANSFER_PATIENCE`` on slow machines, such as an emulated processor."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ _FACTOR: Final = float(os.environ.get("AIO_TRANSFER_PATIENCE", "1"))
 
 
 def patient(seconds: float) -> float:
-    """Return a deadline, stretched by ``AIO_TRANSFER_PATIENCE``: what is meant to be short is no deadline."""
+    """Return a deadline multiplied by ``AIO_TRANSFER_PATIENCE``; not for waits that should stay short."""
     return seconds * _FACTOR

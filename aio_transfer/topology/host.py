@@ -1,4 +1,4 @@
-"""Files and environment of a machine, read from ``/sys``, ``/proc`` and ``os.environ``."""
+"""Host files and environment: ``/sys``, ``/proc``, ``/dev`` and ``os.environ`` of one machine."""
 
 from __future__ import annotations
 
@@ -15,31 +15,34 @@ __all__ = ("Host",)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """The files and the environment of a machine; tests give a made-up one."""
+    """The files and the environment of one machine; tests pass a folder and a dictionary instead.
+
+    :param root: folder that absolute paths are resolved under
+    """
 
     root: Path = Path("/")
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
 
     def path(self, name: str) -> Path:
-        """Return where the file of that absolute name is."""
+        """Return the path of an absolute file name under ``root``."""
         return self.root / name.lstrip("/")
 
     def read(self, name: str) -> str | None:
-        """Return a file's text without outer white space, or ``None`` where it is not or may not be read."""
+        """Return the stripped text of a file, or ``None`` if it is missing or not readable."""
         try:
             return self.path(name).read_text(encoding="utf-8", errors="replace").strip()
         except OSError:
             return None
 
     def entries(self, name: str) -> list[Path]:
-        """Return what is in a folder, sorted; nothing where there is no such folder."""
+        """Return the entries of a folder, sorted; empty if there is no such folder."""
         try:
             return sorted(self.path(name).iterdir())
         except OSError:
             return []
 
     def rdma_devices(self) -> dict[str, str]:
-        """Return the kernel's RDMA devices: name to driver (``"mlx5_core"``, ``"efa"``; ``""`` for software ones)."""
+        """Return the kernel's RDMA devices: name → driver (``"mlx5_core"``, ``"efa"``; ``""`` for software devices)."""
         devices = self.entries("/sys/class/infiniband")
         return {
             device.name: link.resolve().name if (link := device / "device" / "driver").exists() else ""

@@ -1,4 +1,4 @@
-"""Who we are: which host this process lives on, and which run of the process it is."""
+"""Identities on the control plane: of the host, of one engine's lifetime, and of one session between two engines."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ __all__ = ("HOST_IDENTITY_NBYTES", "INCARNATION_NBYTES", "host_identity", "new_i
 INCARNATION_NBYTES: Final = 16
 HOST_IDENTITY_NBYTES: Final = 32
 _BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
-# Abstract AF_UNIX names belong to a network namespace, and pidfds and /proc to a pid namespace: two processes that
-# differ in either are, for us, on different hosts even under one kernel.
+# Abstract AF_UNIX names belong to a network namespace, pidfds and /proc to a PID namespace. Processes that differ in
+# either cannot use shared memory with each other: they count as different hosts even under one kernel.
 _NAMESPACES: Final = ("/proc/self/ns/net", "/proc/self/ns/pid")
 
 
 @functools.cache
 def host_identity() -> bytes:
-    """Name the host, as far as sharing memory goes.
+    """Return the identity of this host for shared memory: a hash of the boot id and the namespaces.
 
-    Equal identities make it worth trying AF_UNIX; they prove nothing, since machines restored from one snapshot share a
-    boot id. Only a connection over AF_UNIX proves that two processes share a host.
+    Equal identities are a reason to try AF_UNIX and no proof, since machines restored from one snapshot share a boot
+    id. Only a connection over AF_UNIX proves that two processes share a host.
 
-    :returns: 32 bytes; where ``/proc`` does not tell, random ones, which equal nobody's
+    :returns: 32 bytes; random if ``/proc`` is not readable, so that they equal no other identity
     """
     try:
         with open(_BOOT_ID, encoding="ascii") as file:
@@ -35,7 +35,7 @@ def host_identity() -> bytes:
 
 
 def new_incarnation() -> bytes:
-    """Name one life of one engine: a restarted process never has the name of the one before.
+    """Return a new identity for one lifetime of one engine; a restarted process never gets an earlier one.
 
     :returns: 16 random bytes
     """
@@ -43,7 +43,7 @@ def new_incarnation() -> bytes:
 
 
 def new_session() -> bytes:
-    """Name one session between two incarnations; the dialer chooses.
+    """Return a new identity for one session between two incarnations; the dialer chooses it.
 
     :returns: 16 random bytes
     """

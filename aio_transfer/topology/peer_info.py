@@ -1,4 +1,4 @@
-"""Identity and address of one engine: what peers find in its descriptors and dial."""
+"""Identity and address of one engine, as sent in descriptors and handshakes."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _HostName: TypeAlias = Annotated[str, Meta(max_length=255, pattern=r"^[ -~]*\Z")
 
 
 class PeerInfo(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """How an engine introduces itself, and where it can be dialed.
+    """Identity of an engine, and the addresses it can be dialed at.
 
     :param host: :func:`~aio_transfer.topology.identity.host_identity`
-    :param label: for people: ``"host:pid"``
-    :param tcp_host: the address to dial, not the one bound
+    :param label: name in logs and messages, by default ``"host:pid"``
+    :param tcp_host: the address to dial, which may differ from the one bound
     :param unix: name in the abstract AF_UNIX namespace without the leading NUL, or empty
     :param backends: backend name → provider
     """

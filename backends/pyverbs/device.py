@@ -8,12 +8,13 @@ import select
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from aio_transfer.errors import BackendUnavailableError
 from pyverbs.cq import CQ, CompChannel
 from pyverbs.device import Context, get_device_list
 from pyverbs.pd import PD
 from pyverbs.pyverbs_error import PyverbsError
 from pyverbs.wr import SGE, RecvWR, SendWR
+
+from aio_transfer.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -76,7 +77,7 @@ class Device:
         if self._claimed > self.cq.cqe:
             self.cq.resize(2 * self._claimed)
 
-    def send(  # noqa: PLR0913, PLR0917 - a work request
+    def send(
         self, pair: QP, number: int, op: int, here: tuple[int, int, int], there: tuple[int, int] = (0, 0), imm: int = 0
     ) -> None:
         """Post from here (address, size, key) to there (key, address); ``imm`` is in network order."""

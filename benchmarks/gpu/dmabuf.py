@@ -1,7 +1,6 @@
-"""Export memory of a CUDA device as an engine would, for arrays of CuPy and torch; a line of JSON says how each went.
+"""Export of CUDA device memory as a dma-buf, as an engine does it, for arrays of CuPy and torch; one JSON line each.
 
-No NIC is needed, and none is tried: it ends where ``ibv_reg_dmabuf_mr`` would begin. Exits 1 if a line is not as it
-should be.
+No NIC is needed: it ends before ``ibv_reg_dmabuf_mr``. Exits with 1 if a line is not as expected.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ MIB = 1 << 20
 
 
 def arrays() -> Iterator[tuple[str, SupportsDlpack, int, int]]:
-    """Make what users have: a name, the array, its pointer and its bytes."""
+    """Yield arrays as users have them: a name, the array, its pointer and its bytes."""
     with contextlib.suppress(ImportError):
         import cupy
 
@@ -38,12 +37,12 @@ def arrays() -> Iterator[tuple[str, SupportsDlpack, int, int]]:
             array = cupy.arange(nbytes, dtype=cupy.uint8)
             yield name, array, array.data.ptr, nbytes
         pool = cupy.zeros(8 * MIB, cupy.uint8)
-        yield "cupy, the middle of it", pool[4097 : 4097 + MIB], pool.data.ptr + 4097, MIB
+        yield "cupy, a slice", pool[4097 : 4097 + MIB], pool.data.ptr + 4097, MIB
         kernel = cupy.zeros((4, 5, 6), cupy.float16)
         yield "cupy, three dimensions", kernel, kernel.data.ptr, 240
         with cupy.cuda.using_allocator(cupy.cuda.MemoryAsyncPool().malloc):
             array = cupy.zeros(MIB, cupy.uint8)
-            yield "cupy, of a stream's pool", array, array.data.ptr, MIB
+            yield "cupy, from a stream-ordered pool", array, array.data.ptr, MIB
     with contextlib.suppress(ImportError):
         import torch
 
@@ -51,26 +50,26 @@ def arrays() -> Iterator[tuple[str, SupportsDlpack, int, int]]:
             tensor = torch.zeros(MIB, device="cuda").to(kind)
             yield f"torch {kind}", tensor, tensor.data_ptr(), tensor.nbytes
         cache = torch.zeros(16, 2, 1024, 1024, dtype=torch.float16, device="cuda")
-        yield "torch, a layer of a cache", cache[3], cache[3].data_ptr(), cache[3].nbytes
+        yield "torch, one layer of a cache", cache[3], cache[3].data_ptr(), cache[3].nbytes
 
 
-def look(name: str, array: SupportsDlpack, pointer: int, nbytes: int) -> dict[str, object]:
-    """Export one array, and look at the dma-buf."""
-    said: dict[str, object] = {"array": name, "nbytes": nbytes, "within_page": pointer % mmap.PAGESIZE}
-    began = time.perf_counter()
+def export(name: str, array: SupportsDlpack, pointer: int, nbytes: int) -> dict[str, object]:
+    """Export one array, and check the dma-buf."""
+    line: dict[str, object] = {"array": name, "nbytes": nbytes, "within_page": pointer % mmap.PAGESIZE}
+    since = time.perf_counter()
     try:
         buffer = DeviceBuffer.of_cuda(array, dlpack_device_bytes(array))
     except AioTransferError as error:
-        return said | {"error": f"{type(error).__name__}: {error}"}
-    said["export_us"] = round(1e6 * (time.perf_counter() - began), 1)
+        return line | {"error": f"{type(error).__name__}: {error}"}
+    line["export_us"] = round(1e6 * (time.perf_counter() - since), 1)
     memory = buffer.local_memory(Access.REMOTE_WRITE)
     fd = -1 if memory.fd is None else memory.fd
-    said["file"] = str(pathlib.Path(f"/proc/self/fd/{fd}").readlink())
-    said["file_nbytes"] = file_nbytes = os.lseek(fd, 0, os.SEEK_END)
-    said["offset"] = memory.fd_offset
-    said["cuda_device"] = memory.cuda_device
-    said["well"] = (
-        str(said["file"]).startswith("/dmabuf:")
+    line["file"] = str(pathlib.Path(f"/proc/self/fd/{fd}").readlink())
+    line["file_nbytes"] = file_nbytes = os.lseek(fd, 0, os.SEEK_END)
+    line["offset"] = memory.fd_offset
+    line["cuda_device"] = memory.cuda_device
+    line["ok"] = (
+        str(line["file"]).startswith("/dmabuf:")
         and memory.addr == pointer
         and memory.nbytes == nbytes
         and memory.fd_offset == pointer % mmap.PAGESIZE
@@ -78,16 +77,16 @@ def look(name: str, array: SupportsDlpack, pointer: int, nbytes: int) -> dict[st
     )
     try:
         mmap.mmap(fd, mmap.PAGESIZE).close()
-        said["can_be_mapped"] = True
+        line["can_be_mapped"] = True
     except OSError:
-        said["can_be_mapped"] = False
+        line["can_be_mapped"] = False
     buffer.release()
-    said["closed"] = not pathlib.Path(f"/proc/self/fd/{fd}").exists()
-    return said
+    line["closed"] = not pathlib.Path(f"/proc/self/fd/{fd}").exists()
+    return line
 
 
-async def refused(array: object) -> str:
-    """Register it where no NIC is."""
+async def registration_error(array: object) -> str:
+    """Register an array with an engine without a NIC; returns the error."""
     async with TransferEngine(backend="shm") as engine:
         try:
             await engine.register(array)
@@ -97,23 +96,23 @@ async def refused(array: object) -> str:
 
 
 def main() -> int:
-    """Print a line per array; then what a thread gets that never used the device, and what an engine without a NIC."""
+    """Print a line per array, one from a thread that has not used the device, and one of an engine without a NIC."""
     lines = []
     last: tuple[str, SupportsDlpack, int, int] | None = None
     for last in arrays():
-        lines.append(look(*last))
+        lines.append(export(*last))
         print(json.dumps(lines[-1]), flush=True)
     if last is None:
-        print(json.dumps({"error": "neither CuPy nor torch is here, or neither sees a device"}))
+        print(json.dumps({"error": "neither CuPy nor torch is installed, or neither finds a device"}))
         return 1
     name, *rest = last
-    thread = threading.Thread(target=lambda: lines.append(look(f"{name}, from another thread", *rest)))  # type: ignore[arg-type]
+    thread = threading.Thread(target=lambda: lines.append(export(f"{name}, from another thread", *rest)))  # type: ignore[arg-type]
     thread.start()
     thread.join()
-    lines.append({"engine": (said := anyio.run(refused, last[1])), "well": "verbs" in said})
+    lines.append({"engine": (error := anyio.run(registration_error, last[1])), "ok": "verbs" in error})
     for line in lines[-2:]:
         print(json.dumps(line))
-    return 0 if all(line.get("well") for line in lines) else 1
+    return 0 if all(line.get("ok") for line in lines) else 1
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The same work through the libraries that a user would pick instead: ``python benchmarks/peers --json``."""
+"""Comparison with other libraries on the same workloads: ``python benchmarks/peers --json``."""
 
 from __future__ import annotations
 
@@ -8,22 +8,24 @@ from pathlib import Path
 from typing import Annotated
 
 import catalog
-import showing
+import tables
 import typer
-from comparing import Comparison
-from results import Result
+from comparison import Comparison
+from results import ComparisonResult
 from rich.console import Console
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "aio-transfer-peers"
 
 
-def main(  # noqa: PLR0913, PLR0917 - one per option
-    peer: Annotated[list[str] | None, typer.Option(help="Only these; by default all.")] = None,
-    path: Annotated[list[str] | None, typer.Option(help="Only these of shm, foreign, tcp.")] = None,
+def main(
+    peer: Annotated[list[str] | None, typer.Option(help="Libraries to compare with; all by default.")] = None,
+    path: Annotated[list[str] | None, typer.Option(help="Of shm, foreign and tcp; all by default.")] = None,
     repeat: Annotated[int, typer.Option(min=5, help="Alternating pairs of samples.")] = 5,
-    sample: Annotated[float, typer.Option(min=0.01, max=0.2, help="Seconds per sample, about.")] = 0.1,
-    minutes: Annotated[float, typer.Option(help="Begin nothing more after this long.")] = 10,
-    environments: Annotated[Path, typer.Option(help="Where the libraries are installed, and kept.")] = CACHE,
+    sample: Annotated[
+        float, typer.Option(min=0.01, max=0.2, help="Approximate duration of one sample in seconds.")
+    ] = 0.1,
+    minutes: Annotated[float, typer.Option(help="Start no new measurement after this time.")] = 10,
+    environments: Annotated[Path, typer.Option(help="Folder where the libraries are installed and kept.")] = CACHE,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,  # noqa: FBT002
 ) -> None:
     """Compare with other libraries, each in its own environment, in alternating pairs of samples."""
@@ -34,7 +36,7 @@ def main(  # noqa: PLR0913, PLR0917 - one per option
     if unknown := set(path or ()) - set(catalog.PATHS):
         raise typer.BadParameter(f"{', '.join(unknown)}: none of {', '.join(catalog.PATHS)}")
     paths = [one for one in catalog.PATHS if not path or one in path]
-    typer.echo(showing.versions(peers), err=True)
+    typer.echo(tables.versions(peers), err=True)
     comparison = Comparison(
         peers=peers,
         paths=paths,
@@ -47,22 +49,22 @@ def main(  # noqa: PLR0913, PLR0917 - one per option
 
 
 async def show(comparison: Comparison, *, as_json: bool) -> None:
-    """Print results as they are found, and tables at the end."""
-    found: list[Result] = []
+    """Print results as they are measured, and tables at the end."""
+    found: list[ComparisonResult] = []
     async for result in comparison.run():
         found.append(result)
         if as_json:
-            typer.echo(showing.line(result))
+            typer.echo(tables.json_line(result))
         else:
             typer.echo(
-                showing.progress(result),
+                tables.progress(result),
                 err=True,
             )
     if not as_json:
         console = Console(width=None if Console().is_terminal else 400)
-        for table in showing.tables(found):
+        for table in tables.markdown_tables(found):
             console.print(table)
-        typer.echo(showing.reasons(found))
+        typer.echo(tables.reasons(found))
 
 
 if __name__ == "__main__":

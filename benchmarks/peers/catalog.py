@@ -1,4 +1,4 @@
-"""The libraries: what to install, and how each is asked to move bytes on each path."""
+"""Libraries to compare with: what to install, and how each moves bytes on each path."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ NUMPY: Final = "numpy==2.4.6"
 
 
 class Peer(msgspec.Struct, frozen=True, kw_only=True):
-    """One library, in one way to use it.
+    """One library, used in one way.
 
     :param adapter: ``module:class`` in ``adapters``
-    :param requirements: pinned, the library itself first; installed as they are, without what they ask for, if
-        ``whole`` is false
-    :param paths: those that it has
+    :param requirements: pinned, the library itself first
+    :param with_dependencies: install the dependencies of the requirements too
+    :param paths: paths that it supports
     :param options: for the adapter
-    :param environment: by path
-    :param polls: its waits burn a core, so that its round trips are also compared with ours in spin mode
+    :param environment: environment variables, by path
+    :param polls: it spins while it waits, so that its round trips are also compared with ours in spin mode
     :param mpi: both processes are started by ``mpiexec``
     """
 
     name: str
     adapter: str
     requirements: Sequence[str] = ()
-    whole: bool = True
+    with_dependencies: bool = True
     paths: Sequence[str] = PATHS
     options: Mapping[str, str] = {}
     environment: Mapping[str, Mapping[str, str]] = {}
@@ -36,7 +36,7 @@ class Peer(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def version(self) -> str:
-        """Of the library; empty for what comes with Python."""
+        """Version of the library; empty for Python's own modules."""
         return self.requirements[0].partition("==")[2] if self.requirements else ""
 
 
@@ -45,7 +45,7 @@ def _nixl(name: str, backend: str, *, progress_thread: bool, paths: Sequence[str
         name=name,
         adapter="nixl:Nixl",
         requirements=["nixl-cu12==1.5.1", NUMPY],
-        whole=False,  # it asks for torch, and imports without
+        with_dependencies=False,  # it requires torch, and works without
         paths=paths,
         options={"backend": backend, "progress_thread": "yes" if progress_thread else "no"},
         environment={"tcp": {"UCX_TLS": "tcp"}},
@@ -85,7 +85,7 @@ PEERS: Final = (
         name="mooncake",
         adapter="mooncake:Mooncake",
         requirements=["mooncake-transfer-engine-non-cuda==0.3.13.post1", NUMPY],
-        whole=False,  # what else it asks for is its store's
+        with_dependencies=False,  # its other requirements belong to its store
         paths=["tcp"],
         environment={"tcp": {"GLOG_minloglevel": "2"}},
         polls=True,
@@ -95,19 +95,19 @@ PEERS: Final = (
     _mpi("mpich", "allocated", PATHS),
     _mpi("mpich-shared", "shared", ["shm"]),
     Peer(name="pyzmq", adapter="pyzmq:PyZmq", requirements=["pyzmq==27.3.0", NUMPY], paths=["shm", "tcp"]),
-    Peer(name="shared_memory", adapter="sockets:Shared", paths=["shm"]),
-    Peer(name="asyncio", adapter="sockets:Sockets", paths=["shm", "tcp"]),
+    Peer(name="shared_memory", adapter="sockets:SharedMemoryAdapter", paths=["shm"]),
+    Peer(name="asyncio", adapter="sockets:SocketAdapter", paths=["shm", "tcp"]),
 )
 
 
 def ours(path: str, progress: str = "adaptive") -> Peer:
-    """Return ourselves, on a path: the same work through the same loop as everybody else."""
+    """Return aio-transfer on a path: the same workloads through the same loop as the others."""
     backend = {"backend": "tcp" if path == "tcp" else "shm"}
     return Peer(name="aio-transfer", adapter="ours:Ours", options=backend | {"progress": progress})
 
 
 def select(names: Sequence[str]) -> Sequence[Peer]:
-    """Return the peers of these names, all for none.
+    """Return the peers with these names; all if no name is given.
 
     :raises ValueError: there is no such peer
     """

@@ -1,4 +1,4 @@
-"""What only asyncio can do: ``Task.cancel``, ``wait_for``, ``gather``, and a task that ignores its cancellation."""
+"""Cancellation that only asyncio has: ``Task.cancel``, ``wait_for``, ``gather``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from aio_transfer.testing import Memory, Spec, claim, exactly, pair
+from aio_transfer.testing.fixtures import turns
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,14 +17,9 @@ if TYPE_CHECKING:
 SHM = Spec(backend="shm", seed=20251120)
 
 
-async def turns(count: int) -> None:
-    for _ in range(count):
-        await asyncio.sleep(0)
-
-
 @pytest.mark.asyncio
 @pytest.mark.parametrize("after", [0, 1, 2, 3, 5, 8])
-async def test_cancel_write(after: int) -> None:
+async def test_a_cancelled_write_goes_on_and_counts_once(after: int) -> None:
     rng = SHM.rng()
     async with pair(SHM) as (a, b):
         source, target = await Memory.open(a, 1 << 20, rng), await Memory.open(b, 1 << 20, rng)
@@ -43,7 +39,7 @@ async def test_cancel_write(after: int) -> None:
 
 
 @pytest.mark.asyncio
-async def test_cancel_write_before_its_first_step() -> None:
+async def test_a_write_cancelled_before_its_first_step_counts_nothing() -> None:
     rng = SHM.rng()
     async with pair(SHM) as (a, b):
         source, target = await Memory.open(a, 64, rng), await Memory.open(b, 64, rng)
@@ -57,12 +53,12 @@ async def test_cancel_write_before_its_first_step() -> None:
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("after", [0, 1, 2, 3, 4])
-async def test_cancel_wait_consumes_nothing(after: int) -> None:
+async def test_a_cancelled_wait_consumes_nothing(after: int) -> None:
     async with pair(SHM) as (a, b):
         counter = b.counter()
         for _ in range(30):
             task = asyncio.create_task(counter.wait())
-            await asyncio.sleep(0)
+            await turns(1)
             before = counter.value
             await a.notify(a.counter_ref(b.address, counter.id))
             await turns(after)
@@ -76,13 +72,13 @@ async def test_cancel_wait_consumes_nothing(after: int) -> None:
 
 
 @pytest.mark.asyncio
-async def test_cancel_when_granted_in_the_same_tick() -> None:
+async def test_a_wait_cancelled_in_the_turn_it_is_granted_loses_no_count() -> None:
     async with pair(SHM) as (a, b):
         first, second = b.counter(), b.counter()
         for index in range(30):
             # The same turn of the loop grants the wait and cancels its task, in either order.
             task = asyncio.create_task(first.wait())
-            await asyncio.sleep(0)
+            await turns(1)
             await a.notify(a.counter_ref(b.address, second.id))
             await a.notify(a.counter_ref(b.address, first.id))
             if index % 2:
@@ -99,7 +95,7 @@ async def test_cancel_when_granted_in_the_same_tick() -> None:
 
 
 @pytest.mark.asyncio
-async def test_wait_for_and_timeout() -> None:
+async def test_timeouts_of_asyncio_end_a_wait_without_consuming() -> None:
     async with pair(SHM) as (a, b):
         counter = b.counter()
         with pytest.raises(TimeoutError):
@@ -113,13 +109,13 @@ async def test_wait_for_and_timeout() -> None:
 
 
 @pytest.mark.asyncio
-async def test_gather_of_one_transfer() -> None:
+async def test_gather_awaits_one_transfer_many_times() -> None:
     rng = SHM.rng()
     async with pair(SHM) as (a, b):
         source, target = await Memory.open(a, 1 << 20, rng), await Memory.open(b, 1 << 20, rng)
         transfer = a.submit_write(source.region[:], target.remote()[:])
         tasks = [asyncio.create_task(transfer.wait()) for _ in range(10)]
-        await asyncio.sleep(0)
+        await turns(1)
         for task in tasks[::3]:
             task.cancel()
         ended = await asyncio.gather(*tasks, return_exceptions=True)
@@ -131,7 +127,7 @@ async def test_gather_of_one_transfer() -> None:
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("after", [0, 1, 2, 3, 5, 8, 13, 21])
-async def test_cancel_task_with_an_engine(after: int) -> None:
+async def test_cancelling_a_task_closes_its_engine(after: int) -> None:
     async with pair(SHM) as (_, b):
 
         async def live() -> None:
@@ -147,16 +143,16 @@ async def test_cancel_task_with_an_engine(after: int) -> None:
 
 
 @pytest.mark.asyncio
-async def test_cancelled_twice_while_closing() -> None:
+async def test_a_close_that_is_cancelled_twice_still_closes() -> None:
     rng = SHM.rng()
     async with pair(SHM) as (a, b):
         source, target = await Memory.open(a, 4 << 20, rng), await Memory.open(b, 4 << 20, rng)
         await a.connect(b.address)
         transfer = a.submit_write(source.region[:], target.remote()[:])
         task = asyncio.create_task(a.aclose())
-        await asyncio.sleep(0)
+        await turns(1)
         task.cancel()
-        await asyncio.sleep(0)
+        await turns(1)
         task.cancel()
         await asyncio.wait([task])
         claim("closed" in repr(a) and transfer.done, f"after a close that was cancelled twice: {a!r}, {transfer!r}")
@@ -166,7 +162,7 @@ async def test_cancelled_twice_while_closing() -> None:
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("what", ["region", "barrier", "connect", "send"])
-async def test_cancel_other_waits(what: str) -> None:
+async def test_cancelled_calls_leave_the_engine_usable(what: str) -> None:
     rng = SHM.rng()
     async with pair(SHM) as (a, b):
         source, target = await Memory.open(a, 1 << 20, rng), await Memory.open(b, 1 << 20, rng)

@@ -1,4 +1,4 @@
-"""Options and fixtures of the random schedules."""
+"""Options and fixtures of the tests of random schedules."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ BASE: pytest.StashKey[int] = pytest.StashKey()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let one schedule be repeated: the report of a failure has its seed."""
-    parser.addoption("--sim-seed", type=int, default=None, help="replay just this schedule on the simulated fabric")
+    """Add an option that repeats one schedule; the report of a failure has its seed."""
+    parser.addoption("--sim-seed", type=int, default=None, help="run only this schedule on the simulated fabric")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Settle the seed of all others: what lands is judged by the same schedules, and ``nox -s chaos`` draws."""
+    """Set the seed of all schedules: CI always runs the same ones, and ``nox -s chaos`` random ones."""
     config.stash[BASE] = int(os.environ.get("AIO_TRANSFER_SEED", "1"))
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    """Print it."""
+    """Print the seed."""
     return f"chaos seed: {config.stash[BASE]} (AIO_TRANSFER_SEED)"
 
 
@@ -58,7 +58,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _warm_loops() -> Iterator[None]:
-    """Let every loop make what it keeps for the life of the process (libuv's signal pipe)."""
+    """Let every event loop open what it keeps for the life of the process (the signal pipe of libuv)."""
     for name, options in LOOPS:
         anyio.run(anyio.lowlevel.checkpoint, backend=name, backend_options=options)
     yield

@@ -1,23 +1,23 @@
-"""A failing schedule is cut down to what fails."""
+"""Shrinking of failing schedules: the shortest part that still fails."""
 
 from __future__ import annotations
 
 import pytest
 
-from aio_transfer.testing.fuzz.generator import draw
-from aio_transfer.testing.fuzz.operations.definitions import Cut, Kill, Notify, Turns, Write
-from aio_transfer.testing.fuzz.schedule import ScheduleError, run_moves, run_schedule
+from aio_transfer.testing.fuzz.generator import generate_schedule
+from aio_transfer.testing.fuzz.operations.definitions import CutPath, KillEngine, NotifyPeer, WriteSlice, YieldToLoop
+from aio_transfer.testing.fuzz.schedule import ScheduleError, run_operations, run_schedule
 from aio_transfer.testing.fuzz.shrink import ddmin, shrink
 from aio_transfer.testing.spec import Spec
 
 pytestmark = pytest.mark.anyio
 
-CALM, NEEDED, ALSO = Turns(1), Cut(0, 1), Kill(0)
+CALM, NEEDED, ALSO = YieldToLoop(1), CutPath(0, 1), KillEngine(0)
 
 
 @pytest.mark.parametrize("size", [2, 3, 7, 16, 33])
-async def test_ddmin_finds_the_pair(size: int) -> None:
-    moves = (*[CALM] * (size // 2), NEEDED, *[CALM] * (size - size // 2 - 2), ALSO)
+async def test_ddmin_finds_the_two_operations_that_fail_together(size: int) -> None:
+    operations = (*[CALM] * (size // 2), NEEDED, *[CALM] * (size - size // 2 - 2), ALSO)
     tried = 0
 
     async def fails(some: tuple[object, ...]) -> bool:
@@ -25,20 +25,20 @@ async def test_ddmin_finds_the_pair(size: int) -> None:
         tried += 1
         return NEEDED in some and ALSO in some
 
-    assert await ddmin(moves, fails) == (NEEDED, ALSO)
+    assert await ddmin(operations, fails) == (NEEDED, ALSO)
     assert tried <= 8 * size
 
 
-async def test_ddmin_keeps_what_is_all_needed() -> None:
-    moves = tuple(Turns(count) for count in range(6))
+async def test_ddmin_keeps_all_operations_when_all_are_needed() -> None:
+    operations = tuple(YieldToLoop(count) for count in range(6))
 
     async def fails(some: tuple[object, ...]) -> bool:
         return len(some) == 6
 
-    assert await ddmin(moves, fails) == moves
+    assert await ddmin(operations, fails) == operations
 
 
-async def test_ddmin_of_one() -> None:
+async def test_ddmin_ends_with_one_operation_when_any_fails() -> None:
     async def fails(_: tuple[object, ...]) -> bool:
         return True
 
@@ -47,7 +47,7 @@ async def test_ddmin_of_one() -> None:
 
 
 async def first_failure(spec: Spec) -> ScheduleError:
-    """Look for a schedule that fails on engines of its own."""
+    """Find a schedule that fails on engines of its own."""
     for seed in range(100):
         try:
             await run_schedule(spec, seed)
@@ -57,24 +57,23 @@ async def first_failure(spec: Spec) -> ScheduleError:
 
 
 @pytest.mark.timeout(120)
-async def test_shrinks_a_bug() -> None:
-    """A write before which half a schedule happened: what is left is about that write."""
+async def test_a_schedule_that_finds_a_bug_is_shrunk() -> None:
     spec = Spec(backend="sim", options={"bug": "count_before_payload"})
     error = await first_failure(spec)
     found = await shrink(spec, error.seed, repeats=5)
     assert found is not None
-    assert 1 <= len(found.moves) < len(error.moves)
+    assert 1 <= len(found.operations) < len(error.operations)
     assert "rule 2" in found.seen
     text = str(found)
-    assert "moves = [" in text
+    assert "operations = [" in text
     assert f"shape={found.shape}, seed={found.seed}" in text
     with pytest.raises(ScheduleError):
         for _ in range(10):
-            await run_moves(spec, found.moves, shape=found.shape, seed=found.seed)
+            await run_operations(spec, found.operations, shape=found.shape, seed=found.seed)
 
 
-async def test_nothing_to_shrink() -> None:
+async def test_a_schedule_that_succeeds_is_not_shrunk() -> None:
     spec = Spec(backend="sim")
-    moves = [Write(by=0, to=0, slot=0, size=0, at=0, quiet=0), Notify(by=1, to=0)]
-    assert await shrink(spec, 4, moves, shape=(1, 2), repeats=1) is None
-    assert all(move for move in draw(4, fabric=True))
+    operations = [WriteSlice(by=0, to=0, slot=0, size=0, at=0, quiet=0), NotifyPeer(by=1, to=0)]
+    assert await shrink(spec, 4, operations, shape=(1, 2), repeats=1) is None
+    assert all(operation for operation in generate_schedule(4, fabric=True))

@@ -1,4 +1,4 @@
-"""The same moves, chosen by hypothesis: it looks for the shortest list that fails, and prints it as Python."""
+"""Stateful tests: hypothesis chooses the operations, and shrinks a list that fails to the shortest one."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from aio_transfer.testing.fuzz.generator import MOVES
+from aio_transfer.testing.fuzz.generator import OPERATIONS
 from aio_transfer.testing.fuzz.mesh import SHAPES, Mesh
-from aio_transfer.testing.fuzz.model.world import Model
-from aio_transfer.testing.fuzz.operations.definitions import Enter, Move
-from aio_transfer.testing.fuzz.quiesce import settle
+from aio_transfer.testing.fuzz.model.world import World
+from aio_transfer.testing.fuzz.operations.definitions import EnterBarrier, Operation
+from aio_transfer.testing.fuzz.quiesce import quiesce
 from aio_transfer.testing.spec import Spec
 
 if TYPE_CHECKING:
@@ -36,9 +36,9 @@ EXAMPLES, STEPS = 60, 25
 
 
 class Stage:
-    """A mesh and a model in an event loop that turns only while it is asked something.
+    """A mesh and its world in an event loop that runs only during the calls of this object.
 
-    Their tasks belong to one task that lives as long as they do; what is asked is done there.
+    One host task owns the task group and performs every call.
     """
 
     def __init__(self, spec: Spec, shape: tuple[int, ...], seed: int) -> None:
@@ -54,20 +54,20 @@ class Stage:
 
     async def _serve(self, spec: Spec, shape: tuple[int, ...], seed: int) -> None:
         async with Mesh(spec, shape, seed) as mesh:
-            await mesh.restart(seed)
-            await mesh.regroup()
+            await mesh.begin_schedule(seed)
+            await mesh.form_group()
             try:
                 async with anyio.create_task_group() as tasks:
-                    self.model = Model(mesh, tasks)
+                    self.world = World(mesh, tasks)
                     while await self._next():
                         pass
-                    await settle(self.model)
+                    await quiesce(self.world)
             except BaseException:
-                mesh.ruin()
+                mesh.mark_failed()
                 raise
             finally:
-                del self.model  # whoever holds a closed engine holds its threads
-            await mesh.restore()
+                del self.world  # a reference to a closed engine keeps its threads
+            await mesh.end_schedule()
 
     async def _next(self) -> bool:
         call, done = await self._calls.get()
@@ -84,21 +84,21 @@ class Stage:
         if host.done():
             host.result()
 
-    def apply(self, move: Move) -> None:
-        """Make a move."""
-        self._runner.run(self._ask(self._host, lambda: self.model.apply(move)))
+    def apply(self, operation: Operation) -> None:
+        """Perform an operation."""
+        self._runner.run(self._ask(self._host, lambda: self.world.apply(operation)))
 
     def check(self) -> None:
-        """Demand what holds at every moment."""
+        """Check the invariants."""
 
         async def check() -> None:
-            self.model.check("between two moves")
+            self.world.check("between two operations")
 
         if not self._host.done():
             self._runner.run(self._ask(self._host, check))
 
     def close(self) -> None:
-        """Let everything end, and see that it ends as it has to."""
+        """Let everything end, and compare it with the model."""
         with contextlib.closing(self._runner):
             if not self._host.done():
                 self._calls.put_nowait((None, self._runner.get_loop().create_future()))
@@ -110,7 +110,7 @@ async def _finish(host: asyncio.Task[None]) -> None:
 
 
 class Machine(RuleBasedStateMachine):
-    """Engines, and what may happen to them."""
+    """State machine with one rule per kind of operation."""
 
     stage: Stage | None = None
 
@@ -128,7 +128,7 @@ class Machine(RuleBasedStateMachine):
             self.stage.close()
 
 
-def _rule_of(kind: type[Move]) -> Callable[..., None]:
+def _rule_of(kind: type[Operation]) -> Callable[..., None]:
     def make(self: Machine, **numbers: int) -> None:
         assert self.stage is not None
         self.stage.apply(kind(**numbers))
@@ -137,13 +137,13 @@ def _rule_of(kind: type[Move]) -> Callable[..., None]:
     return rule(**{field.name: NUMBERS for field in fields(kind)})(make)
 
 
-for _kind in MOVES:
+for _kind in OPERATIONS:
     setattr(Machine, _kind.__name__.lower(), _rule_of(_kind))
 
 
 @pytest.mark.timeout(180)
-def test_stateful(base: int) -> None:
-    """No list of moves that hypothesis finds breaks the contract; to repeat a run, give its AIO_TRANSFER_SEED."""
+def test_no_list_of_operations_breaks_the_contract(base: int) -> None:
+    """A run is repeated by its AIO_TRANSFER_SEED."""
     settings = hypothesis.settings(
         max_examples=EXAMPLES,
         stateful_step_count=STEPS,
@@ -158,7 +158,7 @@ def test_stateful(base: int) -> None:
         raise
 
 
-def test_every_move_is_a_rule() -> None:
+def test_every_kind_of_operation_is_a_rule() -> None:
     rules = {name for name, one in vars(Machine).items() if hasattr(one, RULE_MARKER)}
-    assert rules == {kind.__name__.lower() for kind in MOVES}
-    assert Enter in MOVES
+    assert rules == {kind.__name__.lower() for kind in OPERATIONS}
+    assert EnterBarrier in OPERATIONS

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from aio_transfer.driver import backend_registry
-from aio_transfer.testing import CHECKS, RULES, ConformanceError, Report, Spec, check_backend, select
+from aio_transfer.testing import CHECKS, RULES, ConformanceError, ConformanceReport, Spec, check_backend, select
 
 sys.path.insert(0, str(Path(__file__).parent))  # importmode=importlib puts no folder there
 
@@ -30,14 +30,15 @@ MUTANTS = {
     "ForgetsEarlyCounts": ("rule 4", ("early_counts_well_known",)),
     "LosesEvents": ("rule 5", ("wait_is_fifo",)),
     "LeaksHandles": ("rule 3", ("write_counts_once",)),
+    "LosesFailuresOfEach": ("rule 6", ("post_each_fails_one_alone",)),
+    "SpinsPastTheTotal": ("rule 5", ("spin_wait_returns_the_total",)),
     "RevivesRegions": ("rule 9", ("region_closed_between_writes", "region_closed_before_first_write")),
 }
 
 
 @pytest.fixture
 def wrong(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Spec]:
-    monkeypatch.setitem(backend_registry.BUILT_IN, "wrong", f"wrong_drivers:{request.param}")
-    assert hasattr(wrong_drivers, request.param)
+    monkeypatch.setitem(backend_registry.LOADED, "wrong", wrong_drivers.backend(request.param))
     yield Spec(backend="wrong", name=request.param, seed=1)
 
 
@@ -61,7 +62,7 @@ async def test_mutant_is_caught(wrong: Spec, rule: str, checks: tuple[str, ...])
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_right_backend_passes(anyio_backend: str) -> None:
+async def test_a_correct_backend_passes(anyio_backend: str) -> None:
     report = await check_backend(Spec(backend="shm", reads=False), only=["write_counts_once", "reads"])
     report.raise_for_failures()
     outcomes = {result.check.topic: result.outcome for result in report.results}
@@ -69,7 +70,7 @@ async def test_right_backend_passes(anyio_backend: str) -> None:
     assert str(report).startswith("shm: 1 passed, "), str(report)
 
 
-def test_registry() -> None:
+def test_checks_are_registered_and_selected_by_name_or_topic() -> None:
     assert len(select()) == len(CHECKS) >= 150
     assert all(check.promise.endswith(".") and check.rule in RULES for check in CHECKS.values())
     assert {check.topic for check in select("barrier")} == {"barrier"}
@@ -77,5 +78,5 @@ def test_registry() -> None:
         select("nonsense")
 
 
-def test_report_without_failures() -> None:
-    Report(spec=Spec(backend="shm"), results=()).raise_for_failures()
+def test_a_report_without_failures_raises_nothing() -> None:
+    ConformanceReport(spec=Spec(backend="shm"), results=()).raise_for_failures()

@@ -71,7 +71,7 @@ def test_the_provider_lists_its_fabrics(emulated) -> None:
 
 
 @pytest.mark.parametrize("rails", [1, 4])
-def test_packets_overtake_each_other_and_all_arrives(emulated, rails: int) -> None:
+def test_packets_overtake_each_other_and_all_arrive(emulated, rails: int) -> None:
     assert "chunk" in move(emulated, 4 * MIB, {"rails": rails}, devices=rails)
     traffic = emulated.traffic()
     assert traffic.packets > 6 * 4 * MIB // 8192
@@ -80,24 +80,24 @@ def test_packets_overtake_each_other_and_all_arrives(emulated, rails: int) -> No
 
 
 @pytest.mark.parametrize("fabric", ["efa-direct", "efa"])
-def test_memory_of_a_device_by_its_dmabuf(emulated, fabric: str) -> None:
+def test_device_memory_is_registered_by_its_dmabuf(emulated, fabric: str) -> None:
     depth = {"send_depth": 256, "receive_depth": 512} if fabric == "efa" else {}
     said = move(emulated, 4 * MIB, {"fabric": fabric, "rails": 2}, "dmabuf", devices=2, **depth)
     assert len(said["rails"]) == 2
 
 
-def test_cuda_memory_needs_a_libfabric_that_knows_of_it(emulated) -> None:
+def test_cuda_memory_needs_a_libfabric_with_hmem(emulated) -> None:
     said = move(emulated, MIB, {}, "cuda")
     assert "no FI_HMEM" in str(said["unavailable"])
 
 
-def test_devices_that_do_not_write_are_refused(emulated) -> None:
+def test_devices_without_rdma_write_are_refused(emulated) -> None:
     for generation in ("read", "none"):
         said = move(emulated, MIB, {}, generation=generation)
         assert "the device writes no remote memory itself" in str(said["unavailable"])
 
 
-def test_devices_near_a_node_are_taken(emulated) -> None:
+def test_devices_near_the_numa_node_are_chosen(emulated) -> None:
     said = move(emulated, MIB, {"near": "numa1"}, devices=4)
     assert said["rails"] == ["emulated2-rdm", "emulated3-rdm"]
     told = emulated.root / "topology.json"
@@ -106,13 +106,13 @@ def test_devices_near_a_node_are_taken(emulated) -> None:
     assert said["rails"] == ["emulated3-rdm", "emulated0-rdm"]
 
 
-def test_the_other_fabric_and_its_settings(emulated) -> None:
+def test_the_efa_fabric_takes_its_settings(emulated) -> None:
     options = {"fabric": "efa", "rnr_retry": 7, "huge_pages": False}
     said = move(emulated, MIB, options, send_depth=256, receive_depth=512)
     assert said["rails"] == ["emulated0-rdm"]
 
 
-def test_a_full_queue_and_few_receives_hold_up_nothing(emulated) -> None:
+def test_a_full_queue_and_few_receives_do_not_stop_transfers(emulated) -> None:
     assert "chunk" in move(emulated, 4 * MIB, {}, eagain=0.3, send_depth=64)
 
 
@@ -142,7 +142,7 @@ def test_peers_take_turns_at_a_nic(emulated) -> None:
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "trio"])
-def test_no_packet_comes_through(emulated, loop: str) -> None:
+def test_connecting_without_any_delivery_ends_with_an_error(emulated, loop: str) -> None:
     links = emulated.root / "links"
     links.write_text("0")
     said = json.loads(run(emulated, str(HERE / "links.py"), "greeting", loop, str(links), links=links, timeout_ms=200))
@@ -151,7 +151,7 @@ def test_no_packet_comes_through(emulated, loop: str) -> None:
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "trio"])
-def test_one_of_two_links_is_cut(emulated, loop: str) -> None:
+def test_a_write_over_a_cut_link_ends_with_an_error(emulated, loop: str) -> None:
     links = emulated.root / "links"
     links.write_text("11")
     settings = {"devices": 2, "links": links, "timeout_ms": 500, "bytes_per_second": 60_000_000}
@@ -161,7 +161,7 @@ def test_one_of_two_links_is_cut(emulated, loop: str) -> None:
     assert said["seconds"] < 10
 
 
-def test_a_slice_of_the_suite(emulated) -> None:
+def test_selected_conformance_checks_pass(emulated) -> None:
     suite = [str(HERE / "test_efa_conformance.py"), "-k", "asyncio and (pages_ or counters_ or regions_)"]
     said = run(emulated, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout", "60", *suite, devices=2)
     assert "passed" in said
@@ -172,7 +172,7 @@ def fork(emulated, scene: str, **settings: object) -> subprocess.CompletedProces
     return attempt(emulated, "-W", "ignore::DeprecationWarning", str(HERE / "forks.py"), scene, **settings)
 
 
-def test_a_child_of_a_process_that_used_the_devices_is_refused_them(emulated) -> None:
+def test_a_forked_child_of_a_process_that_used_the_devices_is_refused(emulated) -> None:
     said = json.loads(fork(emulated, "after").stdout)
     assert said["child"].startswith("BackendUnavailableError: ")
     assert "this process was forked from one that had used libfabric" in said["child"]
@@ -180,11 +180,11 @@ def test_a_child_of_a_process_that_used_the_devices_is_refused_them(emulated) ->
     assert (said["parent"], said["again"]) == ("written", "written")
 
 
-def test_a_child_may_use_the_devices_first(emulated) -> None:
+def test_a_forked_child_may_be_the_first_to_use_the_devices(emulated) -> None:
     assert json.loads(fork(emulated, "first").stdout) == {"child": "written", "parent": "written"}
 
 
-def test_a_fork_amid_writes(emulated) -> None:
+def test_a_fork_during_writes_changes_no_byte(emulated) -> None:
     well = {"parent": "written", "child": "well"}
     assert json.loads(fork(emulated, "amid").stdout) == well
     # Where the kernel does not copy registered pages, the provider ends the process, unless it was told.
@@ -194,7 +194,7 @@ def test_a_fork_amid_writes(emulated) -> None:
     assert json.loads(fork(emulated, "safe", copies_on_fork=0).stdout) == well
 
 
-def test_settings_of_a_loaded_provider_are_not_ignored(emulated) -> None:
+def test_settings_that_come_after_the_provider_is_loaded_are_refused(emulated) -> None:
     said = json.loads(fork(emulated, "late").stdout)
     assert (said["first"], said["same"]) == ("written", "written")
     for name, variable in (("other", "FI_EFA_USE_HUGE_PAGE=1"), ("fork", "FI_EFA_FORK_SAFE=1")):
@@ -205,7 +205,7 @@ def test_settings_of_a_loaded_provider_are_not_ignored(emulated) -> None:
 
 
 @pytest.mark.parametrize("wanted", [True, False])
-def test_huge_pages_are_the_choice_of_the_option(emulated, monkeypatch: pytest.MonkeyPatch, wanted: bool) -> None:
+def test_the_option_decides_on_huge_pages(emulated, monkeypatch: pytest.MonkeyPatch, wanted: bool) -> None:
     monkeypatch.setenv("FI_LOG_LEVEL", "info")
     monkeypatch.setenv("FI_LOG_PROV", "efa")
     options = json.dumps({"huge_pages": wanted})

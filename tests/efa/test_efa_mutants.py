@@ -16,13 +16,14 @@ import pytest
 from aio_transfer.driver import backend_registry
 from aio_transfer.testing import Spec, check_backend
 from aio_transfer.testing.fuzz.schedule import ScheduleError, run_schedules
-from aio_transfer.testing.plugin import unavailable
+from aio_transfer.testing.plugin import reason_unavailable
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "conformance"))  # importmode=importlib puts no folder there
 sys.path.insert(0, str(Path(__file__).parent.parent / "mutants"))
 
 import mutants
 import test_kit
+import wrong_drivers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,7 +46,7 @@ pytestmark = [
 @pytest.fixture(autouse=True, scope="module")
 def _warm() -> None:
     """Let the provider make what it keeps for the life of the process: it is no leak of a check's."""
-    assert not unavailable(Spec(backend="libfabric", options=OPTIONS))
+    assert not reason_unavailable(Spec(backend="libfabric", options=OPTIONS))
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +60,7 @@ def _silence() -> Iterator[None]:
 @pytest.mark.parametrize("name", test_kit.MUTANTS)
 async def test_wrong_driver_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _, checks = test_kit.MUTANTS[name]
-    monkeypatch.setitem(backend_registry.BUILT_IN, "wrong", f"wrong_drivers:{name}")
+    monkeypatch.setitem(backend_registry.LOADED, "wrong", wrong_drivers.backend(name))
     spec = Spec(backend="wrong", options=OPTIONS, name=name, rails=DEVICES, seed=1)
     for _ in range(10):  # some show only where a thread is slow enough
         report = await check_backend(spec, only=checks)

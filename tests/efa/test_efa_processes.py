@@ -110,7 +110,9 @@ COUNTS = [(1, 1), (2, 2), (4, 4), (1, 3), (3, 1), (2, 4), (4, 2), (3, 2)]
 
 
 @pytest.mark.parametrize(("here", "child"), COUNTS, indirect=["child"], ids=[f"{a}-{b}" for a, b in COUNTS])
-async def test_sides_may_have_other_counts_of_nics(here: int, child: Child, request: pytest.FixtureRequest) -> None:
+async def test_sides_with_unequal_numbers_of_nics_reach_each_other(
+    here: int, child: Child, request: pytest.FixtureRequest
+) -> None:
     if max(here, request.node.callspec.params["child"]) > DEVICES:
         pytest.skip(f"{DEVICES} devices are emulated")
     async with open_engine("parent", here) as engine:
@@ -138,7 +140,7 @@ async def test_sides_may_have_other_counts_of_nics(here: int, child: Child, requ
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["kill", "stop"])
-async def test_a_writer_dies(child: Child, number: int) -> None:
+async def test_a_lost_writer_fails_the_targets_wait(child: Child, number: int) -> None:
     async with open_engine("parent", 1) as engine:
         memory = engine.allocate(NBYTES)
         region = await engine.register(memory)
@@ -161,7 +163,7 @@ async def test_a_writer_dies(child: Child, number: int) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["kill", "stop"])
-async def test_a_target_dies(child: Child, number: int) -> None:
+async def test_a_lost_target_fails_the_writers_transfers(child: Child, number: int) -> None:
     async with open_engine("parent", 1) as engine:
         source = await engine.register(engine.allocate(NBYTES))
         remote = RemoteRegion.from_bytes(bytes.fromhex(str((await child.hear())["descriptor"])))

@@ -146,7 +146,7 @@ class Ours:
 
     def __init__(self, backend: str, address: str, **options: str) -> None:
         self.wire = WIRES[backend]
-        self.driver: Any = load(backend)(**self.wire.options(address), **options)
+        self.driver: Any = load(backend).make_driver({**self.wire.options(address), **options})
         self.driver.open()
         self.whole = (ctypes.c_ubyte * (NBYTES + 2 * GUARD))(*[0xEE] * (NBYTES + 2 * GUARD))
         self.addr = ctypes.addressof(self.whole) + GUARD
@@ -180,7 +180,7 @@ class Ours:
         self.start(number, op, at, nbytes, **how)
         return self.hear(EventKind.TRANSFER, number)[2]
 
-    def start(  # noqa: PLR0913 - a work request
+    def start(
         self, number: int, op: Op, at: int, nbytes: int, *, peer: int = 1, region: int = 7, immediate: int | None = None
     ) -> None:
         run = [{"peer": peer, "op": op, "local_region": 3 if nbytes else 0, "remote_region": region, "count": 1}]
@@ -248,7 +248,7 @@ def ends(way: tuple[str, str], backend: str) -> Iterator[tuple[Ours, RawPeer]]:
         other.close()
 
 
-def test_it_writes_and_we_count(ends: tuple[Ours, RawPeer]) -> None:
+def test_writes_of_the_peer_are_counted_here(ends: tuple[Ours, RawPeer]) -> None:
     ours, other = ends
     _, rkey, addr = ours.key
     noise = bytes(range(256)) * (NBYTES // 256)
@@ -266,7 +266,7 @@ def test_it_writes_and_we_count(ends: tuple[Ours, RawPeer]) -> None:
     assert ours.driver.statistics()["counts"] == due
 
 
-def test_it_counts_more_than_we_have_room_for(ends: tuple[Ours, RawPeer]) -> None:
+def test_more_counts_than_receives_are_posted_all_arrive(ends: tuple[Ours, RawPeer]) -> None:
     ours, other = ends
     for _ in range(100):
         for _ in range(16):
@@ -276,7 +276,7 @@ def test_it_counts_more_than_we_have_room_for(ends: tuple[Ours, RawPeer]) -> Non
     assert ours.counts(1600) == 1600
 
 
-def test_we_write_and_it_counts(ends: tuple[Ours, RawPeer]) -> None:
+def test_writes_from_here_are_counted_at_the_peer(ends: tuple[Ours, RawPeer]) -> None:
     ours, other = ends
     ours.whole[GUARD : GUARD + 9000] = bytes(index % 251 for index in range(9000))
     for number, nbytes in enumerate((1, 9000, 0), 1):
@@ -295,7 +295,7 @@ def socket_order(immediate: int) -> int:
     return int.from_bytes(immediate.to_bytes(4, sys.byteorder), "big")
 
 
-def test_both_read(ends: tuple[Ours, RawPeer]) -> None:
+def test_both_sides_read(ends: tuple[Ours, RawPeer]) -> None:
     ours, other = ends
     other.memory.write(b"of the other", 12, 64)
     assert ours.post(1, Op.READ, 64, 12) == Status.OK
@@ -306,7 +306,7 @@ def test_both_read(ends: tuple[Ours, RawPeer]) -> None:
     assert other.memory.read(12, 500) == b"of the other"
 
 
-def test_both_speak(ends: tuple[Ours, RawPeer]) -> None:
+def test_both_sides_send_messages(ends: tuple[Ours, RawPeer]) -> None:
     ours, other = ends
     tell(ours, other, Frame(PAYLOAD, 0, b"hello"))
     assert ours.hear(EventKind.MESSAGE, 1)[4] == b"hello"
@@ -330,7 +330,7 @@ def heard(ours: Ours, other: RawPeer) -> Frame:
     return ours.wire.said(socket_order(wc.imm_data), payload)
 
 
-def test_memory_is_released_when_it_has_let_go(ends: tuple[Ours, RawPeer]) -> None:
+def test_memory_is_released_once_the_peer_has_released_it(ends: tuple[Ours, RawPeer]) -> None:
     ours, other = ends
     region, rkey, addr = ours.key
     ours.driver.deregister(3)
@@ -347,7 +347,7 @@ def test_memory_is_released_when_it_has_let_go(ends: tuple[Ours, RawPeer]) -> No
     ours.hear(EventKind.PEER_FAILED, 1)
 
 
-def test_what_it_takes_back_is_stale(ends: tuple[Ours, RawPeer]) -> None:
+def test_a_region_that_the_peer_revokes_is_stale(ends: tuple[Ours, RawPeer]) -> None:
     ours, other = ends
     assert ours.post(1, Op.WRITE, 0, 8) == Status.OK
     tell(ours, other, Frame(REVOKE, 9))
@@ -357,7 +357,7 @@ def test_what_it_takes_back_is_stale(ends: tuple[Ours, RawPeer]) -> None:
     assert ours.post(2, Op.WRITE, 0, 8) == Status.STALE_REGION
 
 
-def test_a_write_that_is_refused_is_alone_to_be_called_stale(ends: tuple[Ours, RawPeer]) -> None:
+def test_only_the_refused_write_is_reported_as_stale(ends: tuple[Ours, RawPeer]) -> None:
     ours, other = ends
     other.memory.close()  # without a word
     ours.start(1, Op.WRITE, 0, 8)
@@ -369,7 +369,7 @@ def test_a_write_that_is_refused_is_alone_to_be_called_stale(ends: tuple[Ours, R
 
 
 @pytest.mark.parametrize("lost", [False, True])
-def test_nothing_lands_behind_the_fence(ends: tuple[Ours, RawPeer], lost: bool) -> None:
+def test_nothing_lands_after_the_fence(ends: tuple[Ours, RawPeer], lost: bool) -> None:
     ours, other = ends
     _, rkey, addr = ours.key
     other.memory.write(b"before", 6, 0)
@@ -387,7 +387,7 @@ def test_nothing_lands_behind_the_fence(ends: tuple[Ours, RawPeer], lost: bool) 
     assert ours.driver.statistics()["handles"] == 2, "both registrations, and no connection"
 
 
-def test_it_vanishes_under_our_write(ends: tuple[Ours, RawPeer]) -> None:
+def test_a_write_to_a_peer_that_vanishes_ends_with_an_error(ends: tuple[Ours, RawPeer]) -> None:
     ours, other = ends
     for pair in other.pairs:
         pair.close()
@@ -398,7 +398,7 @@ def test_it_vanishes_under_our_write(ends: tuple[Ours, RawPeer]) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, 36, 38, 4096])
-def test_endpoints_that_are_none(ends: tuple[Ours, RawPeer], size: int) -> None:
+def test_malformed_endpoints_are_refused(ends: tuple[Ours, RawPeer], size: int) -> None:
     from aio_transfer import UsageError
 
     ours, _ = ends
@@ -410,7 +410,7 @@ def test_endpoints_that_are_none(ends: tuple[Ours, RawPeer], size: int) -> None:
 
 
 @pytest.mark.parametrize("bound", ["rnr_retries", "stall_s"])
-def test_a_peer_that_posts_no_receives_is_given_up(way: tuple[str, str], bound: str) -> None:
+def test_a_peer_that_posts_no_receives_is_lost(way: tuple[str, str], bound: str) -> None:
     here, there = way
     # The other has room for so many counts and makes no more; with the defaults it is asked again for ever, and given
     # up after 30 s.

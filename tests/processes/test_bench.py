@@ -1,4 +1,4 @@
-"""The benchmark's commands, with real processes and tiny sizes."""
+"""The benchmark's commands, with real processes and small sizes."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ import pytest
 
 from aio_transfer.bench.options import Options
 from aio_transfer.bench.run import FAMILIES, run
-from aio_transfer.bench.workers.bandwidth_steps import Check, Move, check, move
-from aio_transfer.bench.workers.coordinator import team
+from aio_transfer.bench.workers.bandwidth_steps import MoveBatches, VerifyBytes, move_batches, verify_bytes
+from aio_transfer.bench.workers.coordinator import start_workers
 from aio_transfer.driver.backend_registry import available
 from aio_transfer.subprocesses.child import ChildFailedError
 
 KEYS = ["test", "backend", "provider", "nbytes", "count"]
-KEYS += ["gb_per_s", "floor_gb_per_s", "ratio", "p50_us", "p99_us", "cpu_s_per_gib"]
+KEYS += ["gb_per_s", "baseline_gb_per_s", "ratio", "p50_us", "p99_us", "cpu_s_per_gib"]
 TINY = ["--json", "--repeat", "2", "--sample", "0.002"]
 SMALL = {
     "write": ["--size", "8", "--size", "1MiB"],
     "pages": ["--page", "4KiB", "--count", "64"],
     "scatter": ["--size", "256", "--peers", "3"],
     "barrier": ["--engines", "3"],
-    "plan": ["--count", "64"],
-    "busy": ["--page", "4KiB", "--count", "64"],
-    "growth": ["--page", "4KiB", "--transfers", "100"],
+    "submit-cost": ["--count", "64"],
+    "busy-loop": ["--page", "4KiB", "--count", "64"],
+    "memory": ["--page", "4KiB", "--transfers", "100"],
     "scale": ["--peers", "3"],
     "idle": ["--peers", "2", "--repeat", "1"],
 }
 FABRIC = next(report for report in available() if report.backend == "libfabric")
 MOVES = {"write", "pages", "scatter"}
-TAKEN = {"busy": 3, "growth": 1}
-"""How many of TINY's words a family takes that has no samples of a given length, or no samples at all."""
+TINY_WORDS = {"busy-loop": 3, "memory": 1}
+"""How many words of TINY a family accepts that has no samples of a given length, or no samples at all."""
 LOOPS = ["asyncio", "uvloop", "trio"]
 
 
@@ -47,21 +47,21 @@ def bench(*arguments: str) -> list[dict[str, object]]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_family(family: str) -> None:
-    lines = bench(family, *TINY[: TAKEN.get(family, len(TINY))], *SMALL.get(family, []))
+    lines = bench(family, *TINY[: TINY_WORDS.get(family, len(TINY))], *SMALL.get(family, []))
     assert [line["test"] for line in lines] == [family] * (2 if family == "write" else 1)
     for line in lines:
         assert list(line)[: len(KEYS)] == KEYS
         assert (line["backend"], line["provider"], line["loop"]) == ("shm", "memfd", "asyncio")
-        figures = [line["gb_per_s"], line["floor_gb_per_s"], line["cpu_s_per_gib"]]
-        if family == "busy":
-            assert figures[:2] == [line["gb_per_s"], line["floor_gb_per_s"]]
+        figures = [line["gb_per_s"], line["baseline_gb_per_s"], line["cpu_s_per_gib"]]
+        if family == "busy-loop":
+            assert figures[:2] == [line["gb_per_s"], line["baseline_gb_per_s"]]
             assert line["ratio"] > 0  # type: ignore[operator]
         elif family in MOVES:
             assert all(isinstance(figure, float) and figure > 0 for figure in figures)
-            assert line["ratio"] == pytest.approx(line["gb_per_s"] / line["floor_gb_per_s"], rel=0.9)  # type: ignore[operator]
+            assert line["ratio"] == pytest.approx(line["gb_per_s"] / line["baseline_gb_per_s"], rel=0.9)  # type: ignore[operator]
         else:
             assert figures == [None, None, None]
-        if family not in {"idle", "busy", "growth"}:
+        if family not in {"idle", "busy-loop", "memory"}:
             assert 0 < line["p50_us"] <= line["p99_us"]  # type: ignore[operator]
 
 
@@ -71,7 +71,7 @@ def test_every_loop(loop: str) -> None:
         pytest.importorskip("uvloop" if loop == "uvloop" else "trio")
         (line,) = bench(family, "--loop", loop, *TINY)
         assert line["loop"] == loop
-        assert line["floor_p50_us"] > 0  # type: ignore[operator]
+        assert line["baseline_p50_us"] > 0  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("family", ["write", "pages", "latency"])
@@ -89,50 +89,50 @@ def test_a_network_beside_its_own_loop(backend: str, provider: str, family: str)
     (line,) = bench(family, "--backend", backend, *TINY, *sizes.get(family, []))
     assert (line["backend"], line["provider"]) == (backend, provider)
     if family in MOVES:
-        assert line["floor_gb_per_s"] > 0  # type: ignore[operator]
+        assert line["baseline_gb_per_s"] > 0  # type: ignore[operator]
 
 
 @pytest.mark.skipif(not FABRIC.usable, reason=FABRIC.reason)
-def test_where_there_is_no_raw_loop_no_number_is_made_up() -> None:
+def test_without_a_baseline_no_number_is_made_up() -> None:
     (line,) = bench("scatter", "--backend", "libfabric", *TINY, *SMALL["scatter"])
-    assert (line["floor_gb_per_s"], line["ratio"]) == (None, None)
-    assert line["floor_reason"]
+    assert (line["baseline_gb_per_s"], line["ratio"]) == (None, None)
+    assert line["baseline_reason"]
 
 
 @pytest.mark.parametrize("progress", ["adaptive", "spin"])
 def test_foreign_memory(progress: str) -> None:
     (line,) = bench("pages", "--foreign", "--progress", progress, "--page", "4KiB", "--count", "64", *TINY)
     assert (line["foreign"], line["progress"]) == (True, progress)
-    assert line["floor_gb_per_s"] > 0  # type: ignore[operator]
+    assert line["baseline_gb_per_s"] > 0  # type: ignore[operator]
 
 
 @pytest.mark.anyio
 async def test_bytes_that_did_not_arrive_are_noticed() -> None:
     """A figure for something that was not done is worse than none."""
-    async with team(Options(), (1, 1)) as both:
-        target = await both[1].offer(4096)
-        await both[0].offer(4096, seed=1)
-        await both[0].aim([target])
-        asked = Check(kind="write", nbytes=4096, count=1, seed=1)
-        with pytest.raises(ChildFailedError, match="what arrived is not what was sent"):
-            await both[1].call(check, asked)
+    async with start_workers(Options(), (1, 1)) as coordinator:
+        target = await coordinator[1].allocate_memory(4096)
+        await coordinator[0].allocate_memory(4096, seed=1)
+        await coordinator[0].connect([target])
+        request = VerifyBytes(kind="write", nbytes=4096, count=1, seed=1)
+        with pytest.raises(ChildFailedError, match="the target differs from the source"):
+            await coordinator[1].call(verify_bytes, request)
 
 
 @pytest.mark.anyio
 async def test_counts_too_many_are_noticed() -> None:
-    async with team(Options(), (1, 1)) as both:
-        target = await both[1].offer(8)
-        await both[0].offer(8)
-        await both[0].aim([target])
-        await both[0].call(move, Move(kind="write", nbytes=8, count=1, rounds=2))
-        with pytest.raises(ChildFailedError, match="expected 1 counts in all, and 2 have come"):
-            await both[1].expect(1)
+    async with start_workers(Options(), (1, 1)) as coordinator:
+        target = await coordinator[1].allocate_memory(8)
+        await coordinator[0].allocate_memory(8)
+        await coordinator[0].connect([target])
+        await coordinator[0].call(move_batches, MoveBatches(kind="write", nbytes=8, count=1, iterations=2))
+        with pytest.raises(ChildFailedError, match="expected 1 counts in total, but 2 have arrived"):
+            await coordinator[1].await_counts(1)
 
 
 @pytest.mark.anyio
 async def test_a_failing_process_is_one_error_and_leaves_none() -> None:
     with pytest.raises(ChildFailedError, match=r"BackendUnavailableError|UsageError"):
-        async for _ in run("latency", Options(backend="pigeon")):
+        async for _ in run("latency", Options(backend="libfabric", provider="pigeon")):
             pass
     assert not children(os.getpid())
 

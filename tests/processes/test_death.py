@@ -1,7 +1,7 @@
-"""kill -9 and SIGSTOP of the other process in the middle of 1 GiB of paged writes.
+"""Lost peers: kill -9 and SIGSTOP of the other process in the middle of 1 GiB of paged writes.
 
-Every waiter gets PeerLostError within 2 s, a third peer is served throughout, fds and native handles return to their
-level, and a process that is thawed writes nothing more into memory that was given away.
+Every waiter gets PeerLostError within 2 s, a third peer is served throughout, file descriptors and native handles
+return to their former number, and a process that is continued writes nothing more into memory that was released.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from aio_transfer import PeerLostError, RemoteRegion, TransferEngine
-from aio_transfer.driver.backend_registry import open_one
+from aio_transfer.driver.backend_registry import open_driver
 from aio_transfer.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
@@ -42,14 +42,14 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(params=["shm", "libfabric", "tcp"])
 def backend(request: pytest.FixtureRequest) -> str:
     try:
-        open_one(request.param, {}).driver.close()
+        open_driver(request.param, {}).driver.close()
     except BackendUnavailableError as error:
         pytest.skip(str(error))
     return request.param
 
 
 class Child:
-    """The other process, and the lines it says."""
+    """The other process; its lines are messages in JSON."""
 
     def __init__(self, role: str, backend: str, nbytes: int) -> None:
         self.process = subprocess.Popen(
@@ -60,16 +60,16 @@ class Child:
             text=True,
         )
 
-    async def hear(self) -> dict[str, object]:
+    async def receive(self) -> dict[str, object]:
         line = await anyio.to_thread.run_sync(self.process.stdout.readline, abandon_on_cancel=True)
         return json.loads(line)
 
-    def tell(self, line: str) -> None:
+    def send(self, line: str) -> None:
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
 
     async def remote(self) -> RemoteRegion:
-        return RemoteRegion.from_bytes(bytes.fromhex(str((await self.hear())["descriptor"])))
+        return RemoteRegion.from_bytes(bytes.fromhex(str((await self.receive())["descriptor"])))
 
     def signal(self, number: int) -> None:
         os.kill(self.process.pid, number)
@@ -92,7 +92,7 @@ def child(role: str, backend: str, nbytes: int) -> Iterator[Child]:
 
 
 class Service:
-    """How a third peer was served: the gaps between its writes, beside those of a process that only sleeps."""
+    """Service of a third peer: the gaps between its writes, compared with those of a process that only sleeps."""
 
     def __init__(self, metronome: Child) -> None:
         self.gaps: list[float] = []
@@ -105,21 +105,21 @@ class Service:
         self._last = now
 
     async def reset(self) -> None:
-        self._metronome.tell("reset")
-        await self._metronome.hear()
+        self._metronome.send("reset")
+        await self._metronome.receive()
         self.gaps.clear()
-        self._last = time.perf_counter()  # what the write under way took before is judged by nobody's sleep
+        self._last = time.perf_counter()  # the write in flight began before the metronome was reset
 
     async def check(self) -> None:
-        """No pause above 50 ms but for what the machine itself took."""
-        self._metronome.tell("tell")
-        longest = float((await self._metronome.hear())["longest"])
+        """Check that no gap exceeded 50 ms plus the longest pause of the machine itself."""
+        self._metronome.send("report")
+        longest = float((await self._metronome.receive())["longest"])
         assert max(self.gaps) < 0.05 + longest, "the third peer had to wait"
 
 
 @contextlib.asynccontextmanager
 async def third_peer(engine: TransferEngine, backend: str) -> AsyncIterator[Service]:
-    """Serve another peer all the while."""
+    """Write to a third peer throughout the block."""
     with child("target", backend, 1 << 20) as third, child("metronome", backend, 0) as metronome:
         service = Service(metronome)
         remote = await third.remote()
@@ -128,7 +128,7 @@ async def third_peer(engine: TransferEngine, backend: str) -> AsyncIterator[Serv
         async def serve() -> None:
             while True:
                 await engine.write(source[:4096], remote[:4096])
-                await anyio.sleep(0.001)
+                await anyio.sleep(0.001)  # time is under test: a write per millisecond, as the metronome sleeps
                 service.served()
 
         await engine.write(source[:4096], remote[:4096])
@@ -149,18 +149,18 @@ def handles(engine: TransferEngine) -> int:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["kill", "stop"])
-async def test_the_sender_dies(backend: str, number: int) -> None:
+async def test_a_lost_sender_fails_the_receivers_wait(backend: str, number: int) -> None:
     async with TransferEngine(backend=backend) as engine, third_peer(engine, backend) as service:
-        await anyio.to_thread.run_sync(time.perf_counter)  # its worker thread's fds belong to the level
+        await anyio.to_thread.run_sync(time.perf_counter)  # the descriptors of its worker thread are counted, too
         level, open_handles = fds(), handles(engine)
         memory = engine.allocate(GIB)
         region = await engine.register(memory)
         counter = engine.counter()
         with child("sender", backend, GIB) as sender:
-            await sender.hear()
-            sender.tell(bytes(region.descriptor(counter)).hex())
-            sender.tell("forever")
-            await sender.hear()  # a whole round: it is in the middle of a later one now
+            await sender.receive()
+            sender.send(bytes(region.descriptor(counter)).hex())
+            sender.send("forever")
+            await sender.receive()  # after a whole round the sender is in the middle of a later one
             arrived = counter.value
             await service.reset()
             began = time.perf_counter()
@@ -171,27 +171,27 @@ async def test_the_sender_dies(backend: str, number: int) -> None:
             assert counter.value >= arrived
             await service.check()
 
-            given_away = None
+            released = None
             with anyio.move_on_after(1) as waited:
-                await region.aclose()  # frozen inside a write it may be held: then it must not return
-                given_away = memory
-            if given_away is not None:
-                given_away[:] = 99
+                await region.aclose()  # a process stopped inside a write may hold it: then this must not return
+                released = memory
+            if released is not None:
+                released[:] = 99
             if number == signal.SIGSTOP:
                 sender.signal(signal.SIGCONT)
                 assert await anyio.to_thread.run_sync(sender.process.wait) != 0, "it learned that it was declared lost"
-            if given_away is not None:
-                assert (given_away == 99).all(), "a zombie wrote into memory that was given away"
+            if released is not None:
+                assert (released == 99).all(), "a lost process wrote into memory that was released"
             elif waited.cancelled_caught:
                 await region.aclose()
         counter.close()
-        del memory, given_away
+        del memory, released
         assert fds() <= level
         assert handles(engine) <= open_handles
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["kill", "stop"])
-async def test_the_target_dies(backend: str, number: int) -> None:
+async def test_a_lost_target_fails_the_senders_writes(backend: str, number: int) -> None:
     async with TransferEngine(backend=backend) as engine, third_peer(engine, backend) as service:
         await anyio.to_thread.run_sync(time.perf_counter)
         level, open_handles = fds(), handles(engine)
@@ -207,7 +207,7 @@ async def test_the_target_dies(backend: str, number: int) -> None:
             with pytest.raises(PeerLostError):
                 for transfer in transfers:
                     await transfer
-                while True:  # on shm the memory outlives its process for as long as nobody has noticed
+                while True:  # on shm the memory exists until the loss is detected
                     await engine.write_pages(source.pages(ids, PAGE), remote.pages(ids, PAGE))
             assert time.perf_counter() - began < 2
             await service.check()
@@ -220,7 +220,7 @@ async def test_the_target_dies(backend: str, number: int) -> None:
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_a_peer_that_comes_back_is_another(backend: str) -> None:
+async def test_a_restarted_peer_is_another_incarnation(backend: str) -> None:
     async with TransferEngine(backend=backend) as engine:
         source = await engine.register(engine.allocate(PAGE))
         with child("target", backend, PAGE) as target:
@@ -232,35 +232,35 @@ async def test_a_peer_that_comes_back_is_another(backend: str) -> None:
             with pytest.raises(PeerLostError):
                 await engine.write(source[:], old[:])
             await engine.write(source[:], new[:])
-            target.tell("2")
-            assert (await target.hear())["value"] == 2
-            target.tell("quit")
+            target.send("2")
+            assert (await target.receive())["value"] == 2
+            target.send("quit")
             target.process.wait()
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_a_busy_loop_is_not_a_dead_peer(backend: str) -> None:
+async def test_a_peer_with_a_busy_loop_is_not_lost(backend: str) -> None:
     async with TransferEngine(backend=backend) as engine:
         source = await engine.register(engine.allocate(PAGE))
         with child("target", backend, PAGE) as target:
             remote = await target.remote()
             await engine.write(source[:], remote[:])
-            target.tell("busy 4")  # more than twice the liveness timeout
-            assert (await target.hear())["busy"]
+            target.send("busy 4")  # more than twice the liveness timeout
+            assert (await target.receive())["busy"]
             with anyio.move_on_after(3.5):
                 while True:
                     await engine.write(source[:], remote[:])
-                    await anyio.sleep(0.05)
-            assert not (await target.hear())["busy"]
+                    await anyio.sleep(0.05)  # time is under test: some writes in every liveness timeout
+            assert not (await target.receive())["busy"]
             await engine.write(source[:], remote[:])
-            target.tell("3")
-            assert (await target.hear())["value"] >= 3
-            target.tell("quit")
+            target.send("3")
+            assert (await target.receive())["value"] >= 3
+            target.send("quit")
             target.process.wait()
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_a_thawed_peer_can_be_reached_again(backend: str) -> None:
+async def test_a_peer_that_was_stopped_and_continued_can_be_reached_again(backend: str) -> None:
     async with TransferEngine(backend=backend) as engine:
         source = await engine.register(engine.allocate(PAGE))
         with child("target", backend, PAGE) as target:
@@ -272,7 +272,7 @@ async def test_a_thawed_peer_can_be_reached_again(backend: str) -> None:
                 await counter.wait()
             target.signal(signal.SIGCONT)
             await engine.write(source[:], remote[:])
-            target.tell("2")
-            assert (await target.hear())["value"] == 2
-            target.tell("quit")
+            target.send("2")
+            assert (await target.receive())["value"] == 2
+            target.send("quit")
             target.process.wait()

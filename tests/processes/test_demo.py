@@ -17,7 +17,7 @@ import pytest
 from aio_transfer import UsageError
 from aio_transfer.demo import disaggregated
 from aio_transfer.demo.disaggregated import DemoOptions, run_demo
-from aio_transfer.demo.prefill import _covered
+from aio_transfer.demo.prefill import _covered_s
 from aio_transfer.driver.backend_registry import available
 from aio_transfer.subprocesses.child import Child, ChildFailedError
 
@@ -80,13 +80,13 @@ async def test_damaged_pages_are_noticed(text: Path, monkeypatch: pytest.MonkeyP
     assert not report.pages_match
 
 
-async def test_a_killed_prefill_process_is_told(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_killed_prefill_process_is_reported(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed when the request has reached it: the decode side waits for pages by then."""
     original = Child.send
 
     def send_and_kill(child: Child, message: object) -> None:
         original(child, message)  # type: ignore[arg-type]
-        if type(message).__name__ == "Request":
+        if type(message).__name__ == "PrefillRequest":
             os.kill(child.pid, signal.SIGKILL)
 
     monkeypatch.setattr(Child, "send", send_and_kill)
@@ -136,5 +136,5 @@ async def test_no_input_is_refused(text: Path, tmp_path: Path) -> None:
 
 
 def test_time_under_way_counts_overlaps_once() -> None:
-    assert _covered([]) == 0
-    assert _covered([(5, 6), (1, 3), (2, 4), (2, 2.5)]) == 4
+    assert _covered_s([]) == 0
+    assert _covered_s([(5, 6), (1, 3), (2, 4), (2, 2.5)]) == 4

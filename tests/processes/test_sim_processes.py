@@ -158,7 +158,7 @@ class Here:
         return self.engine.statistics().drivers["sim"]["handles"]
 
 
-async def test_writes_both_ways() -> None:
+async def test_two_processes_write_in_both_directions() -> None:
     pages, times = NBYTES // PAGE, 5
     async with TransferEngine(backend="sim", options=OPTIONS) as engine:
         one = Here(engine)
@@ -177,7 +177,7 @@ async def test_writes_both_ways() -> None:
         await one.until_level()
 
 
-async def test_the_writer_is_killed() -> None:
+async def test_a_killed_writer_is_reported_as_lost() -> None:
     async with TransferEngine(backend="sim", options=OPTIONS) as engine:
         one = Here(engine)
         with child() as other:
@@ -196,7 +196,7 @@ async def test_the_writer_is_killed() -> None:
             assert one.counter.value == count
 
 
-async def test_the_target_is_killed() -> None:
+async def test_writes_to_a_killed_target_end_with_peer_lost() -> None:
     async with TransferEngine(backend="sim", options=OPTIONS) as engine:
         one = Here(engine)
         with child() as other, child() as third:
@@ -225,7 +225,7 @@ async def test_the_target_is_killed() -> None:
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_a_frozen_process_holds_nobody_up() -> None:
+async def test_a_stopped_process_does_not_block_others() -> None:
     options = {"sim": {"mtu": 512, "depth": 64}}  # of pieces, fewer than wait for the frozen one
     async with TransferEngine(backend="sim", options=options) as engine:
         one, served = Here(engine), Here(engine)
@@ -271,7 +271,7 @@ def garbage(rng: np.random.Generator) -> Iterator[bytes]:
         yield HEADER.pack(kind, 255, *words, 0xFFFF_FFFF, 0xFFFF_FFFF) + rng.bytes(100)
 
 
-async def test_datagrams_of_strangers_change_nothing() -> None:
+async def test_datagrams_of_unknown_senders_change_nothing() -> None:
     pages, times = NBYTES // PAGE, 4
     rng = np.random.default_rng(1)
     async with TransferEngine(backend="sim", options=OPTIONS) as engine:

@@ -88,7 +88,7 @@ def exchange(one: End, other: End) -> None:
         assert one.wait()
 
 
-def test_a_loop_that_sleeps_sees_to_arrivals(ends: tuple[End, End]) -> None:
+def test_a_waiting_loop_handles_arrivals_itself(ends: tuple[End, End]) -> None:
     one, other = ends
     for _ in range(200):
         exchange(one, other)
@@ -98,7 +98,7 @@ def test_a_loop_that_sleeps_sees_to_arrivals(ends: tuple[End, End]) -> None:
     assert other.passes > 100
 
 
-def test_a_loop_that_is_busy_holds_nobody_up(ends: tuple[End, End]) -> None:
+def test_arrivals_do_not_wait_for_a_busy_loop(ends: tuple[End, End]) -> None:
     one, other = ends
     for _ in range(10):
         exchange(one, other)  # the worker has learnt to stay behind this loop
@@ -114,7 +114,7 @@ def test_a_loop_that_is_busy_holds_nobody_up(ends: tuple[End, End]) -> None:
     assert slowest < 1
 
 
-def test_nothing_wakes_a_loop_when_nothing_comes(ends: tuple[End, End]) -> None:
+def test_an_idle_loop_is_not_woken_without_arrivals(ends: tuple[End, End]) -> None:
     one, other = ends
     for _ in range(10):
         exchange(one, other)

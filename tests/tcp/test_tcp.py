@@ -1,6 +1,6 @@
-"""What the kit cannot ask of tcp: strangers at its socket, peers that take nothing, and its options.
+"""Backend tcp beyond the conformance kit: unknown connections, peers that stop reading, and options.
 
-The domain without the core, and what it does with malformed frames, is in ``tests/native/tcp_test.cpp``.
+The native domain alone, with malformed frames, is tested in ``tests/native/tcp_test.cpp``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import anyio.to_thread
 import pytest
 
 from aio_transfer import PeerLostError, ProviderError, RemoteRegion, TransferEngine
-from aio_transfer.driver.backend_registry import AUTO, OpenDriver, choose, load, names
+from aio_transfer.driver.backend_registry import OpenDriver, automatic, choose, load, names
 from aio_transfer.driver.protocol import Capabilities
 from aio_transfer.errors import BackendUnavailableError, UsageError
 from aio_transfer.topology.identity import HOST_IDENTITY_NBYTES
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from aio_transfer.driver.protocol import Driver
 
 CHILD = pathlib.Path(__file__).parents[1] / "processes" / "child.py"
-MOST_VISITORS = 256
+MAX_UNKNOWN = 256
 pytestmark = pytest.mark.anyio
 
 
@@ -42,24 +42,24 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def test_it_is_built_in() -> None:
+def test_tcp_is_built_in() -> None:
     assert "tcp" in names()
-    assert AUTO.index("tcp") == AUTO.index("libfabric") + 1
+    assert load("tcp") in automatic()
 
 
-@pytest.mark.parametrize(("provider", "taken"), [("tcp", "tcp"), ("tcp;ofi_rxm", "tcp"), ("efa-direct", "libfabric")])
-def test_it_goes_before_libfabric_without_a_device(provider: str, taken: str) -> None:
-    providers = {"libfabric": provider, "tcp": "sockets"}
+@pytest.mark.parametrize(("preference", "taken"), [(50, "tcp"), (200, "libfabric")])
+def test_tcp_is_preferred_to_libfabric_without_a_device(preference: int, taken: str) -> None:
+    preferences = {"libfabric": preference, "tcp": 100}
     opened = {
         name: OpenDriver(
             name,
             cast("Driver", None),
-            Capabilities(backend=name, provider=provider, rails=("0",), max_piece_nbytes=1),
+            Capabilities(backend=name, provider="any", rails=("0",), max_piece_nbytes=1, preference=preference),
         )
-        for name, provider in providers.items()
+        for name, preference in preferences.items()
     }
     one: dict[str, Any] = {"incarnation": 1, "pid": 7, "label": "far", "tcp_host": "10.0.0.1", "tcp_port": 7}
-    peer = PeerInfo(host=bytes(HOST_IDENTITY_NBYTES), backends=providers, **one)
+    peer = PeerInfo(host=bytes(HOST_IDENTITY_NBYTES), backends=dict.fromkeys(opened, "any"), **one)
     assert choose(opened, peer, same_host=False).name == taken
     del opened["tcp"]
     assert choose(opened, peer, same_host=False).name == "libfabric"
@@ -69,7 +69,7 @@ def test_it_goes_before_libfabric_without_a_device(provider: str, taken: str) ->
     "options",
     [
         {"address": "localhost"},
-        {"address": "0.0.0.0"},  # noqa: S104 - refused
+        {"address": "0.0.0.0"},  # noqa: S104 - it is refused
         {"address": "::"},
         {"rails": 0},
         {"rails": 9},
@@ -80,9 +80,9 @@ def test_it_goes_before_libfabric_without_a_device(provider: str, taken: str) ->
     ],
     ids=str,
 )
-def test_wrong_options(options: dict[str, object]) -> None:
+def test_wrong_options_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(UsageError, match=next(iter(options))):
-        load("tcp")(**options).open()
+        load("tcp").make_driver(options).open()
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_wrong_options(options: dict[str, object]) -> None:
     ],
     ids=str,
 )
-async def test_data_comes_where_the_engine_listens(settings: dict[str, object], where: str) -> None:
+async def test_the_data_path_listens_at_the_engines_address(settings: dict[str, object], where: str) -> None:
     async with TransferEngine(backend="tcp", **settings) as engine, TransferEngine(backend="tcp") as other:
         source, target = await engine.register(bytearray(8)), await other.register(bytearray(8))
         transfer = engine.submit_write(source[:], RemoteRegion.from_bytes(bytes(target.descriptor()))[:])
@@ -105,35 +105,34 @@ async def test_data_comes_where_the_engine_listens(settings: dict[str, object], 
         assert transfer.path.rails[0].startswith(where)
 
 
-def test_an_address_of_another_machine() -> None:
+def test_an_address_of_another_machine_is_refused() -> None:
     with pytest.raises(BackendUnavailableError, match=r"203\.0\.113\.7.*assign") as caught:
-        load("tcp")(address="203.0.113.7").open()
+        load("tcp").make_driver({"address": "203.0.113.7"}).open()
     assert caught.value.hint == "ip address"
 
 
-def test_rails() -> None:
-    driver = load("tcp")(address="127.0.0.1,127.0.0.2", rails=3)
+def test_rails_take_the_addresses_in_turn() -> None:
+    driver = load("tcp").make_driver({"address": "127.0.0.1,127.0.0.2", "rails": 3})
     rails = driver.open().rails
     driver.close()
     assert [rail.rpartition(":")[0] for rail in rails] == ["127.0.0.1", "127.0.0.2", "127.0.0.1"]
 
 
 def dial(driver: object) -> socket.socket:
-    """Call the only rail of a driver."""
+    """Connect to the only rail of a driver."""
     host, _, port = driver._core.attributes()["rails"][0].rpartition(":")
     return socket.create_connection((host, int(port)))
 
 
-async def is_ended(stranger: socket.socket) -> bool:
+async def is_closed(stranger: socket.socket) -> bool:
+    """Return whether the other side closes the connection within 5 s."""
     stranger.setblocking(False)
     with anyio.move_on_after(5):
-        while True:
-            with contextlib.suppress(BlockingIOError):
-                try:
-                    return stranger.recv(1) == b""
-                except ConnectionError:
-                    return True
-            await anyio.sleep(0.001)
+        await anyio.wait_readable(stranger)
+        try:
+            return stranger.recv(1) == b""
+        except ConnectionError:
+            return True
     return False
 
 
@@ -151,29 +150,29 @@ async def write_between(a: TransferEngine, b: TransferEngine) -> None:
     assert (target == 7).all()
 
 
-async def test_strangers_are_shown_out() -> None:
+async def test_connections_without_a_valid_hello_are_closed() -> None:
     async with TransferEngine(backend="tcp") as a, TransferEngine(backend="tcp") as b:
-        driver = b._drivers["tcp"].driver
+        driver = b._life.drivers["tcp"].driver
         for nbytes in (56, 4096):
             with dial(driver) as stranger:
                 stranger.sendall(secrets.token_bytes(nbytes))
-                assert await is_ended(stranger)
+                assert await is_closed(stranger)
         with dial(driver) as stranger:
             stranger.sendall(b"ATC1" + bytes(52))
-            assert await is_ended(stranger)
+            assert await is_closed(stranger)
         await write_between(a, b)
 
 
-async def test_the_silent_are_few_and_a_peer_gets_in() -> None:
+async def test_silent_connections_are_limited_and_do_not_block_a_peer() -> None:
     async with TransferEngine(backend="tcp") as a, TransferEngine(backend="tcp") as b:
-        driver = b._drivers["tcp"].driver
+        driver = b._life.drivers["tcp"].driver
         level = fds()
         with contextlib.ExitStack() as stack:
-            strangers = [stack.enter_context(dial(driver)) for _ in range(MOST_VISITORS + 100)]
-            for stranger in strangers[:100]:  # the first to come are the first to go
-                assert await is_ended(stranger)
+            strangers = [stack.enter_context(dial(driver)) for _ in range(MAX_UNKNOWN + 100)]
+            for stranger in strangers[:100]:  # the oldest connections are closed first
+                assert await is_closed(stranger)
             await write_between(a, b)
-            assert fds() - level <= len(strangers) + MOST_VISITORS + 64
+            assert fds() - level <= len(strangers) + MAX_UNKNOWN + 64
 
 
 @pytest.fixture
@@ -189,7 +188,7 @@ def target() -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-async def test_a_peer_that_stops_reading(target: subprocess.Popen[str]) -> None:
+async def test_writes_to_a_peer_that_stops_reading_end_with_an_error(target: subprocess.Popen[str]) -> None:
     options = {"tcp": {"post_deadline_s": 0.5}}
     async with TransferEngine(backend="tcp", options=options, liveness_timeout_s=30) as engine:
         line = await anyio.to_thread.run_sync(target.stdout.readline, abandon_on_cancel=True)
@@ -197,7 +196,7 @@ async def test_a_peer_that_stops_reading(target: subprocess.Popen[str]) -> None:
         source = await engine.register(engine.allocate(1 << 20))
         await engine.write(source[:], remote[:])
         os.kill(target.pid, signal.SIGSTOP)
-        # It takes effect as each thread runs next: until the last one stands still, whole writes may yet be read.
+        # The signal takes effect as each thread runs next: until the last one has stopped, writes may still be read.
         await anyio.to_thread.run_sync(os.waitid, os.P_PID, target.pid, os.WSTOPPED, abandon_on_cancel=True)
         transfers = [engine.submit_write(source[:], remote[:]) for _ in range(64)]
         with anyio.fail_after(10):

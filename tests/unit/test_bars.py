@@ -1,4 +1,4 @@
-"""The table of bars says what the figures say."""
+"""The table of bars shows the measured values."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def bars() -> ModuleType:
 
 
 def test_both_directions_and_their_edges(bars: Any) -> None:
-    assert [bars.least("", "ratio", 0.9).judge({"ratio": seen}) for seen in (0.89, 0.9, 1)] == [False, True, True]
-    assert [bars.most("", "p50_us", 12).judge({"p50_us": seen}) for seen in (13, 12, 1)] == [False, True, True]
+    assert [bars.minimum("", "ratio", 0.9).is_met({"ratio": value}) for value in (0.89, 0.9, 1)] == [False, True, True]
+    assert [bars.maximum("", "p50_us", 12).is_met({"p50_us": value}) for value in (13, 12, 1)] == [False, True, True]
 
 
 def test_a_row(bars: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -46,7 +46,7 @@ def test_a_row(bars: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     assert bars.main(["writes, tcp"]) == 0
     table = capsys.readouterr().out.splitlines()
     assert len(table) == 5
-    assert table[2] == "| writes, tcp | write 1 MiB, of the floor | ≥ 0.95 | 0.5 (0.25 … 2) | **no** |"
+    assert table[2] == "| writes, tcp | write 1 MiB, of the baseline | ≥ 0.95 | 0.5 (0.25 … 2) | **no** |"
 
 
 def test_every_command_is_one(bars: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,7 +59,7 @@ def test_every_command_is_one(bars: Any, monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr("aio_transfer.bench.run", run)
     groups = (*bars.GROUPS, *bars.DEFAULTS)
-    commands = [f"{group.command} {setting}" for group in groups for setting in ("", *group.instead)]
+    commands = [f"{group.command} {setting}" for group in groups for setting in ("", *group.alternatives)]
     for command in commands:
         result = CliRunner().invoke(app, ["bench", *command.split(), "--json"])
         assert result.exit_code == 0, (command, result.output)
@@ -69,17 +69,19 @@ def test_every_command_is_one(bars: Any, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_default_beside_the_best_setting(bars: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     figures = {"": 10.0, "--progress spin": 5.0, "--loop uvloop": 8.0, "--loop trio": 12.0}
     monkeypatch.setattr(bars, "measure", lambda command: [{"p50_us": figures[command.removeprefix("latency").strip()]}])
-    faster = bars.defaults("round trip", "latency", "p50_us", least=False)
-    found = bars.shown(faster, faster.bars[0], [bars.beside(faster, faster.bars[0], {"p50_us": 10.0})])
-    assert found["seen"] == "2"
+    faster = bars.defaults("round trip", "latency", "p50_us", is_minimum=False)
+    found = bars.summarize(faster, faster.bars[0], [bars.compare_settings(faster, faster.bars[0], {"p50_us": 10.0})])
+    assert found["measured"] == "2"
     assert found["what"] == "round trip, progress spin"
     assert found["met"] is False
-    more = bars.defaults("speed", "latency", "p50_us", least=True)
-    assert bars.beside(more, more.bars[0], {"p50_us": 10.0}) == {
+    more = bars.defaults("speed", "latency", "p50_us", is_minimum=True)
+    assert bars.compare_settings(more, more.bars[0], {"p50_us": 10.0}) == {
         "p50_us": pytest.approx(10 / 12),
         "best": "--loop trio",
     }
-    assert bars.shown(more, more.bars[0], [bars.beside(more, more.bars[0], {"p50_us": 10.0})])["met"] is True
+    assert (
+        bars.summarize(more, more.bars[0], [bars.compare_settings(more, more.bars[0], {"p50_us": 10.0})])["met"] is True
+    )
 
 
 def test_rounds(bars: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,11 +89,11 @@ def test_rounds(bars: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     pairs = {"nbytes": 0, "ratio_min": 0.1, "ratio_max": 9.0}
     monkeypatch.setattr(bars, "measure", lambda _: [pairs | {"ratio": next(figures)}])
     assert bars.main(["--rounds", "3", "busy"]) == 0
-    seen = capsys.readouterr()
-    assert seen.out.splitlines()[2:] == [
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[2:] == [
         "| busy loop, shm | of the speed with one that waits | ≥ 0.9 | 0.96 (0.5 … 1) | yes |"
     ]
-    assert "before each" in seen.err
+    assert "before each" in captured.err
 
 
 def test_a_round_that_fails(bars: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,6 +107,6 @@ def test_a_round_that_fails(bars: Any, monkeypatch: pytest.MonkeyPatch, capsys: 
 
     monkeypatch.setattr(bars, "measure", measure)
     assert bars.main(["--json", "--rounds", "2", "busy"]) == 0
-    seen = capsys.readouterr()
-    assert json.loads(seen.out)["rounds"] == 1
-    assert "`bench busy` failed" in seen.err
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["rounds"] == 1
+    assert "`bench busy-loop` failed" in captured.err

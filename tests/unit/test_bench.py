@@ -1,4 +1,4 @@
-"""The benchmark without its processes: sizes, statistics, what a line says, how it is drawn."""
+"""The benchmark without its processes: sizes, statistics, JSON lines, tables and plots."""
 
 from __future__ import annotations
 
@@ -13,37 +13,42 @@ import pytest
 from typer.testing import CliRunner
 
 from aio_transfer.bench.baselines import perftest
-from aio_transfer.bench.baselines.perftest import is_possible, row_of
+from aio_transfer.bench.baselines.perftest import is_possible, parse_row
 from aio_transfer.bench.options import Options
-from aio_transfer.bench.report.console import BAR_CELLS, bar, cells, report_to
-from aio_transfer.bench.report.plotting import plot, require_plotting
-from aio_transfer.bench.report.result import Result, bandwidth, times
+from aio_transfer.bench.report.display import BAR_CELLS, bar, open_display, table_cells
+from aio_transfer.bench.report.plotting import plot_results, require_plotting
+from aio_transfer.bench.report.result import Result, Workload, bandwidth_result, latency_result
 from aio_transfer.bench.report.statistics import (
-    MAX_ROUNDS,
+    MAX_ITERATIONS,
     Pair,
     Sample,
+    iterations_for,
     microseconds,
     percentile,
-    ratios,
-    rounds_for,
+    speed_ratios,
     spread,
 )
 from aio_transfer.bench.run import FAMILIES
 from aio_transfer.bench.run import run as run_module
 from aio_transfer.bench.sizes import parse_size, sweep
-from aio_transfer.bench.workers.bandwidth_steps import chunks
-from aio_transfer.bench.workers.worker_state import cpu_ns, fill
+from aio_transfer.bench.workers.bandwidth_steps import chunk_order
+from aio_transfer.bench.workers.worker_state import cpu_ns, random_bytes
 from aio_transfer.cli import app
 from aio_transfer.errors import AioTransferError, UnsupportedError, UsageError
+from aio_transfer.subprocesses.json_lines import MAX_LINE_NBYTES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
 RUNNER = CliRunner()
 KEYS = ["test", "backend", "provider", "nbytes", "count"]
-KEYS += ["gb_per_s", "floor_gb_per_s", "ratio", "p50_us", "p99_us", "cpu_s_per_gib"]
-SLOW = Sample(elapsed_ns=4000, rounds_ns=[1000, 3000], cpu_ns=8000)
-FAST = Sample(elapsed_ns=2000, rounds_ns=[500, 1500])
+KEYS += ["gb_per_s", "baseline_gb_per_s", "ratio", "p50_us", "p99_us", "cpu_s_per_gib"]
+SLOW = Sample(elapsed_ns=4000, iterations_ns=[1000, 3000], cpu_ns=8000)
+FAST = Sample(elapsed_ns=2000, iterations_ns=[500, 1500])
+
+
+def workload(test: str, *, nbytes: int, count: int, loop: str = "asyncio") -> Workload:
+    return Workload(test=test, options=Options(loop=loop), provider="memfd", nbytes=nbytes, count=count)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +61,7 @@ def test_sizes(text: str, nbytes: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "0", "0KiB", "-1", "4.5KiB", "4KB", "KiB", "4 TiB", "4KiB4", "0x10", "1e3"])
 def test_no_sizes(text: str) -> None:
-    with pytest.raises(UsageError, match="is no size"):
+    with pytest.raises(UsageError, match="is not a size"):
         parse_size(text)
 
 
@@ -82,44 +87,50 @@ def test_times_of_all_samples_together() -> None:
 
 def test_ratio_is_taken_pair_by_pair() -> None:
     """A machine that slows down between pairs changes neither ratio."""
-    slower = Pair(Sample(elapsed_ns=40, rounds_ns=[40]), Sample(elapsed_ns=20, rounds_ns=[20]))
-    assert ratios([Pair(SLOW, FAST), slower]) == (0.5, 0.5, 0.5)
-    assert ratios([Pair(SLOW, None)]) is None
+    slower = Pair(Sample(elapsed_ns=40, iterations_ns=[40]), Sample(elapsed_ns=20, iterations_ns=[20]))
+    assert speed_ratios([Pair(SLOW, FAST), slower]) == (0.5, 0.5, 0.5)
+    assert speed_ratios([Pair(SLOW, None)]) is None
 
 
 def test_rounds_fill_a_sample_within_bounds() -> None:
-    assert rounds_for(0.001, 1000) == 1000
-    assert rounds_for(0.001, 1e9) == 1
-    assert rounds_for(60, 0) == MAX_ROUNDS
+    assert iterations_for(0.001, 1000) == 1000
+    assert iterations_for(0.001, 1e9) == 1
+    assert iterations_for(60, 0) == MAX_ITERATIONS
+
+
+def test_times_of_a_sample_fit_into_one_message() -> None:
+    """A step's response has at most two lists of times and is one JSON line."""
+    digits = 15
+    assert MAX_ITERATIONS * 3 * (digits + 1) < MAX_LINE_NBYTES
 
 
 def test_bandwidth_line() -> None:
-    result = bandwidth("pages", Options(), "memfd", [Pair(SLOW, FAST)] * 3, nbytes=4096, count=10, rounds=2)
+    result = bandwidth_result(workload("pages", nbytes=4096, count=10), [Pair(SLOW, FAST)] * 3, iterations=2)
     line = result.as_dict()
     assert list(line)[: len(KEYS)] == KEYS
-    assert (line["gb_per_s"], line["floor_gb_per_s"], line["ratio"]) == (20.48, 40.96, 0.5)
+    assert (line["gb_per_s"], line["baseline_gb_per_s"], line["ratio"]) == (20.48, 40.96, 0.5)
     assert (line["p50_us"], line["p99_us"]) == (3.0, 3.0)
     assert line["cpu_s_per_gib"] == pytest.approx(8000e-9 / (2 * 40960) * 2**30, rel=1e-3)
-    assert (line["rounds"], line["samples"], line["loop"], line["foreign"]) == (2, 3, "asyncio", False)
+    assert (line["iterations"], line["samples"], line["loop"], line["foreign"]) == (2, 3, "asyncio", False)
     assert line["chunks_per_s"] == 5e6
-    assert "floor_reason" not in line
-    assert "rounds_us" not in line
+    assert "baseline_reason" not in line
+    assert "iterations_us" not in line
     json.dumps(line, allow_nan=False)
 
 
-def test_no_floor_is_null_with_a_reason_and_never_a_number() -> None:
-    line = bandwidth("write", Options(), "tcp", [Pair(SLOW, None)], nbytes=1, count=1).as_dict()
-    assert line["floor_gb_per_s"] is None
+def test_no_baseline_is_null_with_a_reason_and_never_a_number() -> None:
+    line = bandwidth_result(workload("write", nbytes=1, count=1), [Pair(SLOW, None)]).as_dict()
+    assert line["baseline_gb_per_s"] is None
     assert line["ratio"] is None
-    assert line["floor_reason"]
+    assert line["baseline_reason"]
 
 
 def test_times_line() -> None:
-    line = times("latency", Options(loop="trio"), "memfd", [Pair(SLOW, FAST)], nbytes=8, count=1, half=1).as_dict()
+    line = latency_result(workload("latency", loop="trio", nbytes=8, count=1), [Pair(SLOW, FAST)], half=1).as_dict()
     assert list(line)[: len(KEYS)] == KEYS
-    assert (line["gb_per_s"], line["floor_gb_per_s"], line["cpu_s_per_gib"]) == (None, None, None)
-    assert (line["ratio"], line["times_floor"], line["floor_p50_us"], line["p50_us"]) == (0.5, 2.0, 1.5, 3.0)
-    assert (line["half"], line["loop"], line["cpu_us_per_round"]) == (1, "trio", 4.0)
+    assert (line["gb_per_s"], line["baseline_gb_per_s"], line["cpu_s_per_gib"]) == (None, None, None)
+    assert (line["ratio"], line["times_baseline"], line["baseline_p50_us"], line["p50_us"]) == (0.5, 2.0, 1.5, 3.0)
+    assert (line["half"], line["loop"], line["cpu_us_per_iteration"]) == (1, "trio", 4.0)
 
 
 @pytest.mark.parametrize("wrong", [{"loop": "curio"}, {"progress": "hope"}, {"backend": "auto"}])
@@ -135,12 +146,12 @@ def test_options_for_the_backend() -> None:
 
 
 def test_both_processes_know_the_order_and_the_content() -> None:
-    assert sorted(chunks(100, "source")) == list(range(100))
-    assert list(chunks(100, "source")) == list(chunks(100, "source"))
-    assert list(chunks(100, "source")) != list(chunks(100, "target"))
-    assert fill(13, 1).nbytes == 13
-    assert (fill(4096, 1) == fill(4096, 1)).all()
-    assert (fill(4096, 1) != fill(4096, 2)).any()
+    assert sorted(chunk_order(100, "source")) == list(range(100))
+    assert list(chunk_order(100, "source")) == list(chunk_order(100, "source"))
+    assert list(chunk_order(100, "source")) != list(chunk_order(100, "target"))
+    assert random_bytes(13, 1).nbytes == 13
+    assert (random_bytes(4096, 1) == random_bytes(4096, 1)).all()
+    assert (random_bytes(4096, 1) != random_bytes(4096, 2)).any()
 
 
 def test_cpu_clock_of_a_process_that_is_gone_is_an_error() -> None:
@@ -158,20 +169,20 @@ def test_bars() -> None:
 
 @pytest.fixture
 def results() -> list[Result]:
-    moved = bandwidth("write", Options(), "memfd", [Pair(SLOW, FAST)], nbytes=4096, count=1)
-    timed = times("latency", Options(), "memfd", [Pair(SLOW, FAST)], nbytes=8, count=1)
+    moved = bandwidth_result(workload("write", nbytes=4096, count=1), [Pair(SLOW, FAST)])
+    timed = latency_result(workload("latency", nbytes=8, count=1), [Pair(SLOW, FAST)])
     return [moved, timed, Result(test="idle", backend="shm", provider="memfd", nbytes=0, count=0, more={"peers": 3})]
 
 
-def test_rows_have_the_same_cells(results: list[Result]) -> None:
-    assert len({tuple(cells(result)) for result in results}) == 1
-    assert cells(results[2])["also"] == "3 peers"
-    assert not cells(results[2])["GB/s"]
+def test_rows_have_the_same_table_cells(results: list[Result]) -> None:
+    assert len({tuple(table_cells(result)) for result in results}) == 1
+    assert table_cells(results[2])["also"] == "3 peers"
+    assert not table_cells(results[2])["GB/s"]
 
 
 @pytest.fixture
 def measured(results: list[Result], monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Options]]:
-    """The commands, with made up results; returns what they asked for."""
+    """Replace the measurements by made-up results; returns the families and options that were requested."""
     asked: list[tuple[str, Options]] = []
 
     async def run(family: str, options: Options) -> AsyncGenerator[Result]:
@@ -206,17 +217,17 @@ def test_options_arrive(measured: list[tuple[str, Options]]) -> None:
 def test_plain_lines_without_a_terminal(measured: list[tuple[str, Options]]) -> None:
     first, second, third = RUNNER.invoke(app, ["bench", "all"]).output.splitlines()
     assert first.startswith("write shm/memfd  4 KiB  2.05 GB/s")
-    assert "2.00 x floor" in second
+    assert "2.00 x baseline" in second
     assert third.split() == ["idle", "shm/memfd", "3", "peers"]
 
 
 def test_table_on_a_terminal(results: list[Result], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
                              ) -> None:  # fmt: skip
-    monkeypatch.setattr("aio_transfer.bench.report.console.on_terminal", lambda: True)
+    monkeypatch.setattr("aio_transfer.bench.report.display.stdout_is_terminal", lambda: True)
     monkeypatch.setenv("COLUMNS", "200")
-    with report_to(as_json=False) as report:
+    with open_display(as_json=False) as display:
         for result in results:
-            report.show(result)
+            display.show(result)
     shown = capsys.readouterr().out
     assert "GB/s" in shown
     assert "█" in shown
@@ -227,9 +238,19 @@ def test_table_on_a_terminal(results: list[Result], monkeypatch: pytest.MonkeyPa
     [["latency", "--size", "8"], ["write", "--size", "big"], ["pages", "--count", "0"], ["pages", "--loop", "curio"],
      ["write", "--backend", "auto"], ["dance"], ["write", "--repeat", "0"], ["write", "--plot", "x.pdf"]],
 )  # fmt: skip
-def test_asking_wrongly_is_2(arguments: list[str], measured: list[tuple[str, Options]]) -> None:
+def test_usage_errors_exit_with_2(arguments: list[str], measured: list[tuple[str, Options]]) -> None:
     assert RUNNER.invoke(app, ["bench", *arguments]).exit_code == 2
     assert not measured
+
+
+def test_an_unknown_backend_is_one_line_and_starts_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("subprocess.Popen", None)
+    result = RUNNER.invoke(app, ["bench", "latency", "--backend", "nope"])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: there is no backend 'nope'")
+    assert "shm" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not result.stdout
 
 
 @pytest.mark.anyio
@@ -257,7 +278,7 @@ def test_plot(results: list[Result], tmp_path: Path, suffix: str) -> None:
     pytest.importorskip("matplotlib")
     path = tmp_path / f"x{suffix}"
     require_plotting(path)
-    plot(results, path)
+    plot_results(results, path)
     assert path.stat().st_size > 1000
 
 
@@ -274,7 +295,7 @@ PERFTEST = """\
 
 
 def test_what_perftest_prints() -> None:
-    assert row_of(PERFTEST, 65536) == [65536, 1000, 47.10, 46.44, 0.000743]
+    assert parse_row(PERFTEST, 65536) == [65536, 1000, 47.10, 46.44, 0.000743]
 
 
 @pytest.mark.anyio
@@ -285,16 +306,16 @@ async def test_perftest_is_asked_again_when_its_clock_was_wrong(monkeypatch: pyt
         return rows.pop(0)
 
     monkeypatch.setattr(perftest, "_run", run)
-    assert await perftest.seconds_per_write(perftest.Port("rxe_lo:1"), 65536, 100) == pytest.approx(1 / 512)
+    assert await perftest.seconds_per_write(perftest.RdmaPortName("rxe_lo:1"), 65536, 100) == pytest.approx(1 / 512)
     rows = [[65536, 100, 0.0, 0.0, 0.0]] * perftest.TRIES
     with pytest.raises(AioTransferError, match="measured nothing"):
-        await perftest.seconds_per_write(perftest.Port("rxe_lo:1"), 65536, 100)
+        await perftest.seconds_per_write(perftest.RdmaPortName("rxe_lo:1"), 65536, 100)
 
 
 @pytest.mark.parametrize("said", ["", "Couldn't connect to 127.0.0.1:19000", PERFTEST.replace("65536", "65537")])
 def test_perftest_that_fails_says_why(said: str) -> None:
     with pytest.raises(AioTransferError, match=r"perftest failed: (.|\n)*" + said[-20:].strip()):
-        row_of(said, 65536)
+        parse_row(said, 65536)
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,13 @@ from aio_transfer.demo.blas import blas_threads
 
 
 def test_sets_and_restores() -> None:
-    found = blas._find()
+    found = blas._find_openblas()
     if found is None:
         pytest.skip("NumPy runs on another library than OpenBLAS")
     read, _ = found
     before = read()
-    with blas_threads(1) as told:
-        assert told
+    with blas_threads(1) as found_library:
+        assert found_library
         assert read() == 1
         with pytest.raises(ZeroDivisionError), blas_threads(2):
             raise ZeroDivisionError
@@ -24,6 +24,6 @@ def test_sets_and_restores() -> None:
 
 
 def test_another_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blas, "SPELLINGS", ())
-    with blas_threads(1) as told:
-        assert not told
+    monkeypatch.setattr(blas, "SYMBOLS", ())
+    with blas_threads(1) as found_library:
+        assert not found_library

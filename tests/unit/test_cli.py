@@ -1,4 +1,4 @@
-"""The command line: what it says, in which form, and with which exit status."""
+"""The command line: its output, in each form, and its exit status."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from typer.testing import CliRunner
 
 import aio_transfer
 from aio_transfer import formatting
-from aio_transfer.cli import app, output, reports
+from aio_transfer.cli import app, output
 from aio_transfer.demo import disaggregated as demo_module
 from aio_transfer.demo.disaggregated import DemoOptions, DemoReport
-from aio_transfer.doctor.check import Check
+from aio_transfer.doctor.host_check import HostCheck
+from aio_transfer.driver import backend_registry
 from aio_transfer.errors import BackendUnavailableError, UsageError
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ RUNNER = CliRunner()
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """A backend's, made up; holds to :class:`aio_transfer.driver.backend_registry.BackendReport`."""
+    """Report of a made-up backend, with the fields of :class:`aio_transfer.driver.backend_registry.BackendReport`."""
 
     backend: str
     provider: str = ""
@@ -46,7 +47,7 @@ FABRIC = Report(backend="libfabric", usable=False, reason="not found", hint="pip
 @pytest.fixture
 def backends(monkeypatch: pytest.MonkeyPatch) -> list[Report]:
     found: list[Report] = [SHM, FABRIC]
-    monkeypatch.setattr(reports, "backend_reports", lambda: found)
+    monkeypatch.setattr(backend_registry, "available", lambda: found)
     return found
 
 
@@ -57,7 +58,7 @@ def test_version() -> None:
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"], []])
-def test_help_teaches(arguments: list[str]) -> None:
+def test_help_lists_the_commands(arguments: list[str]) -> None:
     text = RUNNER.invoke(app, arguments).output
     for line in ("aio-transfer demo", "aio-transfer devices", "aio-transfer doctor", "--json"):
         assert line in text
@@ -74,12 +75,12 @@ def test_each_command_has_help(command: str) -> None:
     "arguments",
     [["dance"], ["demo", "--layers", "0"], ["demo", "--tokens", "x"], ["demo", "--input", "/no/such"], ["--nope"]],
 )
-def test_asking_wrongly_is_2(arguments: list[str]) -> None:
+def test_usage_errors_exit_with_2(arguments: list[str]) -> None:
     assert RUNNER.invoke(app, arguments).exit_code == 2
 
 
 def test_command_line_imports_no_heavy_module_of_its_own() -> None:
-    """What ``import aio_transfer`` brings is its own affair; the commands add only typer."""
+    """Beside what ``import aio_transfer`` imports, the commands add only typer."""
     code = (
         "import sys, aio_transfer\nbefore = set(sys.modules)\nimport aio_transfer.cli\n"
         "print(*sorted({name.partition('.')[0] for name in set(sys.modules) - before}))"
@@ -98,7 +99,7 @@ def test_devices_in_plain_lines(backends: list[Report]) -> None:
 
 
 def test_devices_as_a_table_on_a_terminal(backends: list[Report], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(output, "on_terminal", lambda: True)
+    monkeypatch.setattr(output, "stdout_is_terminal", lambda: True)
     monkeypatch.setenv("COLUMNS", "120")
     text = RUNNER.invoke(app, ["devices"]).output
     assert text.split()[:5] == ["backend", "provider", "usable", "NICs", "detail"]
@@ -125,36 +126,38 @@ def test_devices_without_backends_at_all_is_1(backends: list[Report]) -> None:
 
 
 @pytest.fixture
-def examination(backends: list[Report], monkeypatch: pytest.MonkeyPatch) -> list[Check]:
+def examination(backends: list[Report], monkeypatch: pytest.MonkeyPatch) -> list[HostCheck]:
     checks = [
-        Check(name="good", status="ok", detail="fine"),
-        Check(name="slow", status="warn", detail="meh", fix="sudo faster"),
+        HostCheck(name="good", status="ok", detail="fine"),
+        HostCheck(name="slow", status="warn", detail="meh", fix="sudo faster"),
     ]
     monkeypatch.setattr("aio_transfer.doctor.examine", lambda _host, _reports: checks)
     return checks
 
 
-def test_doctor_says_what_mends(examination: list[Check]) -> None:
+def test_doctor_shows_the_fixing_command(examination: list[HostCheck]) -> None:
     result = RUNNER.invoke(app, ["doctor"])
     assert result.exit_code == 0
     assert result.output.splitlines()[:2] == ["good  ok    fine", "slow  warn  meh"]
-    assert "to mend slow:\n  sudo faster" in result.output
+    assert "to fix slow:\n  sudo faster" in result.output
 
 
-def test_doctor_is_1_when_something_fails(examination: list[Check]) -> None:
-    examination.append(Check(name="memfd", status="fail", detail="no", fix="docker run …"))
+def test_doctor_is_1_when_something_fails(examination: list[HostCheck]) -> None:
+    examination.append(HostCheck(name="memfd", status="fail", detail="no", fix="docker run …"))
     result = RUNNER.invoke(app, ["doctor", "--json"])
     assert result.exit_code == 1
-    told = json.loads(result.output)
-    assert told["ok"] is False
-    assert told["checks"][-1] == {"name": "memfd", "status": "fail", "detail": "no", "fix": "docker run …"}
+    printed = json.loads(result.output)
+    assert printed["ok"] is False
+    assert printed["checks"][-1] == {"name": "memfd", "status": "fail", "detail": "no", "fix": "docker run …"}
 
 
-def test_doctor_finds_that_the_backends_are_broken(examination: list[Check], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_finds_that_the_backends_are_broken(
+    examination: list[HostCheck], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken() -> list[Report]:
         raise ImportError("no native core")
 
-    monkeypatch.setattr(reports, "backend_reports", broken)
+    monkeypatch.setattr(backend_registry, "available", broken)
     result = RUNNER.invoke(app, ["doctor"])
     assert result.exit_code == 1
     assert "ImportError: no native core" in result.output
@@ -167,7 +170,7 @@ REPORT = DemoReport(
     backend="shm",
     provider="memfd",
     path="shm/memfd over memory",
-    input="the text we ship",
+    input="the included text",
     input_nbytes=10_000,
     prompt_nbytes=8192,
     layers=2,
@@ -187,7 +190,7 @@ REPORT = DemoReport(
 
 @pytest.fixture
 def outcome(monkeypatch: pytest.MonkeyPatch) -> list[DemoReport | Exception]:
-    """Replace the run itself; the last item is what comes of it."""
+    """Replace the run itself; the last item is its result or its error."""
     outcomes: list[DemoReport | Exception] = [REPORT]
 
     async def run(options: DemoOptions, on_arrival: Callable[[int, int], None]) -> DemoReport:
@@ -220,14 +223,14 @@ def test_demo_in_plain_lines(outcome: list[DemoReport | Exception]) -> None:
 
 def test_demo_as_json(outcome: list[DemoReport | Exception]) -> None:
     result = RUNNER.invoke(app, [*DEMO, "--json"])
-    told = json.loads(result.output)
-    assert told["match"] is True
-    assert told["tokens"] == [72, 105]
-    assert told["text"] == "Hi"
+    printed = json.loads(result.output)
+    assert printed["match"] is True
+    assert printed["tokens"] == [72, 105]
+    assert printed["text"] == "Hi"
 
 
 def test_demo_with_a_bar_on_a_terminal(outcome: list[DemoReport | Exception], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aio_transfer.cli.demo.on_terminal", lambda: True)
+    monkeypatch.setattr("aio_transfer.cli.demo.stdout_is_terminal", lambda: True)
     result = RUNNER.invoke(app, DEMO)
     assert result.exit_code == 0
     assert "KV pages" in result.output
@@ -253,7 +256,7 @@ def test_demo_mismatch_is_1(outcome: list[DemoReport | Exception], *, as_json: b
         (OSError(5, "bad"), 1),
     ],
 )
-def test_demo_failure_is_told(outcome: list[DemoReport | Exception], error: Exception, status: int) -> None:
+def test_demo_failure_is_reported(outcome: list[DemoReport | Exception], error: Exception, status: int) -> None:
     outcome.append(error)
     result = RUNNER.invoke(app, [*DEMO, "--json"])
     assert result.exit_code == status
@@ -273,7 +276,7 @@ def test_demo_failure_is_told(outcome: list[DemoReport | Exception], error: Exce
     ],
 )
 def test_sizes(nbytes: float, text: str) -> None:
-    assert formatting.size(nbytes) == text
+    assert formatting.format_size(nbytes) == text
 
 
 def test_run_as_a_module(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from aio_transfer.doctor import fabric, limits, local, software
-from aio_transfer.doctor.check import Check
-from aio_transfer.doctor.everything import examine
+from aio_transfer.doctor import efa, limits, rdma, shm, software
+from aio_transfer.doctor.all_checks import examine
+from aio_transfer.doctor.host_check import HostCheck
 from aio_transfer.topology.host import Host
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def test_this_machine_has_what_every_machine_needs() -> None:
 
 def test_a_bare_machine_is_examined_too(host: Host) -> None:
     for check in examine(host, ()):
-        assert isinstance(check, Check)
+        assert isinstance(check, HostCheck)
         assert check.detail
         assert "\n" not in check.detail + check.fix
 
@@ -80,7 +80,7 @@ def test_a_bare_machine_is_examined_too(host: Host) -> None:
         (1 << 23, 1 << 23, True, "warn", "sudo prlimit"),
     ],
 )
-def test_memlock(  # noqa: PLR0913, PLR0917 - a case's columns
+def test_memlock(
     host: Host, monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, devices: bool, status: str, fix: str
 ) -> None:
     set_limit(monkeypatch, soft, hard)
@@ -100,9 +100,7 @@ def test_memlock(  # noqa: PLR0913, PLR0917 - a case's columns
         (64, 64, "fail", "sudo prlimit"),
     ],
 )
-def test_nofile(  # noqa: PLR0913, PLR0917 - a case's columns
-    host: Host, monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, status: str, fix: str
-) -> None:
+def test_nofile(host: Host, monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, status: str, fix: str) -> None:
     set_limit(monkeypatch, soft, hard)
     check = limits.check_nofile(host)
     assert (check.status, check.fix[: len(fix)]) == (status, fix)
@@ -118,7 +116,7 @@ def test_nofile(  # noqa: PLR0913, PLR0917 - a case's columns
         ({0, 1, 2, 3}, 4, "max 100000", "ok", False),
     ],
 )
-def test_cpus(  # noqa: PLR0913, PLR0917 - a case's columns
+def test_cpus(
     host: Host, monkeypatch: pytest.MonkeyPatch, usable: set[int], there: int, quota: str | None, status: str, fix: bool
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: usable)
@@ -149,7 +147,7 @@ def test_memfd_forbidden(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "memfd_create", forbidden)
-    check = local.check_memfd(host)
+    check = shm.check_memfd(host)
     assert check.status == "fail"
     assert "not permitted" in check.detail
 
@@ -159,7 +157,7 @@ def test_unix_sockets_forbidden(host: Host, monkeypatch: pytest.MonkeyPatch) -> 
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(socket, "socket", forbidden)
-    assert local.check_abstract_socket(host).status == "fail"
+    assert shm.check_abstract_socket(host).status == "fail"
 
 
 @pytest.mark.parametrize(
@@ -173,16 +171,16 @@ def test_unix_sockets_forbidden(host: Host, monkeypatch: pytest.MonkeyPatch) -> 
     ],
 )
 def test_process_vm(host: Host, monkeypatch: pytest.MonkeyPatch, scope: str | None, status: str, fix: str) -> None:
-    monkeypatch.setattr(local, "_try_process_vm", lambda: "")
+    monkeypatch.setattr(shm, "_try_process_vm", lambda: "")
     if scope:
         put(host, "/proc/sys/kernel/yama/ptrace_scope", scope + "\n")
-    check = local.check_process_vm(host)
+    check = shm.check_process_vm(host)
     assert (check.status, check.fix[: len(fix)]) == (status, fix)
 
 
 def test_process_vm_filtered(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "_try_process_vm", lambda: "Operation not permitted")
-    check = local.check_process_vm(host)
+    monkeypatch.setattr(shm, "_try_process_vm", lambda: "Operation not permitted")
+    check = shm.check_process_vm(host)
     assert check.status == "warn"
     assert "not permitted" in check.detail
 
@@ -211,27 +209,29 @@ def test_libfabric_is_missing_or_no_library(host: Host, monkeypatch: pytest.Monk
 def test_backends(host: Host) -> None:
     good, bad = Report(backend="shm"), Report(backend="shm", usable=False, reason="no memfd", hint="mend it")
     fabric_there = Report(backend="libfabric", provider="tcp")
-    assert software.check_shm([bad, good]).status == "ok"
-    assert (software.check_shm([bad]).detail, software.check_shm([bad]).fix) == ("no memfd", "mend it")
-    assert software.check_shm([]).status == "fail"
-    assert software.check_providers([good, fabric_there]).detail == "libfabric tcp"
-    lacking = software.check_providers([good, Report(backend="verbs", usable=False, reason="no NIC", hint="buy one")])
+    assert software.check_shm_backend([bad, good]).status == "ok"
+    assert (software.check_shm_backend([bad]).detail, software.check_shm_backend([bad]).fix) == ("no memfd", "mend it")
+    assert software.check_shm_backend([]).status == "fail"
+    assert software.check_other_backends([good, fabric_there]).detail == "libfabric tcp"
+    lacking = software.check_other_backends(
+        [good, Report(backend="verbs", usable=False, reason="no NIC", hint="buy one")]
+    )
     assert (lacking.status, lacking.fix) == ("warn", "buy one")
     assert "no NIC" in lacking.detail
-    assert software.check_providers([good]).fix
+    assert software.check_other_backends([good]).fix
 
 
 def test_rdma_devices(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert fabric.check_rdma(host).status == "skip"
+    assert rdma.check_rdma_devices(host).status == "skip"
     put_device(host, "mlx5_0", "mlx5_core")
     put_device(host, "rxe0")
     assert host.rdma_devices() == {"mlx5_0": "mlx5_core", "rxe0": ""}
-    assert "modprobe ib_uverbs" in fabric.check_rdma(host).fix
+    assert "modprobe ib_uverbs" in rdma.check_rdma_devices(host).fix
     put(host, "/dev/infiniband/uverbs0")
     put(host, "/dev/infiniband/rdma_cm")
-    assert fabric.check_rdma(host) == Check(name="rdma", status="ok", detail="mlx5_0 (mlx5_core), rxe0")
+    assert rdma.check_rdma_devices(host) == HostCheck(name="rdma", status="ok", detail="mlx5_0 (mlx5_core), rxe0")
     monkeypatch.setattr(os, "access", lambda _path, _mode: False)
-    assert fabric.check_rdma(host).fix == "sudo chmod a+rw /dev/infiniband/uverbs0"
+    assert rdma.check_rdma_devices(host).fix == "sudo chmod a+rw /dev/infiniband/uverbs0"
 
 
 @pytest.mark.parametrize(
@@ -239,41 +239,41 @@ def test_rdma_devices(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     [("6.1.0-18-amd64", False, "ok"), ("5.12.0", False, "ok"), ("5.10.0", True, "ok"), ("5.4.0-1", False, "warn")],
 )
 def test_gpu_memory(host: Host, kernel: str, peermem: bool, status: str) -> None:
-    assert fabric.check_gpu_memory(host).status == "skip"
+    assert rdma.check_gpu_memory(host).status == "skip"
     put(host, "/proc/driver/nvidia/version", "NVRM version: 570")
-    assert fabric.check_gpu_memory(host).status == "skip"
+    assert rdma.check_gpu_memory(host).status == "skip"
     put_device(host, "mlx5_0", "mlx5_core")
     put(host, "/proc/sys/kernel/osrelease", kernel + "\n")
     if peermem:
         put(host, "/sys/module/nvidia_peermem/version", "570")
-    assert fabric.check_gpu_memory(host).status == status
+    assert rdma.check_gpu_memory(host).status == status
 
 
 def test_efa_is_not_mentioned_without_a_device(host: Host) -> None:
     put_device(host, "mlx5_0", "mlx5_core")
-    assert fabric.check_efa_module(host) is None
-    assert fabric.check_efa_installer(host) is None
-    assert fabric.check_efa_security_group(host) is None
-    assert fabric.check_efa_fork(host) is None
-    assert fabric.check_efa_huge_pages(host) is None
+    assert efa.check_efa_module(host) is None
+    assert efa.check_efa_installer(host) is None
+    assert efa.check_efa_security_group(host) is None
+    assert efa.check_efa_fork(host) is None
+    assert efa.check_efa_huge_pages(host) is None
 
 
 def test_efa(host: Host) -> None:
     put_device(host, "rdmap0s31", "efa")
-    missing = fabric.check_efa_installer(host)
+    missing = efa.check_efa_installer(host)
     assert missing is not None
     assert "efa_installer.sh" in missing.fix
     put(host, "/opt/amazon/efa_installed_packages", "# EFA installer version: 1.38.0\n# Packages:\n")
-    assert fabric.check_efa_installer(host) == Check(name="efa installer", status="ok", detail="1.38.0")
-    unknown = fabric.check_efa_module(host)
+    assert efa.check_efa_installer(host) == HostCheck(name="efa installer", status="ok", detail="1.38.0")
+    unknown = efa.check_efa_module(host)
     assert unknown is not None
     assert unknown.status == "ok"
     for version, status in (("2.10.0g", "ok"), ("2.1.1", "ok"), ("1.16.0", "warn")):
         put(host, "/sys/module/efa/version", version)
-        check = fabric.check_efa_module(host)
+        check = efa.check_efa_module(host)
         assert check is not None
         assert check.status == status
-    reminder = fabric.check_efa_security_group(host)
+    reminder = efa.check_efa_security_group(host)
     assert reminder is not None
     assert reminder.status == "skip"
     assert "aws ec2" in reminder.fix
@@ -291,7 +291,7 @@ def test_efa(host: Host) -> None:
 def test_efa_forks(host: Host, kernel: str, environ: dict[str, str], status: str) -> None:
     put_device(host, "rdmap0s31", "efa")
     put(host, "/proc/sys/kernel/osrelease", kernel)
-    check = fabric.check_efa_fork(replace(host, environ=environ))
+    check = efa.check_efa_fork(replace(host, environ=environ))
     assert check is not None
     assert check.status == status
     assert (check.fix == "export FI_EFA_FORK_SAFE=1") == (status == "warn")
@@ -303,6 +303,6 @@ def test_efa_huge_pages(host: Host, free: int, status: str) -> None:
     put(
         host, "/proc/meminfo", f"HugePages_Total:       8\nHugePages_Free:        {free}\nHugepagesize:       2048 kB\n"
     )
-    check = fabric.check_efa_huge_pages(host)
+    check = efa.check_efa_huge_pages(host)
     assert check is not None
     assert check.status == status

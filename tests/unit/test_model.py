@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from aio_transfer.demo.model import VOCABULARY, Model, ModelConfig, encode
+from aio_transfer.demo.model import VOCABULARY, Transformer, TransformerConfig, encode
 from aio_transfer.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,20 +18,22 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-SMALL = ModelConfig(layers=3, heads=4, kv_heads=2, d_model=64, d_hidden=96, tokens_per_page=8, seed=7)
+SMALL = TransformerConfig(layers=3, heads=4, kv_heads=2, d_model=64, d_hidden=96, tokens_per_page=8, seed=7)
 TEXT = b"What crosses the street is the memory of having read. " * 7
 TOKENS = 24
 
 
 @pytest.fixture(scope="module")
-def model() -> Model:
-    return Model(SMALL)
+def model() -> Transformer:
+    return Transformer(SMALL)
 
 
 class Run:
     """A prompt and what followed it, in pages of the given numbers."""
 
-    def __init__(self, model: Model, ids: Sequence[int] | NDArray[np.int64], pages: int, text: bytes = TEXT) -> None:
+    def __init__(
+        self, model: Transformer, ids: Sequence[int] | NDArray[np.int64], pages: int, text: bytes = TEXT
+    ) -> None:
         config = model.config
         self.ids = np.asarray(ids)
         self.filled = config.pages_for(len(text))
@@ -42,11 +44,11 @@ class Run:
         self.tokens = list(model.generate(self.tail, len(text), self.cache, self.ids, TOKENS))
 
 
-def needed(config: ModelConfig, text: bytes = TEXT) -> int:
+def needed(config: TransformerConfig, text: bytes = TEXT) -> int:
     return config.pages_for(len(text) + TOKENS - 1)
 
 
-def test_pages_anywhere_give_the_same_bits(model: Model) -> None:
+def test_pages_anywhere_give_the_same_bits(model: Transformer) -> None:
     count = needed(SMALL)
     plain = Run(model, range(count), count)
     mixed = Run(model, np.random.default_rng(3).permutation(count + 9)[:count], count + 9)
@@ -55,14 +57,14 @@ def test_pages_anywhere_give_the_same_bits(model: Model) -> None:
     assert mixed.cache[:, mixed.ids].tobytes() == plain.cache.tobytes()
 
 
-def test_other_pages_stay_untouched(model: Model) -> None:
+def test_other_pages_stay_untouched(model: Transformer) -> None:
     count = needed(SMALL)
     run = Run(model, range(2, 2 + count), count + 4)
     assert (run.cache[:, :2] == 0xFF).all()
     assert (run.cache[:, -2:] == 0xFF).all()
 
 
-def test_yields_each_layer_when_its_pages_are_final(model: Model) -> None:
+def test_yields_each_layer_when_its_pages_are_final(model: Transformer) -> None:
     filled = SMALL.pages_for(len(TEXT))
     cache = np.zeros((SMALL.layers, filled, SMALL.page_nbytes), np.uint8)
     tail = np.zeros(SMALL.d_model, np.float32)
@@ -75,7 +77,7 @@ def test_yields_each_layer_when_its_pages_are_final(model: Model) -> None:
 
 
 @pytest.mark.parametrize("length", [1, 7, 8, 9, 16, 257, 300])
-def test_paged_equals_reference_without_pages(model: Model, length: int) -> None:
+def test_paged_equals_reference_without_pages(model: Transformer, length: int) -> None:
     text = (TEXT * 2)[:length]
     run = Run(model, range(needed(SMALL, text)), needed(SMALL, text), text)
     history = list(text)
@@ -88,7 +90,7 @@ def test_paged_equals_reference_without_pages(model: Model, length: int) -> None
         history.append(token)
 
 
-def reference(model: Model, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+def reference(model: Transformer, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
     """Compute every token's state at once, in float64, with no cache, no blocks and no grouping."""
     config, count = model.config, len(tokens)
     state = model._embedding[tokens].astype(np.float64)
@@ -120,7 +122,7 @@ def reference(model: Model, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize("layer", range(SMALL.layers))
 @pytest.mark.parametrize("page", [0, 20, -1])
-def test_a_wrong_page_shows_in_what_follows(model: Model, layer: int, page: int) -> None:
+def test_a_wrong_page_shows_in_what_follows(model: Transformer, layer: int, page: int) -> None:
     run = Run(model, range(needed(SMALL)), needed(SMALL))
     damaged = run.prefilled.copy()
     damaged[layer, run.ids[: run.filled][page]] = 0
@@ -129,7 +131,7 @@ def test_a_wrong_page_shows_in_what_follows(model: Model, layer: int, page: int)
     assert state.tobytes() != other.tobytes()
 
 
-def test_says_more_than_one_thing_and_only_what_prints(model: Model) -> None:
+def test_says_more_than_one_thing_and_only_what_prints(model: Transformer) -> None:
     run = Run(model, range(needed(SMALL)), needed(SMALL))
     assert bytes(run.tokens).decode("ascii").isprintable()
     assert len(set(run.tokens)) > TOKENS // 3
@@ -137,15 +139,15 @@ def test_says_more_than_one_thing_and_only_what_prints(model: Model) -> None:
     assert other.tokens != run.tokens, "the first byte of the prompt must matter"
 
 
-def test_another_process_computes_the_same_bits(model: Model) -> None:
+def test_another_process_computes_the_same_bits(model: Transformer) -> None:
     code = (
         "import sys, numpy as np\n"
-        "from aio_transfer.demo.model import Model, ModelConfig, encode\n"
+        "from aio_transfer.demo.model import Transformer, TransformerConfig, encode\n"
         f"config, text = {SMALL!r}, {TEXT!r}\n"
         "pages = config.pages_for(len(text))\n"
         "cache = np.zeros((config.layers, pages, config.page_nbytes), np.uint8)\n"
         "tail = np.zeros(config.d_model, np.float32)\n"
-        "list(Model(config).prefill_layers(encode(text), cache, range(pages), tail))\n"
+        "list(Transformer(config).prefill_layers(encode(text), cache, range(pages), tail))\n"
         "sys.stdout.buffer.write(tail.tobytes() + cache.tobytes())\n"
     )
     there = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE).stdout
@@ -175,10 +177,10 @@ def test_ranks_that_do_not_fit_are_refused(rank: int, ranks: int) -> None:
 )
 def test_shapes_that_do_not_fit_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(UsageError):
-        ModelConfig(**wrong)
+        TransformerConfig(**wrong)
 
 
-def test_wrong_memory_is_refused(model: Model) -> None:
+def test_wrong_memory_is_refused(model: Transformer) -> None:
     cache = np.zeros((SMALL.layers, 4, SMALL.page_nbytes), np.uint8)
     tail = np.zeros(SMALL.d_model, np.float32)
     for tokens, memory, ids, end in (

@@ -1,65 +1,75 @@
-"""Which raw loop stands beside a test, and how it is run between two workers."""
+"""Choice of the bandwidth baseline per backend, and how it runs between two workers."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
 from aio_transfer.bench.baselines import perftest
-from aio_transfer.bench.baselines.native_rail import join_rail, move_rail, offer_rail, serve_rail, stop_rail
-from aio_transfer.bench.workers.bandwidth_steps import Move, Moved, move_raw
-from aio_transfer.bench.workers.worker_state import Nothing
+from aio_transfer.bench.baselines.native_endpoint import (
+    connect_endpoint,
+    open_endpoint,
+    start_progress,
+    stop_progress,
+    write_batches,
+)
+from aio_transfer.bench.workers.bandwidth_steps import MoveBatches, Timings, copy_batches
+from aio_transfer.bench.workers.worker_state import Empty
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from aio_transfer.bench.options import Options
-    from aio_transfer.bench.workers.coordinator import Team
+    from aio_transfer.bench.workers.coordinator import Coordinator
 
-__all__ = ("Floor", "floor_for")
+__all__ = ("Baseline", "prepare_baseline")
 
 
-class Floor(NamedTuple):
-    """What a figure stands beside, and how it is run."""
+class Baseline(NamedTuple):
+    """A baseline that is ready to run.
+
+    :ivar name: as shown in results
+    """
 
     name: str
-    move: Callable[[Move], Awaitable[Moved]]
+    move: Callable[[MoveBatches], Awaitable[Timings]]
 
 
-async def floor_for(team: Team, options: Options, ask: Move) -> Floor | None:
-    """Prepare the raw loop, and run it once for its page faults and its connection; ``None`` where there is none."""
+async def prepare_baseline(coordinator: Coordinator, options: Options, request: MoveBatches) -> Baseline | None:
+    """Return the baseline of a backend, run once for its page faults and connection; ``None`` if it has none."""
     if options.backend == "shm":
 
-        async def copy(ask: Move) -> Moved:
-            return await team[0].call(move_raw, ask)
+        async def copy(request: MoveBatches) -> Timings:
+            return await coordinator[0].call(copy_batches, request)
 
-        await copy(ask)
-        return Floor("copy", copy)
-    if ask.kind == "write" and perftest.is_possible(options):
-        return await _perftest(team)
-    if options.backend in {"libfabric", "tcp", "verbs"} and ask.kind != "scatter":
-        return await _rail(team, ask)
+        await copy(request)
+        return Baseline("copy", copy)
+    if request.kind == "write" and perftest.is_possible(options):
+        return await _perftest(coordinator)
+    if options.backend in {"libfabric", "tcp", "verbs"} and request.kind != "scatter":
+        return await _native_endpoints(coordinator, request)
     return None
 
 
-async def _perftest(team: Team) -> Floor:
-    port = await team[0].call(perftest.port, Nothing())
+async def _perftest(coordinator: Coordinator) -> Baseline:
+    port = await coordinator[0].call(perftest.find_port, Empty())
 
-    async def write(ask: Move) -> Moved:
-        each = round(await perftest.seconds_per_write(port, ask.nbytes, ask.rounds) * 1e9)
-        return Moved(elapsed_ns=each * ask.rounds, rounds_ns=[each] * ask.rounds, cpu_ns=0)  # it tells means alone
+    async def write(request: MoveBatches) -> Timings:
+        write_ns = round(await perftest.seconds_per_write(port, request.nbytes, request.iterations) * 1e9)
+        iterations_ns = [write_ns] * request.iterations  # perftest prints only the mean
+        return Timings(elapsed_ns=sum(iterations_ns), iterations_ns=iterations_ns, cpu_ns=0)
 
-    return Floor("ib_write_bw", write)
+    return Baseline("ib_write_bw", write)
 
 
-async def _rail(team: Team, ask: Move) -> Floor:
-    ends = await team.all(offer_rail, [Nothing()] * 2)
+async def _native_endpoints(coordinator: Coordinator, request: MoveBatches) -> Baseline:
+    addresses = await coordinator.call_each(open_endpoint, [Empty()] * 2)
 
-    async def write(ask: Move) -> Moved:
-        await team[1].call(serve_rail, Nothing())
-        moved = await team[0].call(move_rail, ask)
-        await team[1].call(stop_rail, Nothing())
-        return moved
+    async def write(request: MoveBatches) -> Timings:
+        await coordinator[1].call(start_progress, Empty())
+        timings = await coordinator[0].call(write_batches, request)
+        await coordinator[1].call(stop_progress, Empty())
+        return timings
 
-    await team.all(join_rail, ends[::-1])
-    await write(ask)
-    return Floor("raw loop", write)
+    await coordinator.call_each(connect_endpoint, addresses[::-1])
+    await write(request)
+    return Baseline("raw loop", write)

@@ -1,4 +1,4 @@
-"""perftest's ``ib_write_bw`` and ``ib_write_lat``: what a port gives to a loop in C on libibverbs, without a count."""
+"""Baseline of verbs: ``ib_write_bw`` and ``ib_write_lat`` of perftest, which write without counting."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import anyio
 import msgspec
 
 from aio_transfer.backends.verbs.discovery import rdma_ports
-from aio_transfer.bench.workers.worker_state import Nothing, Place
+from aio_transfer.bench.workers.worker_state import Empty, WorkerState
 from aio_transfer.errors import AioTransferError
 from aio_transfer.topology.host import Host
 
@@ -22,85 +22,91 @@ if TYPE_CHECKING:
 
     from aio_transfer.bench.options import Options
 
-__all__ = ("Port", "is_possible", "one_way_us", "port", "row_of", "seconds_per_write")
+__all__ = ("RdmaPortName", "find_port", "is_possible", "one_way_us", "parse_row", "seconds_per_write")
 
 WAIT_S: Final = 60.0
-MIN_ROUNDS: Final = 5
-"""perftest refuses fewer."""
+MIN_ITERATIONS: Final = 5
+"""Smallest number that perftest accepts."""
 MIB: Final = 1 << 20
-"""Its unit of bandwidth, which it calls MB."""
+"""Unit of the bandwidth that perftest prints as MB."""
 TRIES: Final = 3
-"""It tells time by cycles, whose number per second it measures first; that goes wrong on a busy machine, with 0.00."""
-LISTENING: Final = "0A"
-"""A socket's state in ``/proc/net/tcp``."""
+"""perftest measures the clock frequency first, which can fail on a busy machine; it then prints 0.00."""
+TCP_LISTEN: Final = "0A"
+"""Socket state in ``/proc/net/tcp``."""
 
 
-class Port(msgspec.Struct, frozen=True):
-    """A port of a device, as the engine names it."""
+class RdmaPortName(msgspec.Struct, frozen=True):
+    """Port of an RDMA device, as the engine names it: ``device:port``."""
 
     name: str
 
 
-async def port(place: Place, ask: Nothing) -> Port:  # noqa: ARG001 - every step takes something
-    """Say by which port this process's engine reaches the first of the others."""
-    peer = await place.engines[0].connect(place.remotes[0])
-    return Port(peer.path.rails[0] if peer.path else "")
+async def find_port(state: WorkerState, _request: Empty) -> RdmaPortName:
+    """Return the port through which this worker's engine reaches its first peer."""
+    peer = await state.engines[0].connect(state.remotes[0])
+    return RdmaPortName(peer.path.rails[0] if peer.path else "")
 
 
 def is_possible(options: Options) -> bool:
-    """Whether both programs are here, as is the target, and the engines do not spin while these are measured."""
+    """Whether both programs are installed, both workers are on this host, and the engines do not spin meanwhile."""
     is_quiet = options.backend == "verbs" and options.progress != "spin" and not options.connect
     return is_quiet and all(map(shutil.which, ("ib_write_bw", "ib_write_lat")))
 
 
-async def seconds_per_write(port: Port, nbytes: int, rounds: int) -> float:
-    """Return the mean of a stream of writes, as many under way as perftest likes."""
-    return nbytes / (await _figure("ib_write_bw", port, nbytes, rounds, column=3) * MIB)
+async def seconds_per_write(port: RdmaPortName, nbytes: int, iterations: int) -> float:
+    """Return the mean time of a write in a stream, with perftest's own queue depth."""
+    return nbytes / (await _measure("ib_write_bw", port, nbytes, iterations, column=3) * MIB)
 
 
-async def one_way_us(port: Port, nbytes: int, rounds: int) -> float:
-    """Return the median of half round trips, both ends spinning."""
-    return await _figure("ib_write_lat", port, nbytes, rounds, column=4)
+async def one_way_us(port: RdmaPortName, nbytes: int, iterations: int) -> float:
+    """Return the median of half the round trip; both ends spin."""
+    return await _measure("ib_write_lat", port, nbytes, iterations, column=4)
 
 
-async def _figure(program: str, port: Port, nbytes: int, rounds: int, *, column: int) -> float:
-    """Return one of the numbers that it prints."""
+async def _measure(program: str, port: RdmaPortName, nbytes: int, iterations: int, *, column: int) -> float:
+    """Return one column of the row that it prints."""
     for _ in range(TRIES):
-        figure = (await _run(program, port, nbytes, rounds))[column]
-        if figure > 0:
-            return figure
+        value = (await _run(program, port, nbytes, iterations))[column]
+        if value > 0:
+            return value
     raise AioTransferError(f"{program} on {port.name} measured nothing, {TRIES} times")
 
 
-async def _run(program: str, port: Port, nbytes: int, rounds: int) -> list[float]:
-    """Run both ends on one port; return the row of numbers that the writing one prints."""
+async def _run(program: str, port: RdmaPortName, nbytes: int, iterations: int) -> list[float]:
+    """Run both ends on one port; return the row of numbers that the writing end prints."""
     device, _, number = port.name.partition(":")
-    listening = _free_port()
-    command = [program, "-d", device, "-i", number or "1", *_gid(device, int(number or 1)), "-p", str(listening)]
-    command += ["-s", str(nbytes), "-n", str(max(MIN_ROUNDS, rounds)), "-F"]  # -F: the clock's speed may vary
+    tcp_port = _free_port()
+    command = [program, "-d", device, "-i", number or "1", *_gid(device, int(number or 1)), "-p", str(tcp_port)]
+    command += [
+        "-s",
+        str(nbytes),
+        "-n",
+        str(max(MIN_ITERATIONS, iterations)),
+        "-F",
+    ]  # -F: accept a variable CPU frequency
     with anyio.move_on_after(WAIT_S):
         async with await anyio.open_process(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as target:
             try:
-                await _listens(target, listening)
-                said = await anyio.run_process([*command, "127.0.0.1"], check=False, stderr=subprocess.STDOUT)
-                return row_of(said.stdout.decode(), nbytes)
+                await _await_listening(target, tcp_port)
+                done = await anyio.run_process([*command, "127.0.0.1"], check=False, stderr=subprocess.STDOUT)
+                return parse_row(done.stdout.decode(), nbytes)
             except BaseException:
-                target.kill()  # it would wait for a writer for ever
+                target.kill()  # it waits for a writer without a timeout
                 raise
-    raise AioTransferError(f"{program} on {port.name} had not ended after {WAIT_S:g} s")
+    raise AioTransferError(f"{program} on {port.name} did not exit within {WAIT_S:g} s")
 
 
-async def _listens(target: Process, at: int) -> None:
-    """Wait until it does. To try would be to connect, and it takes one connection."""
-    while not any(_is_listening(table, at) for table in ("tcp", "tcp6")):
+async def _await_listening(target: Process, tcp_port: int) -> None:
+    """Wait until the target listens; a test connection is not possible, since it accepts only one."""
+    while not any(_is_listening(table, tcp_port) for table in ("tcp", "tcp6")):
         if target.returncode is not None:
-            raise AioTransferError(f"perftest's target ended with {target.returncode}")
+            raise AioTransferError(f"perftest's target exited with status {target.returncode}")
         await anyio.sleep(0.02)
 
 
-def _is_listening(table: str, at: int) -> bool:
+def _is_listening(table: str, tcp_port: int) -> bool:
     sockets = (line.split() for line in Path("/proc/net", table).read_text().splitlines()[1:])
-    return any(one[1].endswith(f":{at:04X}") and one[3] == LISTENING for one in sockets)
+    return any(one[1].endswith(f":{tcp_port:04X}") and one[3] == TCP_LISTEN for one in sockets)
 
 
 def _free_port() -> int:
@@ -111,18 +117,18 @@ def _free_port() -> int:
 
 
 def _gid(device: str, number: int) -> list[str]:
-    """Name the address by its type, as the engine does; perftest's default depends on its version."""
+    """Return the option for the GID that the engine chooses; perftest's default depends on its version."""
     found = [one.gids for one in rdma_ports(Host()) if (one.device, one.port) == (device, number)]
     gids = sorted((gid for gid in found[0] if gid.kind == "RoCE v2"), key=lambda gid: not gid.is_routed)
     return ["-x", str(gids[0].index)] if gids else []
 
 
-def row_of(said: str, nbytes: int) -> list[float]:
-    """Return the numbers of the one line that begins with the size.
+def parse_row(output: str, nbytes: int) -> list[float]:
+    """Return the numbers of the line that begins with the size.
 
-    :raises AioTransferError: there is none, since it failed
+    :raises AioTransferError: there is no such line
     """
-    for line in said.splitlines():
+    for line in output.splitlines():
         if re.fullmatch(rf"\s*{nbytes}(\s+[\d.]+)+\s*", line):
             return [float(number) for number in line.split()]
-    raise AioTransferError(f"perftest failed: {said.strip()[-1000:]}")
+    raise AioTransferError(f"perftest failed: {output.strip()[-1000:]}")

@@ -1,4 +1,4 @@
-"""A raw pipe between two event loops: the floor of everything that wakes one."""
+"""Pipe between two event loops, watched by both: the baseline of every operation that wakes an event loop."""
 
 from __future__ import annotations
 
@@ -9,70 +9,71 @@ from typing import Final
 
 import msgspec
 
-from aio_transfer.bench.workers.worker_state import Nothing, Place
+from aio_transfer.bench.workers.worker_state import Empty, WorkerState
 from aio_transfer.runtime.event_loop import current_event_loop
 
-__all__ = ("Pipe", "Port", "dial_port", "loop_pipe", "open_port", "take_port")
+__all__ = ("LoopPipe", "TcpEndpoint", "accept_tcp", "connect_tcp", "listen_tcp", "pipe_of")
 
-DIAL_S: Final = 5.0
+CONNECT_TIMEOUT_S: Final = 5.0
 
 
-def loop_pipe(place: Place) -> Pipe:
-    """Return the raw pipe to the other process, watched by this process's event loop."""
-    if "pipe" not in place.kept:
-        # O_RDWR: neither blocks until the other side is there, nor reads an end when it leaves.
-        ends = (os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC) for path in place.start.pipes)
-        place.kept["pipe"] = Pipe(*ends)
-    pipe: Pipe = place.kept["pipe"]
+def pipe_of(state: WorkerState) -> LoopPipe:
+    """Return the pipe to the other worker; it is opened once."""
+    if "pipe" not in state.resources:
+        # O_RDWR: open() does not block until the other side is there, and no end-of-file comes when it exits.
+        ends = (os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC) for path in state.start.pipes)
+        state.resources["pipe"] = LoopPipe(*ends)
+    pipe: LoopPipe = state.resources["pipe"]
     return pipe
 
 
-class Port(msgspec.Struct, frozen=True):
-    """Where a process listens for a raw connection.
+class TcpEndpoint(msgspec.Struct, frozen=True):
+    """Address to listen on, or to connect to.
 
-    :param number: 0 asks for any
+    :param port: 0 takes any free one
     """
 
     host: str
-    number: int = 0
+    port: int = 0
 
 
-async def open_port(place: Place, ask: Port) -> Port:
-    """Listen; the step after this one is the other side's :func:`dial_port`, and then our :func:`take_port`."""
-    family = socket.AF_INET6 if ":" in ask.host else socket.AF_INET
-    listener = place.kept["port"] = socket.create_server((ask.host, ask.number), family=family)
-    return Port(ask.host, listener.getsockname()[1])
+async def listen_tcp(state: WorkerState, request: TcpEndpoint) -> TcpEndpoint:
+    """Listen: first of three steps, then :func:`connect_tcp` at the other worker and :func:`accept_tcp` here."""
+    family = socket.AF_INET6 if ":" in request.host else socket.AF_INET
+    listener = state.resources["listener"] = socket.create_server((request.host, request.port), family=family)
+    return TcpEndpoint(request.host, listener.getsockname()[1])
 
 
-async def dial_port(place: Place, ask: Port) -> Nothing:
-    """Connect, and let the connection stand for the pipe."""
-    place.kept["pipe"] = _over(socket.create_connection((ask.host, ask.number), DIAL_S))
-    return Nothing()
+async def connect_tcp(state: WorkerState, request: TcpEndpoint) -> Empty:
+    """Connect, and use the connection as the pipe."""
+    connection = socket.create_connection((request.host, request.port), CONNECT_TIMEOUT_S)
+    state.resources["pipe"] = _pipe_over(connection)
+    return Empty()
 
 
-async def take_port(place: Place, ask: Nothing) -> Nothing:
-    """Take what :func:`dial_port` has made."""
-    listener: socket.socket = place.kept.pop("port")
+async def accept_tcp(state: WorkerState, _request: Empty) -> Empty:
+    """Accept the connection of :func:`connect_tcp`, and use it as the pipe."""
+    listener: socket.socket = state.resources.pop("listener")
     with listener:
-        place.kept["pipe"] = _over(listener.accept()[0])
-    return ask
+        state.resources["pipe"] = _pipe_over(listener.accept()[0])
+    return Empty()
 
 
-def _over(connection: socket.socket) -> Pipe:
-    connection.setblocking(False)  # noqa: FBT003
+def _pipe_over(connection: socket.socket) -> LoopPipe:
+    connection.settimeout(0)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     fd = connection.detach()
-    return Pipe(fd, fd)
+    return LoopPipe(fd, fd)
 
 
-class Pipe:
-    """Two FIFOs, or a TCP connection, 8 bytes at a time: what an awaited round trip costs without us.
+class LoopPipe:
+    """Two FIFOs, or one TCP connection, that carry 8 bytes at a time and wake the event loop.
 
-    Watched once, as the engine watches its own fd, so that the difference is ours and not the event loop's.
+    The event loop watches the fd permanently, as it does the engine's fd, so that both pay the same for it.
     """
 
     def __init__(self, inward: int, outward: int) -> None:
-        """Take two fds over, the inward one non-blocking."""
+        """Take ownership of two fds; the inward one is non-blocking."""
         self._in, self._out = inward, outward
         self._loop = current_event_loop()
         self._loop.watch(self._in, self._on_ready)
@@ -95,7 +96,7 @@ class Pipe:
         return self._arrived.popleft()
 
     def close(self) -> None:
-        """Stop watching, and close both."""
+        """Stop watching, and close both fds."""
         self._loop.unwatch(self._in)
-        for fd in {self._in, self._out}:  # one, of a connection
+        for fd in {self._in, self._out}:  # the same fd twice if it is a connection
             os.close(fd)

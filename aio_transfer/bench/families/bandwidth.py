@@ -1,79 +1,98 @@
-"""Bandwidth: alternating samples of the engine and of the raw loop, in the same pair of processes."""
+"""Bandwidth measurement: alternating samples of the engine and of the baseline, in the same two workers."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from aio_transfer.bench.baselines.catalog import floor_for
-from aio_transfer.bench.report.result import bandwidth
-from aio_transfer.bench.report.statistics import Pair, microseconds, percentile, rounds_for, spread
-from aio_transfer.bench.workers.bandwidth_steps import Check, Move, Moved, check, move
+import msgspec
+
+from aio_transfer.bench.baselines.catalog import prepare_baseline
+from aio_transfer.bench.report.result import bandwidth_result
+from aio_transfer.bench.report.statistics import Pair, iterations_for, microseconds, percentile, spread
+from aio_transfer.bench.workers.bandwidth_steps import (
+    MoveBatches,
+    Timings,
+    VerifyBytes,
+    move_batches,
+    verify_bytes,
+)
 
 if TYPE_CHECKING:
+    from aio_transfer.bench.baselines.catalog import Baseline
     from aio_transfer.bench.options import Options
-    from aio_transfer.bench.report.result import Result
-    from aio_transfer.bench.workers.coordinator import Team
-    from aio_transfer.bench.workers.worker_state import Offered
+    from aio_transfer.bench.report.result import Result, Workload
+    from aio_transfer.bench.workers.coordinator import Coordinator
+    from aio_transfer.bench.workers.worker_state import AllocatedMemory
 
-__all__ = ("SEED", "measure", "source_and_target")
+__all__ = ("SEED", "connect_source_to_target", "measure_bandwidth")
 
 SEED: Final = 7
-CALIBRATION_ROUNDS: Final = 3
+CALIBRATION_ITERATIONS: Final = 3
 
 
-async def source_and_target(both: Team, options: Options, nbytes: int) -> Offered:
-    """Let the second worker offer memory, and the first fill as much of its own and connect; returns the target."""
-    target = await both[1].offer(nbytes, foreign=options.foreign)
-    await both[0].offer(nbytes, foreign=options.foreign, seed=SEED)
-    await both[0].aim([target])
+async def connect_source_to_target(coordinator: Coordinator, options: Options, nbytes: int) -> AllocatedMemory:
+    """Allocate the target in the second worker and the source in the first, and connect; returns the target."""
+    target = await coordinator[1].allocate_memory(nbytes, foreign=options.foreign)
+    await coordinator[0].allocate_memory(nbytes, foreign=options.foreign, seed=SEED)
+    await coordinator[0].connect([target])
     return target
 
 
-async def measure(team: Team, options: Options, test: str, ask: Move, provider: str) -> Result:
-    """Measure one kind of batch, of which the second worker holds the target.
+async def measure_bandwidth(coordinator: Coordinator, workload: Workload, *, depth: int) -> Result:
+    """Measure one workload whose target is in the second worker. ``workload.test`` is the kind of batch.
 
-    First some rounds of ours alone, whose bytes and counts are verified: warm-up, calibration and proof in one.
+    The first iterations run through the engine alone, and their bytes and counts are verified: they are warm-up,
+    calibration and correctness check.
     """
-    first = await _ours(team, ask, CALIBRATION_ROUNDS)
-    await team[1].call(check, Check(kind=ask.kind, nbytes=ask.nbytes, count=ask.count, seed=SEED))
-    second = await _ours(team, ask, CALIBRATION_ROUNDS)
-    rounds = rounds_for(options.sample_s, min(first.sample().round_ns, second.sample().round_ns))
-    floor = await floor_for(team, options, ask)
-    pairs: list[Pair] = []
-    kept: list[Moved] = []
-    for index in range(options.repeat):
-        raw: Moved | None = None
-        if floor is not None and index % 2:  # whoever comes second finds the caches as the other left them
-            raw = await floor.move(_with(ask, rounds))
-        ours = await _ours(team, ask, rounds)
-        if floor is not None and raw is None:
-            raw = await floor.move(_with(ask, rounds))
-        kept.append(ours)
-        pairs.append(Pair(ours.sample(), raw.sample() if raw is not None else None))
-    submits = sorted(one / 1e3 for moved in kept for one in moved.submits_ns)
+    options = workload.options
+    batch = MoveBatches(kind=workload.test, nbytes=workload.nbytes, count=workload.count, depth=depth)
+    first = await _move_and_count(coordinator, _with(batch, CALIBRATION_ITERATIONS))
+    verify = VerifyBytes(kind=batch.kind, nbytes=batch.nbytes, count=batch.count, seed=SEED)
+    await coordinator[1].call(verify_bytes, verify)
+    second = await _move_and_count(coordinator, _with(batch, CALIBRATION_ITERATIONS))
+    iterations = iterations_for(options.sample_s, min(first.sample().mean_ns, second.sample().mean_ns))
+    baseline = await prepare_baseline(coordinator, options, batch)
+    timings, pairs = await _measure_pairs(coordinator, baseline, _with(batch, iterations), options.repeat)
+    submits_us = sorted(one / 1e3 for one_sample in timings for one in one_sample.submits_ns)
     more: dict[str, object] = {
-        "depth": ask.depth,
-        "rounds": rounds,
-        "submit_p50_us": percentile(submits, 50),
-        "loop_sleeps_per_batch": spread(moved.wakes / rounds for moved in kept).median,
+        "depth": depth,
+        "iterations": iterations,
+        "submit_p50_us": percentile(submits_us, 50),
+        "loop_sleeps_per_batch": spread(one.sleeps / iterations for one in timings).median,
     }
-    floors = microseconds(pair.floor for pair in pairs if pair.floor is not None)
-    if floor is not None:
-        more["floor"] = floor.name
-        more["floor_p50_us"] = percentile(floors, 50)
-    return bandwidth(test, options, provider, pairs, nbytes=ask.nbytes, count=ask.count, **more)
+    if baseline is not None:
+        baseline_us = microseconds(pair.baseline for pair in pairs if pair.baseline is not None)
+        more |= {"baseline": baseline.name, "baseline_p50_us": percentile(baseline_us, 50)}
+    return bandwidth_result(workload, pairs, **more)
 
 
-async def _ours(team: Team, ask: Move, rounds: int) -> Moved:
-    """Move through the engine, and see that every count came, and none too many."""
-    moved = await team[0].call(move, _with(ask, rounds))
-    if ask.kind == "scatter":
-        for held in range(ask.count):
-            await team[1].expect(rounds, held)
+async def _measure_pairs(
+    coordinator: Coordinator, baseline: Baseline | None, batch: MoveBatches, repeat: int
+) -> tuple[list[Timings], list[Pair]]:
+    """Measure engine and baseline in turns; returns the engine's timings, and the samples of both."""
+    timings: list[Timings] = []
+    pairs: list[Pair] = []
+    for index in range(repeat):
+        baseline_timings: Timings | None = None
+        if baseline is not None and index % 2:  # the second one profits from the caches that the first one filled
+            baseline_timings = await baseline.move(batch)
+        timings.append(await _move_and_count(coordinator, batch))
+        if baseline is not None and baseline_timings is None:
+            baseline_timings = await baseline.move(batch)
+        pairs.append(Pair(timings[-1].sample(), None if baseline_timings is None else baseline_timings.sample()))
+    return timings, pairs
+
+
+async def _move_and_count(coordinator: Coordinator, batch: MoveBatches) -> Timings:
+    """Move through the engine, and check that exactly the expected counts arrive."""
+    timings = await coordinator[0].call(move_batches, batch)
+    if batch.kind == "scatter":
+        for memory in range(batch.count):
+            await coordinator[1].await_counts(batch.iterations, memory)
     else:
-        await team[1].expect(rounds * ask.count)
-    return moved
+        await coordinator[1].await_counts(batch.iterations * batch.count)
+    return timings
 
 
-def _with(ask: Move, rounds: int) -> Move:
-    return Move(kind=ask.kind, nbytes=ask.nbytes, count=ask.count, rounds=rounds, depth=ask.depth)
+def _with(batch: MoveBatches, iterations: int) -> MoveBatches:
+    return msgspec.structs.replace(batch, iterations=iterations)

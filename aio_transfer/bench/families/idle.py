@@ -1,4 +1,4 @@
-"""What an engine costs that does nothing, with many peers connected. The peers are engines of one other process."""
+"""Cost of an idle engine with many connected peers. One process has all peers' engines."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Final
 import anyio
 import msgspec
 
-from aio_transfer.bench.report.result import Result, setting
+from aio_transfer.bench.report.result import Workload
 from aio_transfer.bench.report.statistics import spread
-from aio_transfer.bench.workers.coordinator import team
-from aio_transfer.bench.workers.worker_state import Place, cpu_ns
+from aio_transfer.bench.workers.coordinator import start_workers
+from aio_transfer.bench.workers.worker_state import WorkerState, cpu_ns
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from aio_transfer.bench.options import Options
+    from aio_transfer.bench.report.result import Result
 
 __all__ = ("run",)
 
@@ -26,16 +27,16 @@ MIN_S: Final = 1.0
 NBYTES: Final = 4096
 
 
-class Rest(msgspec.Struct, frozen=True):
-    """Do nothing for so long."""
+class StayIdle(msgspec.Struct, frozen=True):
+    """Request to do nothing for some time."""
 
     seconds: float
 
 
-class Rested(msgspec.Struct, frozen=True):
-    """What that cost.
+class IdleCost(msgspec.Struct, frozen=True):
+    """Cost of that time.
 
-    :param loop_sleeps: how often the event loop's thread went to sleep, but for the once that it was told to
+    :param loop_sleeps: how often the event loop's thread blocked, without the one time for this step itself
     :param sleeps: the same for all threads
     """
 
@@ -45,47 +46,41 @@ class Rested(msgspec.Struct, frozen=True):
     sleeps: int
 
 
-async def rest(_: Place, ask: Rest) -> Rested:
-    """Perform :class:`Rest`."""
-    await anyio.sleep(ask.seconds / 10)  # whatever the connections began has ended
-    begin, cpu = perf_counter_ns(), cpu_ns([])
-    loop, everybody = _sleeps(resource.RUSAGE_THREAD), _sleeps(resource.RUSAGE_SELF)
-    await anyio.sleep(ask.seconds)
-    return Rested(
+async def stay_idle(_state: WorkerState, request: StayIdle) -> IdleCost:
+    """Perform :class:`StayIdle`."""
+    await anyio.sleep(request.seconds / 10)  # until the setup of the connections is over
+    begin, cpu_before = perf_counter_ns(), cpu_ns([])
+    loop_before, process_before = _sleeps(resource.RUSAGE_THREAD), _sleeps(resource.RUSAGE_SELF)
+    await anyio.sleep(request.seconds)
+    return IdleCost(
         elapsed_ns=perf_counter_ns() - begin,
-        cpu_ns=cpu_ns([]) - cpu,
-        loop_sleeps=max(0, _sleeps(resource.RUSAGE_THREAD) - loop - 1),
-        sleeps=max(0, _sleeps(resource.RUSAGE_SELF) - everybody - 1),
+        cpu_ns=cpu_ns([]) - cpu_before,
+        loop_sleeps=max(0, _sleeps(resource.RUSAGE_THREAD) - loop_before - 1),
+        sleeps=max(0, _sleeps(resource.RUSAGE_SELF) - process_before - 1),
     )
 
 
-def _sleeps(whose: int) -> int:
-    return resource.getrusage(whose).ru_nvcsw
+def _sleeps(who: int) -> int:
+    return resource.getrusage(who).ru_nvcsw
 
 
 async def run(options: Options) -> AsyncGenerator[Result]:
     """Measure CPU time and wake-ups of one engine."""
     peers = options.peers or PEERS
-    async with team(options, (1, peers)) as both:
-        targets = [await both[1].offer(NBYTES, engine=peer) for peer in range(peers)]
-        await both[0].aim(targets)
-        seconds = max(MIN_S, options.sample_s * 4)
-        rested = [await both[0].call(rest, Rest(seconds)) for _ in range(options.repeat)]
-    cpu = spread(one.cpu_ns / one.elapsed_ns * 100 for one in rested)
-    yield Result(
-        test="idle",
-        backend=options.backend,
-        provider=targets[0].provider,
-        nbytes=0,
-        count=0,
-        more={
-            **setting(options),
+    async with start_workers(options, (1, peers)) as coordinator:
+        targets = [await coordinator[1].allocate_memory(NBYTES, engine=peer) for peer in range(peers)]
+        await coordinator[0].connect(targets)
+        request = StayIdle(max(MIN_S, options.sample_s * 4))
+        costs = [await coordinator[0].call(stay_idle, request) for _ in range(options.repeat)]
+    cpu = spread(cost.cpu_ns / cost.elapsed_ns * 100 for cost in costs)
+    yield Workload(test="idle", options=options, provider=targets[0].provider).result(
+        {
             "peers": peers,
             "cpu_percent": cpu.median,
-            "cpu_percent_max": cpu.most,
-            "loop_wakes_per_s": spread(one.loop_sleeps / one.elapsed_ns * 1e9 for one in rested).median,
-            "wakes_per_s": spread(one.sleeps / one.elapsed_ns * 1e9 for one in rested).median,
-            "samples": len(rested),
-            "floor_reason": "doing nothing costs nothing",
-        },
+            "cpu_percent_max": cpu.maximum,
+            "loop_wakes_per_s": spread(cost.loop_sleeps / cost.elapsed_ns * 1e9 for cost in costs).median,
+            "wakes_per_s": spread(cost.sleeps / cost.elapsed_ns * 1e9 for cost in costs).median,
+            "samples": len(costs),
+            "baseline_reason": "doing nothing costs nothing",
+        }
     )

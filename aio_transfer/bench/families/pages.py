@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from aio_transfer.bench.families.bandwidth import measure, source_and_target
-from aio_transfer.bench.workers.bandwidth_steps import Move
-from aio_transfer.bench.workers.coordinator import team
+from aio_transfer.bench.families.bandwidth import connect_source_to_target, measure_bandwidth
+from aio_transfer.bench.report.result import Workload
+from aio_transfer.bench.workers.coordinator import start_workers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -18,14 +18,14 @@ __all__ = ("run",)
 
 COUNT: Final = 4096
 DEPTH: Final = 2
-"""The next batch is planned while one moves."""
+"""The next batch is planned while one is in flight."""
 
 
 async def run(options: Options) -> AsyncGenerator[Result]:
-    """Measure each page size, in a pair of processes of its own: regions of the larger ones are large."""
+    """Measure each page size, in a new pair of workers each: regions of large pages are large."""
     count = options.count or COUNT
     for nbytes in options.sizes_or(4 << 10, 64 << 10):
-        async with team(options, (1, 1)) as both:
-            target = await source_and_target(both, options, nbytes * count)
-            ask = Move(kind="pages", nbytes=nbytes, count=count, depth=options.depth or DEPTH)
-            yield await measure(both, options, "pages", ask, target.provider)
+        async with start_workers(options, (1, 1)) as coordinator:
+            target = await connect_source_to_target(coordinator, options, nbytes * count)
+            workload = Workload(test="pages", options=options, provider=target.provider, nbytes=nbytes, count=count)
+            yield await measure_bandwidth(coordinator, workload, depth=options.depth or DEPTH)

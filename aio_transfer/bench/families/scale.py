@@ -1,4 +1,4 @@
-"""What a small write costs with few peers connected, and with many. The peers are engines of one other process."""
+"""Small writes with few and with many connected peers. One process has all peers' engines."""
 
 from __future__ import annotations
 
@@ -6,65 +6,66 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from aio_transfer.bench.families.bandwidth import SEED
-from aio_transfer.bench.report.result import times
-from aio_transfer.bench.report.statistics import Pair, rounds_for
-from aio_transfer.bench.workers.bandwidth_steps import Moved
-from aio_transfer.bench.workers.coordinator import team
-from aio_transfer.bench.workers.latency_steps import Rounds
-from aio_transfer.bench.workers.worker_state import Place, cpu_ns
+from aio_transfer.bench.report.result import Workload, latency_result
+from aio_transfer.bench.report.statistics import Pair, iterations_for
+from aio_transfer.bench.workers.bandwidth_steps import Timings
+from aio_transfer.bench.workers.coordinator import start_workers
+from aio_transfer.bench.workers.latency_steps import WORD_NBYTES, Iterations
+from aio_transfer.bench.workers.worker_state import WorkerState, cpu_ns
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from aio_transfer.bench.options import Options
     from aio_transfer.bench.report.result import Result
-    from aio_transfer.bench.workers.coordinator import Team
+    from aio_transfer.bench.workers.coordinator import Coordinator
 
 __all__ = ("run",)
 
 PEERS: Final = 256
-FEW: Final = 64
-NBYTES: Final = 8
+BASELINE_PEERS: Final = 64
 WRITE_NS: Final = 20_000
-TURNS: Final = 8
-"""Writes to one peer before the next one's turn comes, as a server of many does."""
+WRITES_PER_TURN: Final = 8
+"""Writes to one peer before the next peer's turn, as in a server with many peers."""
 
 
-async def rotate(place: Place, ask: Rounds) -> Moved:
-    """Write to all peers in turns, some writes to each, and await each."""
-    engine, source = place.engines[0], place.held[0].region[0:NBYTES]
-    targets = [remote[0:NBYTES] for remote in place.remotes]
-    rounds: list[int] = []
+async def write_in_turns(state: WorkerState, request: Iterations) -> Timings:
+    """Write to all peers in turns, some writes each, and await each write."""
+    engine, source = state.engines[0], state.memories[0].region[0:WORD_NBYTES]
+    targets = [remote[0:WORD_NBYTES] for remote in state.remotes]
+    iterations: list[int] = []
     now = time.perf_counter_ns
-    before = cpu_ns(place.pids)
-    for index in range(ask.count):
-        target = targets[index // TURNS % len(targets)]
+    cpu_before = cpu_ns(state.peer_pids)
+    for index in range(request.count):
+        target = targets[index // WRITES_PER_TURN % len(targets)]
         since = now()
         await engine.write(source, target)
-        rounds.append(now() - since)
-    return Moved(elapsed_ns=sum(rounds), rounds_ns=rounds, cpu_ns=cpu_ns(place.pids) - before)
+        iterations.append(now() - since)
+    return Timings(elapsed_ns=sum(iterations), iterations_ns=iterations, cpu_ns=cpu_ns(state.peer_pids) - cpu_before)
 
 
 async def run(options: Options) -> AsyncGenerator[Result]:
-    """Measure; the floor is an engine with few peers, in turns with the one that has many."""
+    """Measure an engine with many peers; the baseline is one with few, in turns with it."""
     peers = options.peers or PEERS
-    few = min(FEW, peers)
-    ask = Rounds(rounds_for(options.sample_s, WRITE_NS))
+    few = min(BASELINE_PEERS, peers)
+    iterations = Iterations(iterations_for(options.sample_s, WRITE_NS))
     pairs: list[Pair] = []
-    async with team(options, (1, few)) as small, team(options, (1, peers)) as large:
+    async with start_workers(options, (1, few)) as small, start_workers(options, (1, peers)) as large:
         await _connect(small, few)
         provider = await _connect(large, peers)
         for _ in range(options.repeat):
-            floor = await small[0].call(rotate, ask)
-            ours = await large[0].call(rotate, ask)
-            pairs.append(Pair(ours.sample(), floor.sample()))
-    yield times("scale", options, provider, pairs, nbytes=NBYTES, count=1, peers=peers, floor_peers=few)
+            baseline = await small[0].call(write_in_turns, iterations)
+            engine = await large[0].call(write_in_turns, iterations)
+            pairs.append(Pair(engine.sample(), baseline.sample()))
+    workload = Workload(test="scale", options=options, provider=provider, nbytes=WORD_NBYTES, count=1)
+    yield latency_result(workload, pairs, peers=peers, baseline_peers=few)
 
 
-async def _connect(both: Team, peers: int) -> str:
-    """Return what carries the bytes."""
-    targets = [await both[1].offer(NBYTES, engine=peer) for peer in range(peers)]
-    await both[0].offer(NBYTES, seed=SEED)
-    await both[0].aim(targets)
-    await both[0].call(rotate, Rounds(peers * TURNS))  # each once, so that both sides have touched what they need
+async def _connect(coordinator: Coordinator, peers: int) -> str:
+    """Connect the first worker to all engines of the second; returns the provider."""
+    targets = [await coordinator[1].allocate_memory(WORD_NBYTES, engine=peer) for peer in range(peers)]
+    await coordinator[0].allocate_memory(WORD_NBYTES, seed=SEED)
+    await coordinator[0].connect(targets)
+    # One turn per peer, so that the page faults and the first use of each connection are not measured.
+    await coordinator[0].call(write_in_turns, Iterations(peers * WRITES_PER_TURN))
     return targets[0].provider

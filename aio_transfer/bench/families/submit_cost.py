@@ -1,4 +1,4 @@
-"""What a submit costs the event loop's thread, and how much of that is planning."""
+"""Cost of a submit call on the event loop's thread, and the share of planning in it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
 
-from aio_transfer.bench.families.bandwidth import source_and_target
-from aio_transfer.bench.report.result import Result, setting
+from aio_transfer.bench.families.bandwidth import connect_source_to_target
+from aio_transfer.bench.report.result import Workload
 from aio_transfer.bench.report.statistics import percentile
-from aio_transfer.bench.workers.bandwidth_steps import chunks
-from aio_transfer.bench.workers.coordinator import team
-from aio_transfer.bench.workers.worker_state import Place
+from aio_transfer.bench.workers.bandwidth_steps import chunk_order
+from aio_transfer.bench.workers.coordinator import start_workers
+from aio_transfer.bench.workers.worker_state import WorkerState
 from aio_transfer.driver.records import ANY_REGION, PeerNumber
 from aio_transfer.transfers.planner import plan_pages, plan_write
 from aio_transfer.transfers.striping import Route
@@ -21,69 +21,78 @@ from aio_transfer.transfers.striping import Route
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from aio_transfer import Transfer
     from aio_transfer.bench.options import Options
+    from aio_transfer.bench.report.result import Result
+    from aio_transfer.bench.workers.coordinator import WorkerClient
 
 __all__ = ("run",)
 
 _T = TypeVar("_T")
 COUNT: Final = 4096
-PAGE: Final = 4096
+PAGE_NBYTES: Final = 4096
+MIN_ITERATIONS, MAX_ITERATIONS = 10, 200
 ROUTE: Final = Route(peer=PeerNumber(1), remote_region=ANY_REGION, rails=1, max_piece_nbytes=1 << 62)
 
 
-class Plans(msgspec.Struct, frozen=True):
-    """Plan and submit so many pages, so often."""
+class PlanAndSubmit(msgspec.Struct, frozen=True):
+    """Request to plan and to submit a batch of pages, several times."""
 
     nbytes: int
     count: int
-    rounds: int
+    iterations: int
 
 
-class Planned(msgspec.Struct, frozen=True):
-    """How long each took, in nanoseconds, round by round.
+class SubmitTimes(msgspec.Struct, frozen=True):
+    """Times of each iteration, in nanoseconds.
 
-    :param name: checking the ids of both sides
-    :param plan: making the batch of them
-    :param submit: all of that, and handing it over, without the await
-    :param write: planning one contiguous write
-    :param submit_write: the submit of one of 8 bytes, and its copy, done in the call where the backend does so
+    :param page_lists: validation of the page ids of both sides
+    :param plan: planning of the batch from them
+    :param submit: the whole submit: both of these and the post, without the await
+    :param plan_write: planning of one contiguous write
+    :param submit_write: the submit of a write of 8 bytes, with its copy where the backend makes it in the call
     """
 
-    name: list[int]
+    page_lists: list[int]
     plan: list[int]
     submit: list[int]
-    write: list[int]
+    plan_write: list[int]
     submit_write: list[int]
 
 
-async def plans(place: Place, ask: Plans) -> Planned:
-    """Perform :class:`Plans`."""
-    engine, region, remote = place.engines[0], place.held[0].region, place.remotes[0]
-    ours, theirs, nbytes = chunks(ask.count, "source"), chunks(ask.count, "target"), ask.nbytes
-    source, target = region.pages(ours, nbytes), remote.pages(theirs, nbytes)
+async def plan_and_submit(state: WorkerState, request: PlanAndSubmit) -> SubmitTimes:
+    """Perform :class:`PlanAndSubmit`."""
+    engine, region, remote = state.engines[0], state.memories[0].region, state.remotes[0]
+    source_ids, target_ids = chunk_order(request.count, "source"), chunk_order(request.count, "target")
+    nbytes = request.nbytes
+    source, target = region.pages(source_ids, nbytes), remote.pages(target_ids, nbytes)
+
+    def submit_pages() -> Transfer:
+        return engine.submit_write_pages(region.pages(source_ids, nbytes), remote.pages(target_ids, nbytes))
 
     def repeat(call: Callable[[], object]) -> list[int]:
-        return [_time(call)[0] for _ in range(ask.rounds)]
+        return [_time(call)[0] for _ in range(request.iterations)]
 
-    submits: list[int] = []
-    writes: list[int] = []
-    for _ in range(ask.rounds):
-        took, transfer = _time(
-            lambda: engine.submit_write_pages(region.pages(ours, nbytes), remote.pages(theirs, nbytes))
-        )
-        submits.append(took)
-        await transfer
-    for _ in range(ask.rounds):  # not between the others, which leave cold caches behind
-        took, transfer = _time(lambda: engine.submit_write(region[0:8], remote[0:8]))
-        writes.append(took)
-        await transfer
-    return Planned(
-        name=repeat(lambda: (region.pages(ours, nbytes), remote.pages(theirs, nbytes))),
+    # The writes after all pages, whose submits leave cold caches behind.
+    submits = await _submit_and_await(submit_pages, request.iterations)
+    writes = await _submit_and_await(lambda: engine.submit_write(region[0:8], remote[0:8]), request.iterations)
+    return SubmitTimes(
+        page_lists=repeat(lambda: (region.pages(source_ids, nbytes), remote.pages(target_ids, nbytes))),
         plan=repeat(lambda: plan_pages(source, target, ROUTE, counter=1)),
         submit=submits,
-        write=repeat(lambda: plan_write(region[0:8], remote[0:8], ROUTE, counter=1)),
+        plan_write=repeat(lambda: plan_write(region[0:8], remote[0:8], ROUTE, counter=1)),
         submit_write=writes,
     )
+
+
+async def _submit_and_await(submit: Callable[[], Transfer], iterations: int) -> list[int]:
+    """Return the times of the submits, without those of the awaits between them."""
+    times: list[int] = []
+    for _ in range(iterations):
+        elapsed, transfer = _time(submit)
+        times.append(elapsed)
+        await transfer
+    return times
 
 
 def _time(call: Callable[[], _T]) -> tuple[int, _T]:
@@ -95,35 +104,36 @@ def _time(call: Callable[[], _T]) -> tuple[int, _T]:
 async def run(options: Options) -> AsyncGenerator[Result]:
     """Measure; ``p50_us`` and ``p99_us`` are of the whole submit of one batch of pages."""
     count = options.count or COUNT
-    for nbytes in options.sizes or (PAGE,):
-        async with team(options, (1, 1)) as both:
-            target = await source_and_target(both, options, nbytes * count)
-            ask = Plans(nbytes=nbytes, count=count, rounds=max(10, min(200, int(options.sample_s * 1000))))
-            said: dict[str, list[float]] = {}
-            for _ in range(options.repeat):
-                planned = await both[0].call(plans, ask)
-                for name in planned.__struct_fields__:
-                    said.setdefault(name, []).extend(one / 1e3 for one in getattr(planned, name))
-        ordered = {name: sorted(values) for name, values in said.items()}
-        p50 = {name: percentile(values, 50) for name, values in ordered.items()}
-        yield Result(
-            test="plan",
-            backend=options.backend,
-            provider=target.provider,
-            nbytes=nbytes,
-            count=count,
-            p50_us=p50["submit"],
-            p99_us=percentile(ordered["submit"], 99),
-            more={
-                **setting(options),
+    for nbytes in options.sizes or (PAGE_NBYTES,):
+        async with start_workers(options, (1, 1)) as coordinator:
+            target = await connect_source_to_target(coordinator, options, nbytes * count)
+            times_us = await _measure(coordinator[0], options, nbytes, count)
+        p50 = {name: percentile(values, 50) for name, values in times_us.items()}
+        workload = Workload(test="submit-cost", options=options, provider=target.provider, nbytes=nbytes, count=count)
+        yield workload.result(
+            {
                 "plan_us_per_page": p50["plan"] / count,
-                "ids_us_per_page": p50["name"] / count,
+                "ids_us_per_page": p50["page_lists"] / count,
                 "plan_us": p50["plan"],
-                "ids_us": p50["name"],
-                "plan_write_us": p50["write"],
+                "ids_us": p50["page_lists"],
+                "plan_write_us": p50["plan_write"],
                 "submit_write_us": p50["submit_write"],
                 "samples": options.repeat,
-                "floor_reason": "planning moves no bytes",
+                "baseline_reason": "planning moves no bytes",
             },
-            rounds_us=ordered["submit"],
+            p50_us=p50["submit"],
+            p99_us=percentile(times_us["submit"], 99),
+            iterations_us=times_us["submit"],
         )
+
+
+async def _measure(worker: WorkerClient, options: Options, nbytes: int, count: int) -> dict[str, list[float]]:
+    """Return the times of all samples in microseconds, by field of :class:`SubmitTimes` and in ascending order."""
+    iterations = max(MIN_ITERATIONS, min(MAX_ITERATIONS, int(options.sample_s * 1000)))
+    request = PlanAndSubmit(nbytes=nbytes, count=count, iterations=iterations)
+    times_us: dict[str, list[float]] = {name: [] for name in SubmitTimes.__struct_fields__}
+    for _ in range(options.repeat):
+        times = await worker.call(plan_and_submit, request)
+        for name, values in times_us.items():
+            values.extend(one / 1e3 for one in getattr(times, name))
+    return {name: sorted(values) for name, values in times_us.items()}

@@ -1,22 +1,22 @@
-"""What it costs to wake a sleeping event loop: by a counter of ours, by a pipe, by an eventfd of a native thread."""
+"""Wake-up of a sleeping event loop: by a counter, beside a pipe and an eventfd of a native thread."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from aio_transfer.bench.families.latency import facing
-from aio_transfer.bench.report.result import times
+from aio_transfer.bench.families.latency import connect_both_ways
+from aio_transfer.bench.report.result import Workload, latency_result
 from aio_transfer.bench.report.statistics import Pair, microseconds, percentile
-from aio_transfer.bench.workers.coordinator import team
+from aio_transfer.bench.workers.coordinator import start_workers
 from aio_transfer.bench.workers.latency_steps import (
-    NBYTES,
-    PAUSE_S,
-    Rounds,
-    listen,
-    listen_bell,
-    listen_pipe,
-    tell,
-    tell_pipe,
+    MESSAGE_INTERVAL_S,
+    WORD_NBYTES,
+    Iterations,
+    await_eventfd,
+    await_pipe_timestamps,
+    await_timestamps,
+    send_pipe_timestamps,
+    send_timestamps,
 )
 
 if TYPE_CHECKING:
@@ -27,26 +27,28 @@ if TYPE_CHECKING:
 
 __all__ = ("run",)
 
-MIN_ROUNDS: Final = 20
+MIN_ITERATIONS: Final = 20
 
 
 async def run(options: Options) -> AsyncGenerator[Result]:
-    """Measure from the call in one process, before its submit, to the awaited count in the other.
+    """Measure from the submit call in one process to the end of the counter's await in the other.
 
-    Both are asleep before each. The floor, an eventfd within one process, has no submit and no second interpreter; the
-    pipe between the same two processes (``pipe_p50_us``) has a system call in place of the submit.
+    Both event loops sleep before each message. The baseline, an eventfd within one process, has no submit and no second
+    interpreter. The pipe between the same two processes (``pipe_p50_us``) has a system call in place of the submit.
     """
-    rounds = Rounds(max(MIN_ROUNDS, int(options.sample_s / PAUSE_S)))
-    async with team(options, (1, 1)) as both:
-        provider = await facing(both, options)
-        await both.alone(listen, Rounds(MIN_ROUNDS), tell)
-        await both.alone(listen_pipe, Rounds(MIN_ROUNDS), tell_pipe)
+    warm_up = Iterations(MIN_ITERATIONS)
+    iterations = Iterations(max(MIN_ITERATIONS, int(options.sample_s / MESSAGE_INTERVAL_S)))
+    async with start_workers(options, (1, 1)) as coordinator:
+        provider = await connect_both_ways(coordinator, options)
+        await coordinator.call_pair(await_timestamps, warm_up, send_timestamps)
+        await coordinator.call_pair(await_pipe_timestamps, warm_up, send_pipe_timestamps)
         pairs: list[Pair] = []
         pipes = []
         for _ in range(options.repeat):
-            bell = await both[0].call(listen_bell, rounds)
-            ours = await both.alone(listen, rounds, tell)
-            pipes.append((await both.alone(listen_pipe, rounds, tell_pipe)).sample())
-            pairs.append(Pair(ours.sample(), bell.sample()))
-        pipe_us = percentile(microseconds(pipes), 50)
-        yield times("wake", options, provider, pairs, nbytes=NBYTES, count=1, pipe_p50_us=pipe_us)
+            eventfd = await coordinator[0].call(await_eventfd, iterations)
+            engine = await coordinator.call_pair(await_timestamps, iterations, send_timestamps)
+            pipe = await coordinator.call_pair(await_pipe_timestamps, iterations, send_pipe_timestamps)
+            pipes.append(pipe.sample())
+            pairs.append(Pair(engine.sample(), eventfd.sample()))
+        workload = Workload(test="wake", options=options, provider=provider, nbytes=WORD_NBYTES, count=1)
+        yield latency_result(workload, pairs, pipe_p50_us=percentile(microseconds(pipes), 50))

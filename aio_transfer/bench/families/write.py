@@ -1,12 +1,12 @@
-"""One contiguous write after another, from 4 KiB to 256 MiB."""
+"""Contiguous writes, one after another, from 4 KiB to 256 MiB."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from aio_transfer.bench.families.bandwidth import measure, source_and_target
-from aio_transfer.bench.workers.bandwidth_steps import Move
-from aio_transfer.bench.workers.coordinator import team
+from aio_transfer.bench.families.bandwidth import connect_source_to_target, measure_bandwidth
+from aio_transfer.bench.report.result import Workload
+from aio_transfer.bench.workers.coordinator import start_workers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 __all__ = ("run",)
 
 DEPTH: Final = 8
-"""Enough that the next write is there when one ends; more only queues."""
+"""Enough that a next write is always queued; more only lengthens the queue."""
 
 
 async def run(options: Options) -> AsyncGenerator[Result]:
-    """Measure each size, in one pair of processes for all."""
+    """Measure each size, all in one pair of workers."""
     sizes = options.sizes_or(4 << 10, 256 << 20)
-    async with team(options, (1, 1)) as both:
-        target = await source_and_target(both, options, max(sizes))
+    async with start_workers(options, (1, 1)) as coordinator:
+        target = await connect_source_to_target(coordinator, options, max(sizes))
         for nbytes in sizes:
-            ask = Move(kind="write", nbytes=nbytes, count=1, depth=options.depth or DEPTH)
-            yield await measure(both, options, "write", ask, target.provider)
+            workload = Workload(test="write", options=options, provider=target.provider, nbytes=nbytes, count=1)
+            yield await measure_bandwidth(coordinator, workload, depth=options.depth or DEPTH)

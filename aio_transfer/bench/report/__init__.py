@@ -1,1 +1,1 @@
-"""Results of a benchmark run: statistics, tables and plots."""
+"""Results: statistics of samples, one result per test and size, and its display as JSON, table, text or plot."""

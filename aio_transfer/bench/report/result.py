@@ -1,12 +1,13 @@
-"""One line of the outcome."""
+"""Result of one test for one size: the fields of a JSON line."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from aio_transfer.bench.report.statistics import GIB, microseconds, percentile, ratios, spread
+from aio_transfer.bench.report.statistics import GIB, microseconds, percentile, speed_ratios, spread
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -14,22 +15,22 @@ if TYPE_CHECKING:
     from aio_transfer.bench.options import Options
     from aio_transfer.bench.report.statistics import Pair
 
-__all__ = ("NO_FLOOR", "Result", "bandwidth", "rounded", "times")
+__all__ = ("NO_BASELINE", "Result", "Workload", "bandwidth_result", "latency_result", "rounded")
 
-NO_FLOOR: Final = "this backend has no raw loop here yet"
+NO_BASELINE: Final = "this backend has no baseline here yet"
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """What one test found for one size.
+    """Result of one test for one size.
 
     :param nbytes: per chunk
     :param count: chunks per batch
-    :param gb_per_s: 10**9 bytes per second; ``None`` where bandwidth is not the question
-    :param ratio: how fast we are for the floor's 1; higher is better, whatever is measured
+    :param gb_per_s: 10**9 bytes per second; ``None`` if the test does not measure bandwidth
+    :param ratio: the engine's speed divided by the baseline's; higher is better, whatever is measured
     :param p50_us: of one batch, from the submit to the end of the await
     :param cpu_s_per_gib: user and system time of both processes
     :param more: further keys of the JSON line
-    :param rounds_us: all batches' times in ascending order, for plots; not in the JSON line
+    :param iterations_us: times of all batches in ascending order, for plots; not in the JSON line
     """
 
     test: str
@@ -38,103 +39,115 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     nbytes: int
     count: int
     gb_per_s: float | None = None
-    floor_gb_per_s: float | None = None
+    baseline_gb_per_s: float | None = None
     ratio: float | None = None
     p50_us: float | None = None
     p99_us: float | None = None
     cpu_s_per_gib: float | None = None
     more: Mapping[str, object] = {}
-    rounds_us: Sequence[float] = ()
+    iterations_us: Sequence[float] = ()
 
     def as_dict(self) -> dict[str, object]:
-        """Return what the JSON line holds."""
+        """Return the content of the JSON line."""
         line = {name: rounded(getattr(self, name)) for name in self.__struct_fields__[:11]}
         return line | {name: rounded(value) for name, value in self.more.items()}
 
 
 def rounded(value: object) -> object:
-    """Keep four digits: more would only claim what a noisy machine cannot give."""
+    """Round to four digits, which is more than the noise of a machine allows."""
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
-def bandwidth(  # noqa: PLR0913 - what a line says
-    test: str, options: Options, provider: str, pairs: Sequence[Pair], *, nbytes: int, count: int, **more: object
-) -> Result:
-    """Sum up samples that move ``count`` chunks of ``nbytes`` per round."""
-    moved = nbytes * count
-    ours = spread(moved / pair.ours.round_ns for pair in pairs)
-    floors = [moved / pair.floor.round_ns for pair in pairs if pair.floor is not None]
-    floor = spread(floors) if floors else None
-    ratio = ratios(pairs)
-    rounds_us = microseconds(pair.ours for pair in pairs)
-    cpu = spread(pair.ours.cpu_ns / len(pair.ours.rounds_ns) / moved * GIB / 1e9 for pair in pairs)
-    spreads: dict[str, object] = {"gb_per_s_min": ours.least, "gb_per_s_max": ours.most}
-    if floor is not None and ratio is not None:
-        spreads |= {"floor_gb_per_s_min": floor.least, "floor_gb_per_s_max": floor.most}
-        spreads |= {"ratio_min": ratio.least, "ratio_max": ratio.most}
-    return Result(
-        test=test,
-        backend=options.backend,
-        provider=provider,
-        nbytes=nbytes,
-        count=count,
-        gb_per_s=ours.median,
-        floor_gb_per_s=floor.median if floor else None,
-        ratio=ratio.median if ratio else None,
-        p50_us=percentile(rounds_us, 50),
-        p99_us=percentile(rounds_us, 99),
-        cpu_s_per_gib=None if options.connect else cpu.median,  # of both processes, and one is far away
-        more={
-            **setting(options),
-            "chunks_per_s": ours.median / nbytes * 1e9,
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """What was measured, and with which options.
+
+    :param provider: of the backend
+    :param nbytes: per chunk
+    :param count: chunks per batch
+    """
+
+    test: str
+    options: Options
+    provider: str
+    nbytes: int = 0
+    count: int = 0
+
+    def result(self, more: Mapping[str, object], **values: Any) -> Result:
+        """Return a result that also names the workload and its options.
+
+        :param more: further keys of the JSON line
+        :param values: other fields of :class:`Result`
+        """
+        options = self.options
+        settings = {"loop": options.loop, "progress": options.progress, "foreign": options.foreign}
+        if options.connect:
+            settings["connect"] = options.connect
+        return Result(
+            test=self.test,
+            backend=options.backend,
+            provider=self.provider,
+            nbytes=self.nbytes,
+            count=self.count,
+            more={**settings, **more},
+            **values,
+        )
+
+
+def bandwidth_result(workload: Workload, pairs: Sequence[Pair], **more: object) -> Result:
+    """Summarize samples, each iteration of which moves one batch."""
+    batch_nbytes = workload.nbytes * workload.count
+    engine = spread(batch_nbytes / pair.engine.mean_ns for pair in pairs)
+    iterations_us = microseconds(pair.engine for pair in pairs)
+    cpu = spread(pair.engine.cpu_ns / len(pair.engine.iterations_ns) / batch_nbytes * GIB / 1e9 for pair in pairs)
+    spreads: dict[str, object] = {"gb_per_s_min": engine.minimum, "gb_per_s_max": engine.maximum}
+    ratio, baseline = speed_ratios(pairs), None
+    if ratio is None:
+        spreads["baseline_reason"] = NO_BASELINE
+    else:
+        baseline = spread(batch_nbytes / pair.baseline.mean_ns for pair in pairs if pair.baseline is not None)
+        spreads |= {"baseline_gb_per_s_min": baseline.minimum, "baseline_gb_per_s_max": baseline.maximum}
+        spreads |= {"ratio_min": ratio.minimum, "ratio_max": ratio.maximum}
+    return workload.result(
+        {
+            "chunks_per_s": engine.median / workload.nbytes * 1e9,
             "samples": len(pairs),
             **spreads,
-            **({} if floor else {"floor_reason": NO_FLOOR}),
             **more,
         },
-        rounds_us=rounds_us,
+        gb_per_s=engine.median,
+        baseline_gb_per_s=baseline.median if baseline else None,
+        ratio=ratio.median if ratio else None,
+        p50_us=percentile(iterations_us, 50),
+        p99_us=percentile(iterations_us, 99),
+        cpu_s_per_gib=None if workload.options.connect else cpu.median,  # of both processes, one on another host
+        iterations_us=iterations_us,
     )
 
 
-def times(  # noqa: PLR0913 - what a line says
-    test: str, options: Options, provider: str, pairs: Sequence[Pair], *, nbytes: int, count: int, **more: object
-) -> Result:
-    """Sum up samples whose rounds matter one by one, each against the floor's median."""
-    rounds_us = microseconds(pair.ours for pair in pairs)
-    floor_us = microseconds(pair.floor for pair in pairs if pair.floor is not None)
-    p50, floor_p50 = percentile(rounds_us, 50), percentile(floor_us, 50)
-    each = [
-        percentile(microseconds([pair.ours]), 50) / percentile(microseconds([pair.floor]), 50)
+def latency_result(workload: Workload, pairs: Sequence[Pair], **more: object) -> Result:
+    """Summarize samples whose iterations are timed one by one; the ratio compares medians."""
+    iterations_us = microseconds(pair.engine for pair in pairs)
+    baseline_us = microseconds(pair.baseline for pair in pairs if pair.baseline is not None)
+    times_baseline = spread(
+        percentile(microseconds([pair.engine]), 50) / percentile(microseconds([pair.baseline]), 50)
         for pair in pairs
-        if pair.floor is not None
-    ]
-    slower = spread(each)
-    cpu = spread(pair.ours.cpu_ns / len(pair.ours.rounds_ns) / 1e3 for pair in pairs)
-    return Result(
-        test=test,
-        backend=options.backend,
-        provider=provider,
-        nbytes=nbytes,
-        count=count,
-        ratio=1 / slower.median,
-        p50_us=p50,
-        p99_us=percentile(rounds_us, 99),
-        more={
-            **setting(options),
-            "floor_p50_us": floor_p50,
-            "floor_p99_us": percentile(floor_us, 99),
-            "times_floor": slower.median,
-            "times_floor_min": slower.least,
-            "times_floor_max": slower.most,
-            "cpu_us_per_round": None if options.connect else cpu.median,
+        if pair.baseline is not None
+    )
+    cpu = spread(pair.engine.cpu_ns / len(pair.engine.iterations_ns) / 1e3 for pair in pairs)
+    return workload.result(
+        {
+            "baseline_p50_us": percentile(baseline_us, 50),
+            "baseline_p99_us": percentile(baseline_us, 99),
+            "times_baseline": times_baseline.median,
+            "times_baseline_min": times_baseline.minimum,
+            "times_baseline_max": times_baseline.maximum,
+            "cpu_us_per_iteration": None if workload.options.connect else cpu.median,
             "samples": len(pairs),
             **more,
         },
-        rounds_us=rounds_us,
+        ratio=1 / times_baseline.median,
+        p50_us=percentile(iterations_us, 50),
+        p99_us=percentile(iterations_us, 99),
+        iterations_us=iterations_us,
     )
-
-
-def setting(options: Options) -> dict[str, object]:
-    """Return how it was run."""
-    said = {"loop": options.loop, "progress": options.progress, "foreign": options.foreign}
-    return said | ({"connect": options.connect} if options.connect else {})

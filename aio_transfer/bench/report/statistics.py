@@ -1,4 +1,4 @@
-"""The statistics: samples in pairs, their medians, and how far they spread."""
+"""Statistics of samples: pairs of engine and baseline, their medians, and their spread."""
 
 from __future__ import annotations
 
@@ -9,59 +9,71 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ("GIB", "Pair", "Sample", "Spread", "microseconds", "percentile", "ratios", "rounds_for", "spread")
+__all__ = (
+    "GIB",
+    "MAX_ITERATIONS",
+    "Pair",
+    "Sample",
+    "Spread",
+    "iterations_for",
+    "microseconds",
+    "percentile",
+    "speed_ratios",
+    "spread",
+)
 
 GIB: Final = 1 << 30
-MAX_ROUNDS: Final = 20_000
+MAX_ITERATIONS: Final = 20_000
+"""Per sample, so that the response of a step fits into one JSON line; a test computes it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One measurement: some rounds without a pause.
+    """One measurement: several iterations without a pause.
 
-    :param rounds_ns: how long each round took, for the distribution; they may overlap
+    :param iterations_ns: time of each iteration, for the distribution; iterations may overlap
     :param cpu_ns: user and system time of all processes that took part
     """
 
     elapsed_ns: int
-    rounds_ns: Sequence[int]
+    iterations_ns: Sequence[int]
     cpu_ns: int = 0
 
     @property
-    def round_ns(self) -> float:
-        """Time per round."""
-        return self.elapsed_ns / max(1, len(self.rounds_ns))
+    def mean_ns(self) -> float:
+        """Elapsed time per iteration."""
+        return self.elapsed_ns / max(1, len(self.iterations_ns))
 
 
 class Pair(NamedTuple):
-    """Us and the floor, right after one another; ``None`` where there is no floor."""
+    """Samples of the engine and of the baseline, taken right after one another; ``None`` without a baseline."""
 
-    ours: Sample
-    floor: Sample | None
+    engine: Sample
+    baseline: Sample | None
 
 
 class Spread(NamedTuple):
-    """What several samples say."""
+    """Median, minimum and maximum of several samples."""
 
     median: float
-    least: float
-    most: float
+    minimum: float
+    maximum: float
 
 
 def spread(values: Iterable[float]) -> Spread:
-    """Return median, least and most."""
+    """Return median, minimum and maximum."""
     found = list(values)
     return Spread(statistics.median(found), min(found), max(found))
 
 
-def ratios(pairs: Sequence[Pair]) -> Spread | None:
-    """Return how fast we are for the floor's 1: per pair, so that what disturbs both cancels out."""
-    found = [pair.floor.round_ns / pair.ours.round_ns for pair in pairs if pair.floor is not None]
+def speed_ratios(pairs: Sequence[Pair]) -> Spread | None:
+    """Return the engine's speed divided by the baseline's: per pair, so that a disturbance of both cancels out."""
+    found = [pair.baseline.mean_ns / pair.engine.mean_ns for pair in pairs if pair.baseline is not None]
     return spread(found) if found else None
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float:
-    """Return the value below which ``percent`` of them lie, the nearest that occurred.
+    """Return the value below which ``percent`` of them lie: one that occurred, not interpolated.
 
     :param ordered: in ascending order, at least one
     """
@@ -69,10 +81,10 @@ def percentile(ordered: Sequence[float], percent: float) -> float:
 
 
 def microseconds(samples: Iterable[Sample]) -> list[float]:
-    """Return the time of every round of all samples, in ascending order."""
-    return sorted(one / 1e3 for sample in samples for one in sample.rounds_ns)
+    """Return the times of all iterations of all samples, in ascending order."""
+    return sorted(one / 1e3 for sample in samples for one in sample.iterations_ns)
 
 
-def rounds_for(sample_s: float, round_ns: float) -> int:
-    """Return how many rounds fill a sample."""
-    return max(1, min(MAX_ROUNDS, int(sample_s * 1e9 / max(round_ns, 1))))
+def iterations_for(sample_s: float, iteration_ns: float) -> int:
+    """Return how many iterations fill a sample."""
+    return max(1, min(MAX_ITERATIONS, int(sample_s * 1e9 / max(iteration_ns, 1))))

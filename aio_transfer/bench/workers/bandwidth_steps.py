@@ -1,9 +1,10 @@
-"""Steps that move batches of chunks: through the engine, and by the raw loop beside it."""
+"""Steps that move batches of chunks: through the engine, and by plain copies as the baseline of shared memory."""
 
 from __future__ import annotations
 
 import mmap
 import os
+import resource
 import time
 from collections import deque
 from collections.abc import Callable
@@ -12,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import numpy as np
 
-from aio_transfer.bench.report.statistics import MAX_ROUNDS, Sample
-from aio_transfer.bench.workers.worker_state import Nothing, Offered, Place, cpu_ns, fill
+from aio_transfer.bench.report.statistics import Sample
+from aio_transfer.bench.workers.worker_state import AllocatedMemory, Empty, WorkerState, cpu_ns, random_bytes
 from aio_transfer.errors import AioTransferError, UsageError
 
 if TYPE_CHECKING:
@@ -21,160 +22,174 @@ if TYPE_CHECKING:
 
     from aio_transfer import PreparedScatter, Transfer
 
-__all__ = ("Check", "Move", "Moved", "check", "chunks", "move", "move_raw", "places")
+__all__ = (
+    "MoveBatches",
+    "Timings",
+    "VerifyBytes",
+    "chunk_indices",
+    "chunk_order",
+    "copy_batches",
+    "move_batches",
+    "verify_bytes",
+)
 
 SEED: Final = 20251
 KINDS: Final = ("write", "pages", "scatter")
 
 
-class Move(msgspec.Struct, frozen=True, kw_only=True):
-    """Move some batches.
+class MoveBatches(msgspec.Struct, frozen=True, kw_only=True):
+    """Request to move some batches.
 
     :param kind: ``"write"`` (one chunk), ``"pages"`` (scattered chunks of one region to another) or ``"scatter"`` (one
         chunk to each target)
-    :param rounds: batches
-    :param depth: batches under way at once
+    :param iterations: number of batches
+    :param depth: batches in flight at once
     """
 
     kind: str
     nbytes: int
     count: int
-    rounds: int = 1
+    iterations: int = 1
     depth: int = 1
 
 
-class Moved(msgspec.Struct, frozen=True, kw_only=True):
-    """How that went.
+class Timings(msgspec.Struct, frozen=True, kw_only=True):
+    """Times of one measured step.
 
-    :param submits_ns: per batch, what the submit itself took of the loop's thread
-    :param wakes: how often the loop's thread went to sleep meanwhile
+    :param submits_ns: per batch, the time of the submit call on the event loop's thread
+    :param sleeps: how often the event loop's thread blocked meanwhile
     """
 
     elapsed_ns: int
-    rounds_ns: list[int]
+    iterations_ns: list[int]
     cpu_ns: int
     submits_ns: list[int] = []
-    wakes: int = 0
+    sleeps: int = 0
 
     def sample(self) -> Sample:
-        """Return it without what is only of interest here."""
-        return Sample(elapsed_ns=self.elapsed_ns, rounds_ns=self.rounds_ns, cpu_ns=self.cpu_ns)
+        """Return what the statistics need."""
+        return Sample(elapsed_ns=self.elapsed_ns, iterations_ns=self.iterations_ns, cpu_ns=self.cpu_ns)
 
 
-def chunks(count: int, end: str) -> NDArray[np.int64]:
-    """Return in which order chunks lie at one end: both processes know, and neighbours here are none there."""
-    return np.random.default_rng([SEED, end == "source"]).permutation(count)
+def chunk_order(count: int, side: str) -> NDArray[np.int64]:
+    """Return the order of the chunks on one side: ``"source"`` or ``"target"``.
+
+    Two different permutations, the same in every process: neighbours on one side are not neighbours on the other.
+    """
+    return np.random.default_rng([SEED, side == "source"]).permutation(count)
 
 
-async def move(place: Place, ask: Move) -> Moved:
-    """Perform :class:`Move` through the engine."""
-    submit = await _submitter(place, ask)
-    rounds: list[int] = []
+async def move_batches(state: WorkerState, request: MoveBatches) -> Timings:
+    """Perform :class:`MoveBatches` through the engine."""
+    submit = await _batch_submitter(state, request)
+    iterations: list[int] = []
     submits: list[int] = []
-    under_way: deque[tuple[Transfer, int]] = deque()
+    in_flight: deque[tuple[Transfer, int]] = deque()
     now = time.perf_counter_ns
 
-    async def retire() -> None:
-        transfer, since = under_way.popleft()
+    async def await_oldest() -> None:
+        transfer, since = in_flight.popleft()
         await transfer
-        rounds.append(now() - since)
+        iterations.append(now() - since)
 
-    before, slept, begin = cpu_ns(place.pids), _sleeps(), now()
-    for _ in range(ask.rounds):
-        if len(under_way) == ask.depth:
-            await retire()
+    cpu_before, sleeps_before, begin = cpu_ns(state.peer_pids), _voluntary_switches(), now()
+    for _ in range(request.iterations):
+        if len(in_flight) == request.depth:
+            await await_oldest()
         since = now()
-        under_way.append((submit(), since))
+        in_flight.append((submit(), since))
         submits.append(now() - since)
-    while under_way:
-        await retire()
+    while in_flight:
+        await await_oldest()
     elapsed = now() - begin
-    return Moved(
+    return Timings(
         elapsed_ns=elapsed,
-        rounds_ns=rounds,
-        cpu_ns=cpu_ns(place.pids) - before,
+        iterations_ns=iterations,
+        cpu_ns=cpu_ns(state.peer_pids) - cpu_before,
         submits_ns=submits,
-        wakes=_sleeps() - slept,
+        sleeps=_voluntary_switches() - sleeps_before,
     )
 
 
-async def _submitter(place: Place, ask: Move) -> Callable[[], Transfer]:
-    """Return what submits one batch; everything that a caller names anew for each is named anew."""
-    engine, region = place.engines[0], place.held[0].region
-    remote = place.remotes[0]
-    nbytes = ask.nbytes
-    if ask.kind == "write":
+async def _batch_submitter(state: WorkerState, request: MoveBatches) -> Callable[[], Transfer]:
+    """Return a function that submits one batch; it builds slices and page lists each time, as an application does."""
+    engine, region = state.engines[0], state.memories[0].region
+    remote = state.remotes[0]
+    nbytes = request.nbytes
+    if request.kind == "write":
         return lambda: engine.submit_write(region[0:nbytes], remote[0:nbytes])
-    if ask.kind == "pages":
-        ours, theirs = places(ask)
-        return lambda: engine.submit_write_pages(region.pages(ours, nbytes), remote.pages(theirs, nbytes))
-    if ask.kind == "scatter":
-        prepared = await _prepared(place)
-        begins, ends, lengths = np.arange(ask.count) * nbytes, np.zeros(ask.count, int), np.full(ask.count, nbytes)
-        return lambda: prepared.submit(begins, ends, lengths)
-    raise UsageError(f"{ask.kind!r} is none of {', '.join(KINDS)}")
+    if request.kind == "pages":
+        sources, targets = chunk_indices(request)
+        return lambda: engine.submit_write_pages(region.pages(sources, nbytes), remote.pages(targets, nbytes))
+    if request.kind == "scatter":
+        prepared = await _prepared_scatter(state)
+        begins, lengths = np.arange(request.count) * nbytes, np.full(request.count, nbytes)
+        ends = np.zeros(request.count, int)
+        return lambda: prepared.submit_scatter(begins, ends, lengths)
+    raise UsageError(f"there is no kind {request.kind!r}: there are {', '.join(KINDS)}")
 
 
-async def _prepared(place: Place) -> PreparedScatter:
-    """Return what scatters to every target; it is made once."""
-    if "scatter" not in place.kept:
-        group = await place.engines[0].group([remote.peer for remote in place.remotes])
-        place.kept["scatter"] = await group.prepare_scatter(place.held[0].region, place.remotes)
-    prepared: PreparedScatter = place.kept["scatter"]
+async def _prepared_scatter(state: WorkerState) -> PreparedScatter:
+    """Return the scatter to every target, which is prepared once."""
+    if "scatter" not in state.resources:
+        group = await state.engines[0].group([remote.peer for remote in state.remotes])
+        state.resources["scatter"] = await group.prepare_scatter(state.memories[0].region, state.remotes)
+    prepared: PreparedScatter = state.resources["scatter"]
     return prepared
 
 
-async def move_raw(place: Place, ask: Move) -> Moved:
-    """Perform :class:`Move` by a loop in C++ that knows nothing of us; waits for no event loop and counts nothing."""
+async def copy_batches(state: WorkerState, request: MoveBatches) -> Timings:
+    """Perform :class:`MoveBatches` with a copy loop in C++, without event loop, engine and counters."""
     from aio_transfer.bench.baselines import _baseline
 
-    sources, targets = _addresses(place, ask)
-    before = cpu_ns(place.pids)
-    if place.targets[0].fd < 0:
-        rounds = _baseline.copy_process(place.targets[0].pid, sources, targets, ask.nbytes, ask.rounds)
+    sources, targets = _addresses(state, request)
+    cpu_before = cpu_ns(state.peer_pids)
+    if state.targets[0].fd < 0:
+        iterations = _baseline.copy_process(state.targets[0].pid, sources, targets, request.nbytes, request.iterations)
     else:
-        rounds = _baseline.copy(sources, targets, ask.nbytes, ask.rounds)
-    return Moved(elapsed_ns=sum(rounds), rounds_ns=rounds, cpu_ns=cpu_ns(place.pids) - before)
+        iterations = _baseline.copy(sources, targets, request.nbytes, request.iterations)
+    return Timings(elapsed_ns=sum(iterations), iterations_ns=iterations, cpu_ns=cpu_ns(state.peer_pids) - cpu_before)
 
 
-def places(ask: Move) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return which chunk of the source, and which of the target, each of a batch is."""
-    if ask.kind == "pages":
-        return chunks(ask.count, "source"), chunks(ask.count, "target")
-    return np.arange(ask.count), np.arange(ask.count)
+def chunk_indices(request: MoveBatches) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the chunk indices of one batch, in the source and in the target."""
+    if request.kind == "pages":
+        return chunk_order(request.count, "source"), chunk_order(request.count, "target")
+    return np.arange(request.count), np.arange(request.count)
 
 
-def _addresses(place: Place, ask: Move) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Return where each chunk comes from and goes to: the same places that the engine's batch names."""
-    ours, theirs = places(ask)
-    sources = np.uint64(place.held[0].array.ctypes.data) + (ours * ask.nbytes).astype(np.uint64)
-    there = [_mapped(place, target) for target in place.targets]
-    if ask.kind == "scatter":
-        return sources, np.array(there, np.uint64)
-    return sources, np.uint64(there[0]) + (theirs * ask.nbytes).astype(np.uint64)
+def _addresses(state: WorkerState, request: MoveBatches) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Return source and target address of each chunk of the batch that the engine moves."""
+    source_indices, target_indices = chunk_indices(request)
+    base = np.uint64(state.memories[0].array.ctypes.data)
+    sources = base + (source_indices * request.nbytes).astype(np.uint64)
+    bases = [_mapped_address(state, target) for target in state.targets]
+    if request.kind == "scatter":
+        return sources, np.array(bases, np.uint64)
+    return sources, np.uint64(bases[0]) + (target_indices * request.nbytes).astype(np.uint64)
 
 
-def _mapped(place: Place, target: Offered) -> int:
-    """Return the address of a peer's memory: in this process if it can be mapped, else in its own."""
+def _mapped_address(state: WorkerState, target: AllocatedMemory) -> int:
+    """Return the address of a peer's memory: in this process if it can be mapped, else in the peer's."""
     if target.fd < 0:
         return target.addr
     key = f"mapping {target.pid} {target.fd}"
-    if key not in place.kept:
-        # Through /proc, so that the raw loop depends on nothing that the engine does. MAP_POPULATE: see `offer`.
+    if key not in state.resources:
+        # Through /proc, so that the baseline uses no code of the engine. MAP_POPULATE: no page faults in a sample.
         fd = os.open(f"/proc/{target.pid}/fd/{target.fd}", os.O_RDWR | os.O_CLOEXEC)
         try:
             memory = mmap.mmap(fd, target.fd_offset + target.nbytes, mmap.MAP_SHARED | mmap.MAP_POPULATE)
         finally:
             os.close(fd)
-        place.kept[key] = np.frombuffer(memory, np.uint8)
-    array: NDArray[Any] = place.kept[key]
+        state.resources[key] = np.frombuffer(memory, np.uint8)
+    array: NDArray[Any] = state.resources[key]
     return array.ctypes.data + target.fd_offset
 
 
-class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """Compare what has arrived with what was to be sent.
+class VerifyBytes(msgspec.Struct, frozen=True, kw_only=True):
+    """Request to compare the target's bytes with the source's.
 
-    :param seed: that filled the source
+    :param seed: seed that the source was filled with
     """
 
     kind: str
@@ -183,28 +198,24 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
 
 
-async def check(place: Place, ask: Check) -> Nothing:
-    """Perform :class:`Check`, at the target.
+async def verify_bytes(state: WorkerState, request: VerifyBytes) -> Empty:
+    """Perform :class:`VerifyBytes`, in the process that has the target.
 
     :raises AioTransferError: a byte differs
     """
-    source = fill(ask.nbytes * ask.count, ask.seed).reshape(ask.count, ask.nbytes)
-    if ask.kind == "scatter":
-        same = all((held.array == source[index]).all() for index, held in enumerate(place.held))
+    source = random_bytes(request.nbytes * request.count, request.seed).reshape(request.count, request.nbytes)
+    if request.kind == "scatter":
+        same = all((memory.array == source[index]).all() for index, memory in enumerate(state.memories))
     else:
-        target = place.held[0].array[: source.size].reshape(source.shape)
-        ours, theirs = places(Move(kind=ask.kind, nbytes=ask.nbytes, count=ask.count))
-        same = bool((target[theirs] == source[ours]).all())
+        target = state.memories[0].array[: source.size].reshape(source.shape)
+        batch = MoveBatches(kind=request.kind, nbytes=request.nbytes, count=request.count)
+        source_indices, target_indices = chunk_indices(batch)
+        same = bool((target[target_indices] == source[source_indices]).all())
     if not same:
-        raise AioTransferError(f"{ask.count} chunks of {ask.nbytes} B: what arrived is not what was sent")
-    return Nothing()
+        raise AioTransferError(f"{request.count} chunks of {request.nbytes} B: the target differs from the source")
+    return Empty()
 
 
-def _sleeps() -> int:
-    """Return how often this thread has given up the processor of its own accord."""
-    import resource
-
+def _voluntary_switches() -> int:
+    """Return how often this thread has blocked so far."""
     return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
-
-
-assert MAX_ROUNDS * 3 * 16 < 1 << 20, "what a step says must fit into a line"  # noqa: S101

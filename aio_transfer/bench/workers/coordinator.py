@@ -1,4 +1,4 @@
-"""The coordinator's side: the measured processes, and the steps they are asked to perform. It sleeps meanwhile."""
+"""Coordinator: starts the worker processes and calls steps in them. It sleeps while they measure."""
 
 from __future__ import annotations
 
@@ -6,114 +6,142 @@ import os
 import tempfile
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, get_type_hints
 
 import anyio
 import msgspec
 
-from aio_transfer.bench.workers.messages import FROM_WORKER, WORKER, Did, Do, Start
-from aio_transfer.bench.workers.remote import Far
-from aio_transfer.bench.workers.worker_state import Aim, Expect, Nothing, Offer, Offered, aim, expect, offer
+from aio_transfer.bench.workers.messages import (
+    WORKER_MESSAGES,
+    WORKER_MODULE,
+    StartWorker,
+    StepRequest,
+    StepResponse,
+)
+from aio_transfer.bench.workers.remote_worker import RemoteWorker
+from aio_transfer.bench.workers.worker_state import (
+    AllocatedMemory,
+    AllocateMemory,
+    AwaitCounts,
+    Connect,
+    Empty,
+    allocate_memory,
+    await_counts,
+    connect,
+)
 from aio_transfer.subprocesses.child import Child
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from aio_transfer.bench.options import Options
-    from aio_transfer.bench.workers.worker_state import AskT, SayT, Step
+    from aio_transfer.bench.workers.worker_state import RequestT, ResponseT, Step
 
-__all__ = ("Team", "Worker", "team")
+__all__ = ("Coordinator", "WorkerClient", "start_workers")
 
 
-class Worker:
-    """One measured process."""
+class WorkerClient:
+    """Calls of steps in one worker process."""
 
-    def __init__(self, child: Child | Far) -> None:
-        """Take a started child."""
-        self._child = child
+    def __init__(self, process: Child | RemoteWorker) -> None:
+        """Take a started process."""
+        self._process = process
 
-    async def call(self, step: Step[AskT, SayT], ask: AskT) -> SayT:
-        """Perform a step over there.
+    async def call(self, step: Step[RequestT, ResponseT], request: RequestT) -> ResponseT:
+        """Run a step in the worker.
 
-        :raises ChildFailedError: it failed, or the process is gone
+        :raises ChildFailedError: the step failed, or the process has exited
         """
         name = f"{step.__module__}:{step.__name__}"
-        self._child.send(Do(name, msgspec.Raw(msgspec.json.encode(ask))))
-        did = await self._child.receive(Did)
-        said: SayT = msgspec.json.decode(did.say, type=get_type_hints(step)["return"])
-        return said
+        self._process.send(StepRequest(name, msgspec.Raw(msgspec.json.encode(request))))
+        response = await self._process.receive(StepResponse)
+        result: ResponseT = msgspec.json.decode(response.result, type=get_type_hints(step)["return"])
+        return result
 
-    async def offer(self, nbytes: int, *, engine: int = 0, foreign: bool = False, seed: int = 0) -> Offered:
-        """Let it take memory and register it."""
-        return await self.call(offer, Offer(nbytes=nbytes, engine=engine, foreign=foreign, seed=seed))
+    async def allocate_memory(
+        self, nbytes: int, *, engine: int = 0, foreign: bool = False, seed: int = 0
+    ) -> AllocatedMemory:
+        """Allocate and register memory."""
+        return await self.call(
+            allocate_memory, AllocateMemory(nbytes=nbytes, engine=engine, foreign=foreign, seed=seed)
+        )
 
-    async def aim(self, targets: Sequence[Offered]) -> None:
-        """Let it connect to the owners of memory."""
-        await self.call(aim, Aim(targets=list(targets)))
+    async def connect(self, targets: Sequence[AllocatedMemory]) -> None:
+        """Connect to the owners of memory."""
+        await self.call(connect, Connect(targets=list(targets)))
 
-    async def expect(self, counts: int, held: int = 0) -> None:
-        """Let it wait until exactly so many counts have come."""
-        await self.call(expect, Expect(counts=counts, held=held))
+    async def await_counts(self, counts: int, memory: int = 0) -> None:
+        """Wait until exactly so many further counts have arrived."""
+        await self.call(await_counts, AwaitCounts(counts=counts, memory=memory))
 
 
-class Team:
-    """All measured processes of one test."""
+class Coordinator:
+    """All workers of one test.
 
-    def __init__(self, workers: Sequence[Worker], far: str = "") -> None:
-        """Take started workers.
+    :ivar remote_host: address of the second worker if it is on another host, else empty
+    """
 
-        :param far: the address of the second one, where it is on another host
-        """
+    def __init__(self, workers: Sequence[WorkerClient], remote_host: str = "") -> None:
+        """Take started workers."""
         self.workers = tuple(workers)
-        self.far = far
+        self.remote_host = remote_host
 
-    def __getitem__(self, index: int) -> Worker:
-        """Return one of them."""
+    def __getitem__(self, index: int) -> WorkerClient:
+        """Return one worker."""
         return self.workers[index]
 
-    async def all(self, step: Step[AskT, SayT], asks: Sequence[AskT]) -> list[SayT]:
-        """Perform one step in several of them at the same time, the first ``len(asks)``."""
-        said: list[Any] = [None] * len(asks)
+    async def call_each(self, step: Step[RequestT, ResponseT], requests: Sequence[RequestT]) -> list[ResponseT]:
+        """Run one step concurrently in the first ``len(requests)`` workers, one request each."""
+        responses: dict[int, ResponseT] = {}
 
-        async def one(index: int) -> None:
-            said[index] = await self.workers[index].call(step, asks[index])
+        async def call(index: int) -> None:
+            responses[index] = await self.workers[index].call(step, requests[index])
 
         async with anyio.create_task_group() as group:
-            for index in range(len(asks)):
-                group.start_soon(one, index)
-        return said
+            for index in range(len(requests)):
+                group.start_soon(call, index)
+        return [responses[index] for index in range(len(requests))]
 
-    async def alone(self, active: Step[AskT, SayT], ask: AskT, passive: Step[AskT, Nothing]) -> SayT:
-        """Perform ``active`` in the first worker while the second performs ``passive`` with the same argument."""
+    async def call_pair(
+        self, active: Step[RequestT, ResponseT], request: RequestT, passive: Step[RequestT, Empty]
+    ) -> ResponseT:
+        """Run ``active`` in the first worker while the second runs ``passive`` with the same request."""
+        responses: list[ResponseT] = []
+
+        async def call() -> None:
+            responses.append(await self.workers[0].call(active, request))
+
         async with anyio.create_task_group() as group:
-            group.start_soon(self.workers[1].call, passive, ask)
-            said = await self.workers[0].call(active, ask)
-        return said  # noqa: RET504 - within the block, mypy would ask what comes after it
+            group.start_soon(self.workers[1].call, passive, request)
+            group.start_soon(call)
+        return responses[0]
 
 
 @asynccontextmanager
-async def team(options: Options, engines: Sequence[int]) -> AsyncIterator[Team]:
-    """Start one process per element of ``engines``, with so many engines in it.
+async def start_workers(options: Options, engines: Sequence[int]) -> AsyncIterator[Coordinator]:
+    """Start one worker per element of ``engines``, with that many engines each.
 
-    The first two are also connected by a pair of FIFOs, unless the second is on another host.
+    A pair of FIFOs connects the first two, unless the second is on another host.
     """
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="aio-transfer-bench-")))
         pipes = [str(folder / name) for name in ("there", "back")]
         for pipe in pipes:
             os.mkfifo(pipe, 0o600)
-        far = await stack.enter_async_context(Far(options.connect)) if options.connect else None
-        children: list[Child | Far] = []
+        remote = await stack.enter_async_context(RemoteWorker(options.connect)) if options.connect else None
+        clients: list[WorkerClient] = []
         for index, count in enumerate(engines):
-            child: Child | Far
-            if far is not None and index == 1:
-                child, host = far, far.there
+            process: Child | RemoteWorker
+            if remote is not None and index == 1:
+                process, host = remote, remote.remote_host
             else:
-                child = await stack.enter_async_context(Child(WORKER, f"bench process {index}", FROM_WORKER))
-                host = "" if far is None else far.here
-            children.append(child)
-            child.send(
-                Start(
+                process = await stack.enter_async_context(
+                    Child(WORKER_MODULE, f"bench process {index}", WORKER_MESSAGES)
+                )
+                host = "" if remote is None else remote.local_host
+            clients.append(WorkerClient(process))
+            process.send(
+                StartWorker(
                     backend=options.backend,
                     loop=options.loop,
                     backend_options=options.backend_options(host),
@@ -122,4 +150,4 @@ async def team(options: Options, engines: Sequence[int]) -> AsyncIterator[Team]:
                     host=host,
                 )
             )
-        yield Team([Worker(child) for child in children], far.there if far else "")
+        yield Coordinator(clients, remote.remote_host if remote else "")

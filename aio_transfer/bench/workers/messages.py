@@ -1,4 +1,4 @@
-"""What the benchmark's processes say to each other, one line each."""
+"""Messages between the coordinator and its workers, one JSON object per line."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import msgspec
 
 from aio_transfer.subprocesses.json_lines import Failed
 
-__all__ = ("FROM_WORKER", "TO_WORKER", "WORKER", "Did", "Do", "Start")
+__all__ = ("COORDINATOR_MESSAGES", "WORKER_MESSAGES", "WORKER_MODULE", "StartWorker", "StepRequest", "StepResponse")
 
 
-class Start(msgspec.Struct, frozen=True, tag="start"):
-    """Be a worker: with this event loop, these engines.
+class StartWorker(msgspec.Struct, frozen=True, tag="start"):
+    """First message to a worker: its event loop and its engines.
 
-    :param pipes: FIFOs to the other worker, inward and outward; none where that is on another host
-    :param host: the address that engines and raw loops listen on; empty where all are on one host
+    :param pipes: FIFOs to the other worker, inward and outward; empty if that is on another host
+    :param host: address that engines and baselines listen on; empty if all workers are on one host
     """
 
     backend: str
@@ -26,24 +26,26 @@ class Start(msgspec.Struct, frozen=True, tag="start"):
     host: str = ""
 
 
-class Do(msgspec.Struct, frozen=True, tag="do"):
-    """Perform a step.
+class StepRequest(msgspec.Struct, frozen=True, tag="request"):
+    """Call of one step in a worker.
 
-    :param step: ``module:function`` within this package
-    :param ask: its argument
+    :param step: ``module:function`` within the benchmark package
+    :param argument: the struct that the step takes
     """
 
     step: str
-    ask: msgspec.Raw
+    argument: msgspec.Raw
 
 
-class Did(msgspec.Struct, frozen=True, tag="did"):
-    """Performed it; this is what came of it."""
+class StepResponse(msgspec.Struct, frozen=True, tag="response"):
+    """Return value of a step."""
 
-    say: msgspec.Raw
+    result: msgspec.Raw
 
 
-TO_WORKER: Final[msgspec.json.Decoder[Any]] = msgspec.json.Decoder(Start | Do)
-WORKER: Final = "aio_transfer.bench.workers.worker"
-"""The program that hears the one and says the other."""
-FROM_WORKER: Final[msgspec.json.Decoder[Any]] = msgspec.json.Decoder(Did | Failed)
+WORKER_MODULE: Final = "aio_transfer.bench.workers.worker"
+"""The program of a worker."""
+COORDINATOR_MESSAGES: Final[msgspec.json.Decoder[Any]] = msgspec.json.Decoder(StartWorker | StepRequest)
+"""Decoder of what a worker receives."""
+WORKER_MESSAGES: Final[msgspec.json.Decoder[Any]] = msgspec.json.Decoder(StepResponse | Failed)
+"""Decoder of what a coordinator receives."""

@@ -1,98 +1,80 @@
 """Worker process of the benchmark: ``python -m aio_transfer.bench.workers.worker``, started by the coordinator.
 
-It performs one step at a time, as requested on its standard input, and exits at the end of the input.
+It runs one step at a time, as requested on its standard input, and exits at the end of the input.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import os
-import signal
-import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, TypeVar, get_type_hints
 
 import anyio
 import msgspec
 
-from aio_transfer.bench.workers.messages import TO_WORKER, Did, Do, Start
-from aio_transfer.bench.workers.worker_state import Place
-from aio_transfer.errors import AioTransferError, ProtocolError
-from aio_transfer.subprocesses.json_lines import Failed, Lines
+from aio_transfer.bench.workers.messages import COORDINATOR_MESSAGES, StartWorker, StepRequest, StepResponse
+from aio_transfer.bench.workers.worker_state import WorkerState
+from aio_transfer.errors import ProtocolError
+from aio_transfer.subprocesses.child_program import run_child_program
 
 if TYPE_CHECKING:
     from anyio.abc import ObjectReceiveStream
 
+    from aio_transfer.subprocesses.json_lines import JsonLines
+
 __all__ = ("main",)
 
-STDIN, STDOUT, STDERR = range(3)
 _T = TypeVar("_T")
 COORDINATOR: Final = "the coordinator"
 PACKAGE: Final = "aio_transfer.bench."
 
 
-async def _serve(lines: Lines, start: Start) -> None:
-    async with Place(start) as place, anyio.create_task_group() as group:
-        send, receive = anyio.create_memory_object_stream[Do](1)
-        group.start_soon(_perform_each, place, lines, receive)
+async def _serve(lines: JsonLines, start: StartWorker) -> None:
+    async with WorkerState(start) as state, anyio.create_task_group() as group:
+        send, receive = anyio.create_memory_object_stream[StepRequest](1)
+        group.start_soon(_run_steps, state, lines, receive)
         while (message := await lines.receive()) is not None:
-            await send.send(_require(message, Do))
-        # Nobody is left to hear what a step would say; it may wait for a peer that is as alone as we are.
+            await send.send(_require(message, StepRequest))
+        # The coordinator has exited: a running step may wait for ever for a peer that exits as well.
         group.cancel_scope.cancel()
 
 
-async def _perform_each(place: Place, lines: Lines, steps: ObjectReceiveStream[Do]) -> None:
-    async for do in steps:
-        lines.send(await _perform(place, do))
+async def _run_steps(state: WorkerState, lines: JsonLines, requests: ObjectReceiveStream[StepRequest]) -> None:
+    async for request in requests:
+        lines.send(await _run_step(state, request))
 
 
-async def _perform(place: Place, do: Do) -> Did:
-    module, _, name = do.step.partition(":")
+async def _run_step(state: WorkerState, request: StepRequest) -> StepResponse:
+    module, _, name = request.step.partition(":")
     if not module.startswith(PACKAGE):
-        raise ProtocolError(COORDINATOR, f"{do.step} is no step of ours")
-    step: Callable[[Place, Any], Any] = getattr(importlib.import_module(module), name)
-    ask = msgspec.json.decode(do.ask, type=get_type_hints(step)["ask"])
-    return Did(msgspec.Raw(msgspec.json.encode(await step(place, ask))))
+        raise ProtocolError(COORDINATOR, f"{request.step} is not a step of this package")
+    step: Callable[[WorkerState, Any], Any] = getattr(importlib.import_module(module), name)
+    _, argument_type, *_ = get_type_hints(step).values()
+    argument = msgspec.json.decode(request.argument, type=argument_type)
+    return StepResponse(msgspec.Raw(msgspec.json.encode(await step(state, argument))))
 
 
 def _require(message: object, kind: type[_T]) -> _T:
     if not isinstance(message, kind):
-        raise ProtocolError(COORDINATOR, f"said {type(message).__name__} instead of {kind.__name__}")
+        raise ProtocolError(COORDINATOR, f"sent {type(message).__name__} instead of {kind.__name__}")
     return message
 
 
-def main() -> int:
-    """Serve the coordinator at the other end of our standard input and output; returns the exit status."""
-    # Ctrl-C reaches the whole group; the coordinator decides what becomes of it, and then our input ends.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # What a library prints must not get among our lines.
-    channel = os.dup(STDOUT)
-    os.dup2(STDERR, STDOUT)
-    lines = Lines(STDIN, channel, COORDINATOR, TO_WORKER)
-    try:
-        start = anyio.run(lines.receive)
-        if start is None:
-            return 1
-        _run(lines, _require(start, Start))
-    except BrokenPipeError:
+def _run(lines: JsonLines) -> int:
+    message = anyio.run(lines.receive)
+    if message is None:
         return 1
-    except BaseException as error:  # noqa: BLE001 - told in full to whoever started us
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        if not isinstance(error, AioTransferError):
-            traceback.print_exc()
-        with contextlib.suppress(BrokenPipeError):
-            lines.send(Failed(f"{type(error).__name__}: {error}"))
-        return 1
-    return 0
-
-
-def _run(lines: Lines, start: Start) -> None:
+    start = _require(message, StartWorker)
     if start.loop == "trio":
         anyio.run(_serve, lines, start, backend="trio")
     else:
         anyio.run(_serve, lines, start, backend_options={"use_uvloop": start.loop == "uvloop"})
+    return 0
+
+
+def main() -> int:
+    """Serve the coordinator over stdin and stdout; returns the exit status."""
+    return run_child_program(_run, parent=COORDINATOR, decoder=COORDINATOR_MESSAGES)
 
 
 if __name__ == "__main__":

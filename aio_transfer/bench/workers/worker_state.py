@@ -1,7 +1,7 @@
-"""What one process of the benchmark holds, and the steps that every family begins with.
+"""State of one worker process, and the steps that every family begins with: allocate memory, connect, await counts.
 
-A step is a coroutine function of this package, ``async def step(place, ask) -> say`` with structs for both, that the
-coordinator calls in a worker by passing the function itself.
+A step is a coroutine function of this package, ``async def step(state, request) -> response`` with structs for both.
+The coordinator runs it in a worker by passing the function itself.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import msgspec
 import numpy as np
 
 from aio_transfer import RemoteRegion, TransferEngine
-from aio_transfer.bench.workers.messages import Start
+from aio_transfer.bench.workers.messages import StartWorker
 from aio_transfer.errors import AioTransferError
-from aio_transfer.memory.buffers import find_allocation, memory_of
+from aio_transfer.memory.allocation import find_allocation
+from aio_transfer.memory.buffers import memory_of
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -30,18 +31,34 @@ if TYPE_CHECKING:
 
     from aio_transfer import ImmCounter, Region
 
-__all__ = ("Aim", "Expect", "Nothing", "Offer", "Offered", "Place", "Step", "aim", "cpu_ns", "expect", "fill", "offer")
+__all__ = (
+    "AllocateMemory",
+    "AllocatedMemory",
+    "AwaitCounts",
+    "Connect",
+    "Empty",
+    "LocalMemory",
+    "Step",
+    "WorkerState",
+    "allocate_memory",
+    "await_counts",
+    "connect",
+    "cpu_ns",
+    "random_bytes",
+)
 
 WAIT_S: Final = 30.0
 LOOPBACK: Final = "127.0.0.1"
-AskT = TypeVar("AskT", bound=msgspec.Struct)
-SayT = TypeVar("SayT", bound=msgspec.Struct)
-_T = TypeVar("_T")
+RequestT = TypeVar("RequestT", bound=msgspec.Struct)
+ResponseT = TypeVar("ResponseT", bound=msgspec.Struct)
 
 
 @dataclass(slots=True)
-class Held:
-    """Memory that this process offers or sends from."""
+class LocalMemory:
+    """Memory of this process: the source of its writes, or the target of its peers'.
+
+    :ivar expected: counts that :func:`await_counts` has waited for so far
+    """
 
     array: NDArray[np.uint8]
     region: Region
@@ -50,15 +67,20 @@ class Held:
 
 
 @dataclass(slots=True)
-class Place:
-    """Engines, memory and peers of one process. Numbers in messages are indices into these lists."""
+class WorkerState:
+    """Engines, memory and peers of one worker process. Numbers in requests are indices into these lists.
 
-    start: Start
+    :ivar memories: of this process
+    :ivar targets: memory of other processes, in the order of ``remotes``
+    :ivar resources: other objects that steps keep, by name
+    """
+
+    start: StartWorker
     engines: list[TransferEngine] = field(default_factory=list)
-    held: list[Held] = field(default_factory=list)
-    targets: list[Offered] = field(default_factory=list)
+    memories: list[LocalMemory] = field(default_factory=list)
+    targets: list[AllocatedMemory] = field(default_factory=list)
     remotes: list[RemoteRegion] = field(default_factory=list)
-    kept: dict[str, Any] = field(default_factory=dict)
+    resources: dict[str, Any] = field(default_factory=dict)
     stack: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     async def __aenter__(self) -> Self:
@@ -72,36 +94,29 @@ class Place:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close them."""
+        """Close the engines."""
         await self.stack.aclose()
 
     @property
-    def pids(self) -> list[int]:
-        """The processes at the other end, where they are on this host."""
+    def peer_pids(self) -> list[int]:
+        """Ids of the processes that own the targets; empty if those are on another host."""
         if self.start.host:
             return []
         return sorted({target.pid for target in self.targets} - {os.getpid()})
 
-    async def once(self, name: str, make: Callable[[], Awaitable[_T]]) -> _T:
-        """Return what ``make`` returned when it was first asked for under this name."""
-        if name not in self.kept:
-            self.kept[name] = await make()
-        found: _T = self.kept[name]
-        return found
+
+Step: TypeAlias = Callable[[WorkerState, RequestT], Awaitable[ResponseT]]
 
 
-Step: TypeAlias = Callable[[Place, AskT], Awaitable[SayT]]
+class Empty(msgspec.Struct, frozen=True):
+    """Request or response without content."""
 
 
-class Nothing(msgspec.Struct, frozen=True):
-    """Nothing to ask, or nothing to say."""
+class AllocateMemory(msgspec.Struct, frozen=True):
+    """Request to allocate memory, to fill it, and to register it with one of the engines.
 
-
-class Offer(msgspec.Struct, frozen=True):
-    """Take memory, fill it, register it with one of the engines.
-
-    :param foreign: not from ``engine.allocate``
-    :param seed: of its content; 0 for zeros
+    :param foreign: allocate with NumPy instead of ``engine.allocate``
+    :param seed: of the content; 0 for zeros
     """
 
     nbytes: int
@@ -110,14 +125,14 @@ class Offer(msgspec.Struct, frozen=True):
     seed: int = 0
 
 
-class Offered(msgspec.Struct, frozen=True):
-    """Where it is, for engines (``blob``) and for raw loops (the rest).
+class AllocatedMemory(msgspec.Struct, frozen=True):
+    """Location of memory: for engines (``descriptor``) and for baselines (the other fields).
 
     :param fd: -1 for memory that cannot be mapped
-    :param provider: what carries bytes to this engine
+    :param provider: provider of the engine's backend
     """
 
-    blob: bytes
+    descriptor: bytes
     index: int
     pid: int
     fd: int
@@ -127,77 +142,78 @@ class Offered(msgspec.Struct, frozen=True):
     provider: str
 
 
-async def offer(place: Place, ask: Offer) -> Offered:
-    """Perform :class:`Offer`."""
-    engine = place.engines[ask.engine]
-    array = np.empty(ask.nbytes, np.uint8) if ask.foreign else engine.allocate(ask.nbytes)
-    array[:] = fill(ask.nbytes, ask.seed) if ask.seed else 0  # page faults belong to nobody's sample
+async def allocate_memory(state: WorkerState, request: AllocateMemory) -> AllocatedMemory:
+    """Perform :class:`AllocateMemory`."""
+    engine = state.engines[request.engine]
+    array = np.empty(request.nbytes, np.uint8) if request.foreign else engine.allocate(request.nbytes)
+    # Written even without a seed, so that no sample pays for page faults.
+    array[:] = random_bytes(request.nbytes, request.seed) if request.seed else 0
     region = await engine.register(array)
     counter = engine.counter()
-    place.held.append(Held(array, region, counter))
+    state.memories.append(LocalMemory(array, region, counter))
     address = memory_of(array).address
-    home = find_allocation(address, ask.nbytes)
-    return Offered(
-        blob=bytes(region.descriptor(counter=counter)),
-        index=len(place.held) - 1,
+    allocation = find_allocation(address, request.nbytes)
+    return AllocatedMemory(
+        descriptor=bytes(region.descriptor(counter=counter)),
+        index=len(state.memories) - 1,
         pid=os.getpid(),
-        fd=-1 if home is None else home.fd,
-        fd_offset=0 if home is None else address - home.address,
+        fd=-1 if allocation is None else allocation.fd,
+        fd_offset=0 if allocation is None else address - allocation.address,
         addr=address,
-        nbytes=ask.nbytes,
-        provider=engine.address.backends[place.start.backend],
+        nbytes=request.nbytes,
+        provider=engine.address.backends[state.start.backend],
     )
 
 
-def fill(nbytes: int, seed: int) -> NDArray[np.uint8]:
-    """Return bytes that no two pages have in common."""
+def random_bytes(nbytes: int, seed: int) -> NDArray[np.uint8]:
+    """Return pseudo-random bytes: any two pages differ, and every process computes the same."""
     words = np.random.default_rng(seed).integers(0, 2**64, -(-nbytes // 8), np.uint64)
     return words.view(np.uint8)[:nbytes]
 
 
-class Aim(msgspec.Struct, frozen=True):
-    """Connect one of the engines to the owners of this memory."""
+class Connect(msgspec.Struct, frozen=True):
+    """Request to connect one of the engines to the owners of this memory."""
 
-    targets: list[Offered]
+    targets: list[AllocatedMemory]
     engine: int = 0
 
 
-async def aim(place: Place, ask: Aim) -> Nothing:
-    """Perform :class:`Aim`."""
-    for target in ask.targets:
-        remote = RemoteRegion.from_bytes(target.blob)
-        await place.engines[ask.engine].connect(remote.peer)
-        place.targets.append(target)
-        place.remotes.append(remote)
-    return Nothing()
+async def connect(state: WorkerState, request: Connect) -> Empty:
+    """Perform :class:`Connect`."""
+    for target in request.targets:
+        remote = RemoteRegion.from_bytes(target.descriptor)
+        await state.engines[request.engine].connect(remote.peer)
+        state.targets.append(target)
+        state.remotes.append(remote)
+    return Empty()
 
 
-class Expect(msgspec.Struct, frozen=True):
-    """Wait for counts that must come by themselves.
+class AwaitCounts(msgspec.Struct, frozen=True):
+    """Request to wait for counts.
 
-    :param held: whose counter
+    :param memory: index of the memory whose counter is raised
     """
 
     counts: int
-    held: int = 0
+    memory: int = 0
 
 
-async def expect(place: Place, ask: Expect) -> Nothing:
-    """Perform :class:`Expect`.
+async def await_counts(state: WorkerState, request: AwaitCounts) -> Empty:
+    """Perform :class:`AwaitCounts`.
 
-    :raises AioTransferError: they do not come, or more than these have come
+    :raises AioTransferError: fewer counts than these have arrived, or more
     """
-    held = place.held[ask.held]
-    held.expected += ask.counts
+    memory = state.memories[request.memory]
+    memory.expected += request.counts
     with anyio.move_on_after(WAIT_S):
-        await held.counter.wait(ask.counts)
-    if held.counter.value != held.expected:
-        raise AioTransferError(f"expected {held.expected} counts in all, and {held.counter.value} have come")
-    return Nothing()
+        await memory.counter.wait(request.counts)
+    if memory.counter.value != memory.expected:
+        raise AioTransferError(f"expected {memory.expected} counts in total, but {memory.counter.value} have arrived")
+    return Empty()
 
 
 def cpu_ns(pids: Sequence[int]) -> int:
-    """Return the user and system time, in all threads so far, of this process and others of this host."""
+    """Return the user and system time so far, in all threads, of this process and of others on this host."""
     # The CPU clock of a process is named by ~pid << 3 | CPUCLOCK_SCHED: include/linux/posix-timers.h.
     others = sum(time.clock_gettime_ns(~pid << 3 | 2) for pid in pids)
     return time.clock_gettime_ns(time.CLOCK_PROCESS_CPUTIME_ID) + others

@@ -1,6 +1,6 @@
-"""Conformance checks, by topic. Importing this package fills :data:`aio_transfer.testing.CHECKS`."""
+"""Conformance checks, by topic; importing them fills :data:`aio_transfer.testing.CHECKS`. The runner is not here."""
 
-from aio_transfer.testing.checks.counters import counters, sources, stall_reports, waits
+from aio_transfer.testing.checks.counters import counters, stall_reports, waits
 from aio_transfer.testing.checks.groups import barrier, leaving, recreation
 from aio_transfer.testing.checks.lifetime import (
     cancellation,
@@ -11,7 +11,16 @@ from aio_transfer.testing.checks.lifetime import (
     regions,
     thread_affinity,
 )
-from aio_transfer.testing.checks.transfers import bad_input, messages, pages, reads, scatter, writes
+from aio_transfer.testing.checks.transfers import (
+    bad_input,
+    messages,
+    optional_methods,
+    pages,
+    reads,
+    scatter,
+    sources,
+    writes,
+)
 
 __all__ = (
     "bad_input",
@@ -23,6 +32,7 @@ __all__ = (
     "failures",
     "leaving",
     "messages",
+    "optional_methods",
     "pages",
     "peers",
     "reads",

@@ -1,1 +1,1 @@
-"""Random schedules against a model of bytes and counts, on the simulated fabric."""
+"""Fuzz campaign: random schedules on the simulated fabric, checked against a model. Single promises are in checks."""

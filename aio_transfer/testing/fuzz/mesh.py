@@ -1,4 +1,4 @@
-"""Engines that serve many random schedules, one after the other: opening some costs as much as ten schedules."""
+"""Mesh of engines that serves many schedules in turn: opening the engines takes as long as ten schedules."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import anyio
 
 from aio_transfer.testing.assertions import ConformanceError
-from aio_transfer.testing.fixtures import level
+from aio_transfer.testing.fixtures import verify_nothing_left
 from aio_transfer.testing.fuzz.model.arena import Arena
-from aio_transfer.testing.fuzz.model.counter_model import Tally
-from aio_transfer.testing.fuzz.model.engine_model import Actor
-from aio_transfer.testing.runner import _held, _left
+from aio_transfer.testing.fuzz.model.counter_model import CounterModel
+from aio_transfer.testing.fuzz.model.engine_model import EngineModel
+from aio_transfer.testing.leaks import leaked_since, open_resources
 from aio_transfer.testing.timeouts import patient
 
 if TYPE_CHECKING:
@@ -38,12 +38,14 @@ SHAPES: Final = (
     (2, 2, 1),
     (1, 8, 2, 3, 4, 1),
 )
-"""How many engines there are, and how many NICs each has where there can be any number."""
+"""The number of NICs of each engine, where the backend allows any number."""
 _LABELS: Final = "abcdef"
 _MAX_PIECE_NBYTES: Final = 3000
-"""Of a fabric, where the number of engines is odd: there all but small chunks travel in pieces."""
+"""Where the number of engines is odd, the fabric splits larger chunks into pieces."""
 _CLOSE_DEADLINE_S: Final = 10.0
-# A loaded machine may not answer for long, and nobody here falls silent. Closing on a path that is cut takes the grace.
+# A loaded machine may answer late, and no peer here is silent. Closing over a path that is cut takes the whole grace.
+_WELL_KNOWN: Final = 2
+"""Every third engine opens its counters by well-known ids: those whose index has this remainder."""
 _SETTINGS: Final = {"liveness_timeout_s": 20.0, "grace_s": 0.25}
 
 
@@ -53,64 +55,64 @@ def shape_of(seed: int) -> tuple[int, ...]:
 
 
 class Mesh:
-    """Some engines, their memory, and nothing under way between schedules.
+    """Engines and their memory, with nothing in flight between schedules.
 
-    :ivar fabric: what connects them, where it can be told what to do
-    :ivar turn: how many schedules were begun
-    :ivar tardy: messages of former schedules that may still come, as their sender was lost
+    :ivar fabric: the simulated fabric that connects them, if any
+    :ivar schedule_number: how many schedules were begun
+    :ivar late_messages: messages of former schedules that may still arrive, as their sender was lost
     """
 
     def __init__(self, spec: Spec, shape: Sequence[int], seed: int = 0, *, deadline_s: float = 5.0) -> None:
-        """Prepare it; the engines are opened by ``async with``.
+        """Prepare the mesh; ``async with`` opens the engines.
 
         :param shape: NICs of each engine
         :param seed: of the fabric's adversary
-        :param deadline_s: for whatever has to end
+        :param deadline_s: time within which everything that has to end ends
         """
         self.spec = spec
         self.shape = tuple(shape)
         max_piece_nbytes = _MAX_PIECE_NBYTES if len(shape) % 2 else 0
         self.fabric = _fabric(spec, seed, max_piece_nbytes)
         self.deadline_s = patient(deadline_s)
-        self.actors: list[Actor] = []
-        self.tardy: set[bytes] = set()
-        self.groups = itertools.count()
-        self._serial = itertools.count(1)
-        self._numbers = itertools.count(1)
-        self.turn = 0
-        self._ruined = False
+        self.nodes: list[EngineModel] = []
+        self.late_messages: set[bytes] = set()
+        self._group_numbers = itertools.count()
+        self._serials = itertools.count(1)
+        self._counter_ids = itertools.count(1)
+        self.schedule_number = 0
+        self._failed = False
 
     async def __aenter__(self) -> Self:
         """Open all engines."""
-        self._before = _held()
+        self._before = open_resources()
         try:
             for index in range(len(self.shape)):
-                self.actors.append(await self._enlist(index))
+                self.nodes.append(await self._open_engine(index))
         except BaseException:
-            await self._abandon()
+            await self._close_all()
             raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close all, and after a good end demand that nothing is left.
+        """Close all engines; after a successful schedule, check that nothing is left open.
 
-        :raises ConformanceError: a native handle, a lease, a file descriptor or a thread is
+        :raises ConformanceError: a native handle, a lease, a file descriptor or a thread is left
         """
-        if error is not None or self._ruined:
-            await self._abandon()
+        if error is not None or self._failed:
+            await self._close_all()
             return
         try:
-            await self._take_back()
+            await self._verify_closed()
         finally:
-            await self._abandon()
-        left = await _left(self._before)
+            await self._close_all()
+        left = await leaked_since(self._before)
         if left:
             raise ConformanceError(f"left after every engine was closed: {', '.join(left)}")
 
-    async def _enlist(self, index: int) -> Actor:
-        serial = next(self._serial)
+    async def _open_engine(self, index: int) -> EngineModel:
+        serial = next(self._serials)
         label = f"{_LABELS[index]}{serial}"
         settings = _SETTINGS | {"label": label} | dict(self.spec.settings)
         if self.fabric is None:
@@ -119,87 +121,87 @@ class Mesh:
             engine = self.fabric.engine(nics=self.shape[index], **settings)
         await engine.__aenter__()
         arenas = [Arena(engine, 3 * serial + part) for part in range(3)]
-        actor = Actor(engine, index, self.shape[index], arenas[0], (arenas[1], arenas[2]))
+        node = EngineModel(engine, index, self.shape[index], arenas[0], (arenas[1], arenas[2]))
         try:
             for arena in arenas:
                 await arena.open()
         except BaseException:
             await engine.aclose()
             raise
-        return actor
+        return node
 
     # ------------------------------------------------------------------------------------------------------ schedules
 
-    async def restart(self, seed: int) -> None:
-        """Begin a schedule: every counter new, every memory open, every engine there.
+    async def begin_schedule(self, seed: int) -> None:
+        """Begin a schedule: every counter is new, every arena registered, every engine open.
 
         :param seed: of the fabric's adversary
         """
-        self.turn += 1
+        self.schedule_number += 1
         if self.fabric is not None:
             self.fabric.reseed(seed)
-        for actor in self.actors:
-            for arena in actor.arenas:
-                arena.restart()
-            actor.tally = self.tally(actor)
+        for node in self.nodes:
+            for arena in node.arenas:
+                arena.begin_schedule()
+            node.counter_model = self.open_counter(node)
 
-    def tally(self, actor: Actor) -> Tally:
-        """Make a counter: of each kind there is, on one engine or the other."""
-        others = [other.engine.address for other in self.actors if other is not actor]
-        # Each well-known id but once: what still came for its last use would count for the next.
-        number = next(self._numbers) if actor.index % 3 == 2 else None  # noqa: PLR2004
-        return Tally(actor.engine, actor.engine.counter(number, sources=others if actor.names_sources else ()))
+    def open_counter(self, node: EngineModel) -> CounterModel:
+        """Open a counter; its kind depends on the engine, so that every kind is in use."""
+        others = [other.engine.address for other in self.nodes if other is not node]
+        # Each well-known id is used once: counts that arrive late for one use would count for the next.
+        number = next(self._counter_ids) if node.index % 3 == _WELL_KNOWN else None
+        return CounterModel(node.engine, node.engine.counter(number, sources=others if node.names_sources else ()))
 
-    async def restore(self) -> None:
-        """End a schedule: put others in the place of engines that are gone, and open what is closed."""
-        for actor in tuple(self.actors):
-            if actor.state != "open":
-                for arena in actor.arenas:
-                    arena.drop()
-                self.actors[actor.index] = await self._enlist(actor.index)
+    async def end_schedule(self) -> None:
+        """End a schedule: replace engines that are closed, and register closed arenas again."""
+        for node in tuple(self.nodes):
+            if node.state != "open":
+                for arena in node.arenas:
+                    arena.release_memory()
+                self.nodes[node.index] = await self._open_engine(node.index)
                 continue
-            actor.tally.counter.close()
-            for arena in actor.arenas:
+            node.counter_model.counter.close()
+            for arena in node.arenas:
                 if not arena.is_open:
                     await arena.open()
 
-    async def regroup(self) -> None:
-        """Make the group of all engines, unless there is one that works."""
-        if all(actor.group is not None for actor in self.actors):
+    async def form_group(self) -> None:
+        """Form the group of all engines, unless there is one that works."""
+        if all(node.group is not None for node in self.nodes):
             return
-        name = f"group {next(self.groups)}"
-        for actor in self.actors:
-            others = [other.engine.address for other in self.actors if other is not actor]
-            actor.group = await actor.engine.group(others, name=name)
-            actor.entered = actor.passed = 0
+        name = f"group {next(self._group_numbers)}"
+        for node in self.nodes:
+            others = [other.engine.address for other in self.nodes if other is not node]
+            node.group = await node.engine.group(others, name=name)
+            node.entered = node.passed = 0
 
-    def ungroup(self) -> None:
-        """Let every member leave the group."""
-        for actor in self.actors:
-            if actor.group is not None:
-                actor.group.close()
-                actor.group = None
+    def leave_group(self) -> None:
+        """Let every engine leave the group."""
+        for node in self.nodes:
+            if node.group is not None:
+                node.group.close()
+                node.group = None
 
     # -------------------------------------------------------------------------------------------------------- closing
 
-    def ruin(self) -> None:
-        """Take note that a schedule failed: nothing can be expected of these engines."""
-        self._ruined = True
+    def mark_failed(self) -> None:
+        """Note that a schedule failed, so that the engines are closed without further checks."""
+        self._failed = True
 
-    async def _take_back(self) -> None:
-        self.ungroup()
-        for actor in self.actors:
-            for arena in actor.arenas:
+    async def _verify_closed(self) -> None:
+        self.leave_group()
+        for node in self.nodes:
+            for arena in node.arenas:
                 arena.verify("when the mesh was closed")
-                await arena.opened.region.aclose()
-        await level([actor.engine for actor in self.actors])
+                await arena.registration.region.aclose()
+        await verify_nothing_left([node.engine for node in self.nodes])
 
-    async def _abandon(self) -> None:
-        engines: list[TransferEngine] = [actor.engine for actor in self.actors]
-        for actor in self.actors:
-            for arena in actor.arenas:
-                arena.drop()
-        self.actors.clear()
+    async def _close_all(self) -> None:
+        engines: list[TransferEngine] = [node.engine for node in self.nodes]
+        for node in self.nodes:
+            for arena in node.arenas:
+                arena.release_memory()
+        self.nodes.clear()
         with anyio.CancelScope(shield=True), anyio.move_on_after(patient(_CLOSE_DEADLINE_S)):
             async with anyio.create_task_group() as tasks:
                 for engine in engines:
@@ -207,7 +209,7 @@ class Mesh:
 
 
 async def _close(engine: TransferEngine) -> None:
-    with contextlib.suppress(Exception):  # what matters was found before, or is found by what is left
+    with contextlib.suppress(Exception):  # errors were found before; leaks are found by what is left open
         await engine.aclose()
 
 

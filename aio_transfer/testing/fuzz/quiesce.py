@@ -1,4 +1,4 @@
-"""The end of a random schedule: everything that was begun ends, and what is there is what the model says."""
+"""Quiescence: the end of a schedule, where everything ends and is compared with the model."""
 
 from __future__ import annotations
 
@@ -12,79 +12,82 @@ import anyio.lowlevel
 from aio_transfer.errors import AioTransferError, ClosedError, PeerLostError, ProviderError, TransferAbortedError
 from aio_transfer.testing.assertions import ConformanceError, claim
 from aio_transfer.testing.fixtures import ping, until
-from aio_transfer.testing.fuzz.model.engine_model import blamed
+from aio_transfer.testing.fuzz.model.engine_model import allowed_errors
 from aio_transfer.testing.fuzz.model.tasks import join
-from aio_transfer.testing.fuzz.model.verify_counts import end_counts
+from aio_transfer.testing.fuzz.model.verify_counts import verify_counts
 from aio_transfer.testing.fuzz.operations.fault_ops import close_region, restore_fabric
-from aio_transfer.testing.fuzz.operations.wait_ops import enter, receive
+from aio_transfer.testing.fuzz.operations.wait_ops import enter_next_barrier, start_receive
 
 if TYPE_CHECKING:
     from aio_transfer.engine.engine import TransferEngine
-    from aio_transfer.testing.fuzz.model.engine_model import Actor
-    from aio_transfer.testing.fuzz.model.tasks import Await
-    from aio_transfer.testing.fuzz.model.world import Letter, Model
+    from aio_transfer.testing.fuzz.model.engine_model import EngineModel
+    from aio_transfer.testing.fuzz.model.tasks import TrackedTask
+    from aio_transfer.testing.fuzz.model.world import SentMessage, World
 
-__all__ = ("settle",)
+__all__ = ("quiesce",)
 
 
-async def settle(model: Model) -> None:
-    """Let everything come to its end, and compare all of it with the model.
+async def quiesce(world: World) -> None:
+    """Let everything end, and compare all of it with the model.
 
-    :raises ConformanceError: something does not end, or ends otherwise than it may
+    :raises ConformanceError: something does not end, or not as the contract allows
     """
-    model.clock += 1
-    restore_fabric(model)
-    for actor in model.actors:
-        if actor.state != "open":
-            model.start(f"closing engine {actor.name}", actor.engine.aclose)
-        for arena in actor.arenas if actor.state == "open" else ():
-            if arena.opened.closing is not None and arena.opened.closed is None:
-                close_region(model, actor, arena)
-    await _stop_transfers(model)
-    _judge(model)
-    await _end_barriers(model)
-    await join(_impatient(model), model.deadline_s)
-    await _end_goodbyes(model)
-    await _end_messages(model)
-    await _quiet(model)
-    await end_counts(model)
-    model.check("at the end")
-    await _verify(model)
+    world.step += 1
+    restore_fabric(world)
+    for node in world.nodes:
+        if node.state != "open":
+            world.start_task(f"closing engine {node.name}", node.engine.aclose)
+        for arena in node.arenas if node.state == "open" else ():
+            if arena.registration.closing is not None and arena.registration.closed is None:
+                close_region(world, node, arena)
+    await _stop_transfers(world)
+    _verify_transfers(world)
+    await _finish_barriers(world)
+    await join(_self_ending_tasks(world), world.deadline_s)
+    await _finish_disconnects(world)
+    await _finish_messages(world)
+    await _drain_network(world)
+    await verify_counts(world)
+    world.check("at the end")
+    await _verify_memory(world)
 
 
-def _impatient(model: Model) -> list[Await]:
-    """Return what ends by itself: neither a wait for counts nor one for messages, but of engines that are gone."""
-    there = model.open_actors()
-    patient = {wait.task for actor in there for wait in actor.tally.waits}
-    patient |= {task for actor, task in model.receives if actor in there}
-    return [one for one in model.awaits if one not in patient]
+def _self_ending_tasks(world: World) -> list[TrackedTask]:
+    """Return the tasks that must end by themselves: all but the waits for counts and messages on open engines."""
+    there = world.open_nodes()
+    endless = {wait.task for node in there for wait in node.counter_model.waits}
+    endless |= {task for node, task in world.receive_tasks if node in there}
+    return [one for one in world.tasks if one not in endless]
 
 
-async def _end_goodbyes(model: Model) -> None:
-    """Bring goodbyes to their end, and demand that who said one can meet again.
+async def _finish_disconnects(world: World) -> None:
+    """Let every disconnect end, and check that the two engines can connect again.
 
-    The other side may see the end of a connection after the call has returned, and the next schedule must not.
+    The other side may see the end of a connection after the call has returned, and the next schedule must not see it.
     """
-    for trouble in model.troubles:
-        one, other = trouble.one, trouble.other
+    for disruption in world.disruptions:
+        one, other = disruption.one, disruption.other
         if other is None or one.state != "open":
             continue
-        if trouble.until is None:  # the await was cancelled, and the goodbye goes on
-            await join([model.start(f"parting {one.name}→{other.name}", partial(_part, one, other))], model.deadline_s)
+        names = f"{one.name}→{other.name}"
+        if disruption.ended is None:  # the await was cancelled, and the disconnect goes on
+            task = world.start_task(f"finishing the disconnect of {names}", partial(_disconnect, one, other))
+            await join([task], world.deadline_s)
         if other.state == "open":
-            await join([model.start(f"meeting {one.name}→{other.name}", partial(_meet, one, other))], model.deadline_s)
+            task = world.start_task(f"reconnecting {names}", partial(_reconnect, one, other))
+            await join([task], world.deadline_s)
 
 
-async def _part(one: Actor, other: Actor) -> None:
+async def _disconnect(one: EngineModel, other: EngineModel) -> None:
     await one.engine.disconnect(other.engine.address)
 
 
-async def _meet(one: Actor, other: Actor) -> None:
+async def _reconnect(one: EngineModel, other: EngineModel) -> None:
     while True:
         try:
             await one.engine.connect(other.engine.address)
         except PeerLostError:
-            await anyio.lowlevel.checkpoint()  # by what is still ending
+            await anyio.lowlevel.checkpoint()  # lost with the connection that is still ending
         else:
             return
 
@@ -92,157 +95,159 @@ async def _meet(one: Actor, other: Actor) -> None:
 # ---------------------------------------------------------------------------------------------------------- transfers
 
 
-async def _stop_transfers(model: Model) -> None:
-    late = [part for part in model.parts if not part.transfer.done]
+async def _stop_transfers(world: World) -> None:
+    late = [part for part in world.parts if not part.transfer.done]
     if not late:
         return
-    with anyio.move_on_after(model.deadline_s):
+    with anyio.move_on_after(world.deadline_s):
         for part in late:
             try:
                 await part.transfer.wait()
             except AioTransferError:
-                continue  # judged below
+                continue  # _verify_transfers checks it
     stuck = [str(part) for part in late if not part.transfer.done]
-    claim(not stuck, f"not stopped after {model.deadline_s:g} s: {', '.join(stuck)} (rule 8)")
+    claim(not stuck, f"not stopped after {world.deadline_s:g} s: {', '.join(stuck)} (rule 8)")
 
 
-def _judge(model: Model) -> None:
-    """Demand that every transfer ended well, or failed for something that happened, with the error for it."""
-    model.check("when all transfers had stopped")
+def _verify_transfers(world: World) -> None:
+    """Check that every transfer succeeded, or failed with an error that a disruption explains."""
+    world.check("when all transfers had stopped")
     failures = 0
-    for part in model.parts:
+    for part in world.parts:
         error = part.transfer.exception()
         if error is None:
-            claim(not part.is_stale or not part.moves, f"{part} to a region that was closed before ended well (rule 9)")
+            stale = part.is_stale and part.has_work
+            claim(not stale, f"{part} to a region that was closed before succeeded (rule 9)")
             continue
-        mates = [one for one in model.parts if one.transfer is part.transfer]  # of a scatter
-        due = set().union(*(blamed(one, model.troubles) for one in mates))
-        if type(error) not in due:
-            wanted = " or ".join(sorted(kind.__name__ for kind in due)) or "nothing happened that concerns it"
-            raise ConformanceError(f"{part} failed with {error!r}; {wanted}")
-        failures += mates[0] is part and isinstance(error, ProviderError)
-    claim(failures <= model.armed, f"{failures} transfers failed, and the fabric was to fail {model.armed}")
+        parts = [one for one in world.parts if one.transfer is part.transfer]  # a scatter has several
+        allowed = set().union(*(allowed_errors(one, world.disruptions) for one in parts))
+        if type(error) not in allowed:
+            wanted = " or ".join(sorted(kind.__name__ for kind in allowed)) or "no error"
+            raise ConformanceError(f"{part} failed with {error!r}; {wanted} was allowed")
+        failures += parts[0] is part and isinstance(error, ProviderError)
+    commanded = world.commanded_failures
+    claim(failures <= commanded, f"{failures} transfers failed, and the fabric was commanded to fail {commanded}")
 
 
 # ----------------------------------------------------------------------------------------------------------- barriers
 
 
-async def _end_barriers(model: Model) -> None:
-    """Bring all members to the same epoch; where that may be impossible, demand that nobody waits for ever."""
-    members = [actor for actor in model.open_actors() if actor.group is not None]
-    last = max((actor.entered for actor in members), default=0)
-    while members and any(actor.passed < last for actor in members):
+async def _finish_barriers(world: World) -> None:
+    """Bring all members to the same epoch; where that may be impossible, check that none waits for ever."""
+    members = [node for node in world.open_nodes() if node.group is not None]
+    last = max((node.entered for node in members), default=0)
+    while members and any(node.passed < last for node in members):
         barriers = []
-        for actor in members:
-            if actor.passed < last:
-                enter(model, actor)
-                barriers += [actor.barrier] if actor.barrier is not None else []
-        await _first(model, barriers)
-        for actor in tuple(members):
-            barrier = actor.barrier
+        for node in members:
+            if node.passed < last:
+                enter_next_barrier(world, node)
+                barriers += [node.barrier] if node.barrier is not None else []
+        await _wait_for_any(world, barriers)
+        for node in tuple(members):
+            barrier = node.barrier
             if barrier is not None and barrier.outcome == "failed":
-                _judge_barrier(model, actor, barrier.error)
-                members.remove(actor)
-                if actor.group is not None:  # who cannot go on must let others know
-                    actor.group.close()
-    for actor in members:
-        epoch = actor.group.epoch if actor.group is not None else last
-        claim(epoch == actor.passed, f"{actor.name} left {actor.passed} barriers, and its group says {epoch} (rule 10)")
-    if model.spoiled:
-        model.mesh.ungroup()
+                _verify_barrier_error(world, node, barrier.error)
+                members.remove(node)
+                if node.group is not None:  # the others must learn that this member has failed
+                    node.group.close()
+    for node in members:
+        epoch = node.group.epoch if node.group is not None else last
+        claim(epoch == node.passed, f"{node.name} left {node.passed} barriers, and its group says {epoch} (rule 10)")
+    if world.barriers_may_fail:
+        world.mesh.leave_group()
 
 
-async def _first(model: Model, barriers: list[Await]) -> None:
-    """Wait until one of them has ended."""
-    with anyio.move_on_after(model.deadline_s):
+async def _wait_for_any(world: World, barriers: list[TrackedTask]) -> None:
+    """Wait until one of the barriers has ended."""
+    with anyio.move_on_after(world.deadline_s):
         while all(one.outcome == "waiting" for one in barriers):
             await anyio.lowlevel.checkpoint()
         return
-    raise ConformanceError(f"not ended after {model.deadline_s:g} s: {', '.join(map(repr, barriers))} (rule 10)")
+    raise ConformanceError(f"not ended after {world.deadline_s:g} s: {', '.join(map(repr, barriers))} (rule 10)")
 
 
-def _judge_barrier(model: Model, actor: Actor, error: AioTransferError | None) -> None:
+def _verify_barrier_error(world: World, node: EngineModel, error: AioTransferError | None) -> None:
     right = isinstance(error, PeerLostError | TransferAbortedError)
-    claim(right and model.spoiled, f"barrier {actor.entered} of {actor.name} failed with {error!r}")
+    claim(right and world.barriers_may_fail, f"barrier {node.entered} of {node.name} failed with {error!r}")
 
 
 # ----------------------------------------------------------------------------------------------------------- messages
 
 
-async def _end_messages(model: Model) -> None:
-    """Take every message that must come, and see that each came once."""
-    for actor in model.open_actors():
-        await _take_messages(model, actor)
-    for payload, letter in model.letters.items():
-        if letter.received:
+async def _finish_messages(world: World) -> None:
+    """Receive every message that must arrive, and check that each arrived once."""
+    for node in world.open_nodes():
+        await _receive_due_messages(world, node)
+    for payload, sent_message in world.sent_messages.items():
+        if sent_message.received:
             continue
-        name = f"{letter.task.what} of {len(payload)} B"
-        error = letter.task.error
+        name = f"{sent_message.task.what} of {len(payload)} B"
+        error = sent_message.task.error
         if error is not None:
             right = isinstance(error, PeerLostError | TransferAbortedError | ProviderError | ClosedError)
-            claim(right and _may_fail(model, letter), f"{name} failed with {error!r}")
-        if letter.to.state == "open":
-            must = letter.task.outcome == "returned" and not _may_fail(model, letter)
+            claim(right and _may_fail(world, sent_message), f"{name} failed with {error!r}")
+        if sent_message.to.state == "open":
+            must = sent_message.task.outcome == "returned" and not _may_fail(world, sent_message)
             claim(not must, f"{name} was not received")
-            model.mesh.tardy.add(payload)
+            world.mesh.late_messages.add(payload)
 
 
-def _may_fail(model: Model, letter: Letter) -> bool:
-    return any(trouble.concerns(letter.by, letter.to) for trouble in model.troubles)
+def _may_fail(world: World, sent_message: SentMessage) -> bool:
+    return any(disruption.affects(sent_message.by, sent_message.to) for disruption in world.disruptions)
 
 
-async def _take_messages(model: Model, actor: Actor) -> None:
-    with anyio.move_on_after(model.deadline_s) if model.letters else contextlib.nullcontext():
-        while any(_is_due(model, letter, actor) for letter in model.letters.values()):
-            if not any(one is actor and task.outcome == "waiting" for one, task in model.receives):
-                receive(model, actor)
+async def _receive_due_messages(world: World, node: EngineModel) -> None:
+    with anyio.move_on_after(world.deadline_s) if world.sent_messages else contextlib.nullcontext():
+        while any(_is_due(world, sent_message, node) for sent_message in world.sent_messages.values()):
+            if not any(one is node and task.outcome == "waiting" for one, task in world.receive_tasks):
+                start_receive(world, node)
             await anyio.lowlevel.checkpoint()
-    tasks = [task for one, task in model.receives if one is actor]
+    tasks = [task for one, task in world.receive_tasks if one is node]
     for task in tasks:
         task.cancel(as_task=False)
-    await join(tasks, model.deadline_s)
+    await join(tasks, world.deadline_s)
 
 
-def _is_due(model: Model, letter: Letter, actor: Actor) -> bool:
-    sent = letter.task.outcome == "returned" and not letter.received and letter.to is actor
-    return sent and not _may_fail(model, letter)
+def _is_due(world: World, sent_message: SentMessage, node: EngineModel) -> bool:
+    is_missing = sent_message.task.outcome == "returned" and not sent_message.received and sent_message.to is node
+    return is_missing and not _may_fail(world, sent_message)
 
 
 # ------------------------------------------------------------------------------------------------------------- at rest
 
 
-async def _quiet(model: Model) -> None:
-    """Give everything that was sent every chance to come, also what was not to be sent."""
-    fabric = model.fabric
+async def _drain_network(world: World) -> None:
+    """Wait until everything that was sent has arrived, also what should not have been sent."""
+    fabric = world.fabric
     if fabric is not None:
         if not fabric.in_flight:
             return
-        with anyio.move_on_after(model.deadline_s):
+        with anyio.move_on_after(world.deadline_s):
             while fabric.in_flight:
                 await anyio.lowlevel.checkpoint()
             return
         raise ConformanceError(
-            f"{fabric.in_flight} packets are in flight after {model.deadline_s:g} s, and none is held"
+            f"{fabric.in_flight} packets are in flight after {world.deadline_s:g} s, and none is held"
         )
-    for one, other in {tuple(sorted((part.by, part.to), key=lambda actor: actor.index)) for part in model.parts}:
+    for one, other in {tuple(sorted((part.by, part.to), key=lambda node: node.index)) for part in world.parts}:
         if one.state == other.state == "open":
             await ping(one.engine, other.engine)
 
 
-async def _verify(model: Model) -> None:
-    """Compare the memory that anything was to happen to, and some that nothing was."""
-    other = model.mesh.turn % len(model.actors)
-    for actor in model.actors:
-        for arena in actor.arenas:
-            if arena.touched or actor.index == other:
+async def _verify_memory(world: World) -> None:
+    """Verify every arena that was used, and all arenas of one engine per schedule."""
+    other = world.mesh.schedule_number % len(world.nodes)
+    for node in world.nodes:
+        for arena in node.arenas:
+            if arena.touched or node.index == other:
                 arena.verify("at the end")
-    for actor in model.open_actors():
-        await _idle(actor.engine)
+    for node in world.open_nodes():
+        await _wait_for_idle(node.engine)
 
 
-async def _idle(engine: TransferEngine) -> None:
-    """Wait for the transfers of barriers, which nobody awaits."""
-    if engine.statistics().transfers_under_way:
+async def _wait_for_idle(engine: TransferEngine) -> None:
+    """Wait for the transfers of barriers, which no task awaits."""
+    if engine.statistics().transfers_in_flight:
         await until(
-            lambda: not engine.statistics().transfers_under_way, f"{engine!r} has transfers under way that do not end"
+            lambda: not engine.statistics().transfers_in_flight, f"{engine!r} has transfers under way that do not end"
         )

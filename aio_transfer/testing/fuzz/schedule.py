@@ -1,8 +1,7 @@
-"""Random interleavings of everything, against a model of bytes and counts.
+"""Schedules: lists of random operations, performed on a mesh of engines and checked against the model.
 
-A schedule is a seed: it says how many engines there are and what they do, one move after the other, with what is
-cancelled, closed, cut and killed in between. After every move, and at the end, what the contract promises is compared
-with what is there.
+A seed determines a schedule: the engines, and the operations on them, one after the other, with the cancellations,
+closed regions, cut paths and killed engines in between. The contract is checked after every operation and at the end.
 """
 
 from __future__ import annotations
@@ -12,22 +11,30 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from aio_transfer.testing.assertions import ConformanceError
-from aio_transfer.testing.fuzz.generator import draw
+from aio_transfer.testing.assertions import ConformanceError, leaf_messages
+from aio_transfer.testing.fuzz.generator import generate_schedule
 from aio_transfer.testing.fuzz.mesh import SHAPES, Mesh, shape_of
-from aio_transfer.testing.fuzz.model.world import Model
-from aio_transfer.testing.fuzz.operations import fault_ops, transfer_ops, wait_ops  # noqa: F401 - they register what their moves do
-from aio_transfer.testing.fuzz.operations.definitions import Enter, show
-from aio_transfer.testing.fuzz.quiesce import settle
+from aio_transfer.testing.fuzz.model.world import World
+from aio_transfer.testing.fuzz.operations import fault_ops, transfer_ops, wait_ops  # noqa: F401 - registers them
+from aio_transfer.testing.fuzz.operations.definitions import EnterBarrier, format_operations
+from aio_transfer.testing.fuzz.quiesce import quiesce
 from aio_transfer.testing.timeouts import patient
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from aio_transfer.testing.fuzz.operations.definitions import Move
+    from aio_transfer.testing.fuzz.operations.definitions import Operation
     from aio_transfer.testing.spec import Spec
 
-__all__ = ("ScheduleError", "batches", "play_schedule", "run_batch", "run_moves", "run_schedule", "run_schedules")
+__all__ = (
+    "ScheduleError",
+    "batches",
+    "perform_schedule",
+    "run_batch",
+    "run_operations",
+    "run_schedule",
+    "run_schedules",
+)
 
 _DEADLINE_S: Final = 30.0
 _PER_MESH: Final = 128
@@ -40,87 +47,83 @@ class ScheduleError(ConformanceError):
 
     :ivar seed: repeats it, on engines of its own
     :ivar shape: NICs of each engine
-    :ivar moves: what was done
+    :ivar operations: the operations of the schedule
     :ivar seen: what was wrong
-    :ivar turn: of :func:`run_schedules`, how many schedules had run, with this one
+    :ivar schedule_number: how many schedules :func:`run_schedules` had run, this one included
     """
 
-    def __init__(self, spec: object, seed: int, shape: Sequence[int], moves: Sequence[Move], seen: str) -> None:
-        """Say what was seen, and how to repeat it."""
-        self.turn = 1
+    def __init__(
+        self, spec: object, seed: int, shape: Sequence[int], operations: Sequence[Operation], seen: str
+    ) -> None:
+        """Build a message that has what was seen, and how to repeat it."""
+        self.schedule_number = 1
         self.seed = seed
         self.shape = tuple(shape)
-        self.moves = tuple(moves)
+        self.operations = tuple(operations)
         self.seen = seen
-        super().__init__(f"schedule {seed} on {spec} with engines of {self.shape} NICs: {seen}\nmoves = {show(moves)}")
+        source = format_operations(operations)
+        super().__init__(f"schedule {seed} on {spec} with engines of {self.shape} NICs: {seen}\noperations = {source}")
 
 
-async def play_schedule(mesh: Mesh, moves: Sequence[Move], seed: int) -> None:
-    """Play one schedule on a mesh that is at rest, and leave it at rest.
+async def perform_schedule(mesh: Mesh, operations: Sequence[Operation], seed: int) -> None:
+    """Perform one schedule on an idle mesh, and leave the mesh idle.
 
     :param seed: of the fabric's adversary
-    :raises Exception: whatever went wrong; the mesh is of no further use
+    :raises Exception: the schedule failed; the mesh cannot be used any more
     """
-    await mesh.restart(seed)
-    if any(type(move) is Enter for move in moves):
-        await mesh.regroup()
+    await mesh.begin_schedule(seed)
+    if any(type(operation) is EnterBarrier for operation in operations):
+        await mesh.form_group()
     async with anyio.create_task_group() as tasks:
-        model = Model(mesh, tasks)
-        for move in moves:
-            await model.apply(move)
-        await settle(model)
-        model.forget()
-    await mesh.restore()
+        world = World(mesh, tasks)
+        for operation in operations:
+            await world.apply(operation)
+        await quiesce(world)
+        world.clear()
+    await mesh.end_schedule()
 
 
-async def _attempt(spec: Spec, mesh: Mesh, moves: Sequence[Move], seed: int) -> None:
-    """Play one, and wrap what goes wrong.
+async def _perform_checked(spec: Spec, mesh: Mesh, operations: Sequence[Operation], seed: int) -> None:
+    """Perform one schedule, and wrap its errors.
 
-    :raises ScheduleError: something did
+    :raises ScheduleError: the schedule failed
     """
     try:
         with anyio.fail_after(patient(_DEADLINE_S)):
-            await play_schedule(mesh, moves, seed)
+            await perform_schedule(mesh, operations, seed)
     except Exception as error:
-        mesh.ruin()
-        seen = "; ".join(leaves(error))
-        raise ScheduleError(spec, seed, mesh.shape, moves, seen) from error
+        mesh.mark_failed()
+        seen = "; ".join(leaf_messages(error))
+        raise ScheduleError(spec, seed, mesh.shape, operations, seen) from error
 
 
-def leaves(error: BaseException) -> list[str]:
-    """Name what is inside an exception group, or the error itself."""
-    if isinstance(error, BaseExceptionGroup):
-        return [leaf for inner in error.exceptions for leaf in leaves(inner)]
-    return [str(error) if isinstance(error, ConformanceError) else f"{type(error).__name__}: {error}"]
-
-
-async def run_moves(
-    spec: Spec, moves: Sequence[Move], *, shape: Sequence[int], seed: int = 0, deadline_s: float = 5.0
+async def run_operations(
+    spec: Spec, operations: Sequence[Operation], *, shape: Sequence[int], seed: int = 0, deadline_s: float = 5.0
 ) -> None:
-    """Play a list of moves on engines of its own: once when these are new, and again when they know each other.
+    """Perform a list of operations on engines of its own: once on new engines, and again on connected ones.
 
     :param shape: NICs of each engine
     :param seed: of the fabric's adversary
-    :param deadline_s: for whatever has to end
+    :param deadline_s: time within which everything that has to end ends
     :raises ScheduleError: the contract was broken
     """
     try:
         async with Mesh(spec, shape, seed, deadline_s=deadline_s) as mesh:
             for _ in range(2):
-                await _attempt(spec, mesh, moves, seed)
+                await _perform_checked(spec, mesh, operations, seed)
     except ScheduleError:
         raise
     except Exception as error:
-        raise ScheduleError(spec, seed, shape, moves, "; ".join(leaves(error))) from error
+        raise ScheduleError(spec, seed, shape, operations, "; ".join(leaf_messages(error))) from error
 
 
 async def run_schedule(spec: Spec, seed: int) -> None:
     """Run one schedule, twice, on engines of its own.
 
-    :raises ScheduleError: the contract was broken; the message has the seed and the moves
+    :raises ScheduleError: the contract was broken; the message has the seed and the operations
     """
-    moves = draw(seed, fabric=spec.backend == "sim")
-    await run_moves(spec, moves, shape=shape_of(seed), seed=seed)
+    operations = generate_schedule(seed, fabric=spec.backend == "sim")
+    await run_operations(spec, operations, shape=shape_of(seed), seed=seed)
 
 
 async def run_schedules(spec: Spec, count: int) -> None:
@@ -133,13 +136,13 @@ async def run_schedules(spec: Spec, count: int) -> None:
         try:
             await run_batch(spec, batch)
         except ScheduleError as error:
-            error.turn += done
+            error.schedule_number += done
             raise
         done += len(batch)
 
 
 def batches(seed: int, count: int, per_mesh: int = _PER_MESH) -> Iterator[list[int]]:
-    """Cut the seeds that follow from one into lists, each of which shares a mesh: see :func:`~.meshes.shape_of`."""
+    """Split the seeds that follow from one into lists that share a mesh: see :func:`~.mesh.shape_of`."""
     first = (seed % _BASES) * _SEEDS_PER_BASE
     first -= first % len(SHAPES)
     size = min(per_mesh, max(1, count // len(SHAPES)))
@@ -154,38 +157,38 @@ def batches(seed: int, count: int, per_mesh: int = _PER_MESH) -> Iterator[list[i
 
 
 async def run_batch(
-    spec: Spec, seeds: Sequence[int], played: Callable[[Sequence[Move]], object] = lambda _: None
+    spec: Spec, seeds: Sequence[int], on_performed: Callable[[Sequence[Operation]], object] = lambda _: None
 ) -> None:
     """Run schedules that share a mesh.
 
-    :param played: told what each of them did
-    :raises ScheduleError: one broke the contract; it was run again alone, and the message says how that went
+    :param on_performed: called with the operations of each schedule that succeeded
+    :raises ScheduleError: one broke the contract; it was run again alone, and the message has the result
     """
     mesh = Mesh(spec, shape_of(seeds[0]), seeds[0])
     last = seeds[0]
     try:
         async with mesh:
             for last in seeds:
-                moves = draw(last, fabric=mesh.fabric is not None)
-                await _attempt(spec, mesh, moves, last)
-                played(moves)
-    except Exception as error:  # noqa: BLE001 - whatever it is, a wrong backend may raise it
+                operations = generate_schedule(last, fabric=mesh.fabric is not None)
+                await _perform_checked(spec, mesh, operations, last)
+                on_performed(operations)
+    except Exception as error:  # noqa: BLE001 - a wrong backend may raise anything
         failed = error
     else:
         return
-    raise await _again(spec, last, mesh.turn, failed) from failed
+    raise await _repeat_alone(spec, last, mesh.schedule_number, failed) from failed
 
 
-async def _again(spec: Spec, seed: int, turn: int, error: Exception) -> ScheduleError:
-    """Repeat a schedule alone, and say what came of it."""
+async def _repeat_alone(spec: Spec, seed: int, schedule_number: int, error: Exception) -> ScheduleError:
+    """Repeat a schedule alone, and build the error with the result."""
     try:
         await run_schedule(spec, seed)
-    except ScheduleError as again:
-        how = f"alone it fails too: {again.seen}"
+    except ScheduleError as repeated:
+        alone = f"alone it fails too: {repeated.seen}"
     else:
-        how = f"alone it runs well; it was schedule {turn} of its mesh"
-    seen = error.seen if isinstance(error, ScheduleError) else "; ".join(leaves(error))
-    moves = draw(seed, fabric=spec.backend == "sim")
-    found = ScheduleError(spec, seed, shape_of(seed), moves, f"{seen} ({how})")
-    found.turn = turn
+        alone = f"alone it succeeds; it was schedule {schedule_number} of its mesh"
+    seen = error.seen if isinstance(error, ScheduleError) else "; ".join(leaf_messages(error))
+    operations = generate_schedule(seed, fabric=spec.backend == "sim")
+    found = ScheduleError(spec, seed, shape_of(seed), operations, f"{seen} ({alone})")
+    found.schedule_number = schedule_number
     return found

@@ -1,1 +1,1 @@
-"""One module per library. It imports nothing of ours but its base, and runs in that library's environment."""
+"""Adapters: one module per library. It imports only ``base``, and runs in that library's environment."""

@@ -1,4 +1,4 @@
-"""What a library must do for us, and what those that send and receive have in common."""
+"""Adapter interface of a library, and base classes for libraries that poll and for those that send and receive."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from works import REGION_NBYTES, Work, chunks
+from workloads import REGION_NBYTES, Workload, chunk_order
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 INITIATOR, TARGET = range(2)
-WORD: Final = 8
+WORD_NBYTES: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
-    """Which end to be, and how.
+class AdapterOptions:
+    """Role of a worker, and its options.
 
-    :param path: ``"shm"`` (memory of the library's, where it has any), ``"foreign"`` (the user's own) or ``"tcp"``
+    :param path: ``"shm"`` (memory of the library, if it allocates any), ``"foreign"`` (memory of the user) or ``"tcp"``
     :param folder: for sockets
     """
 
@@ -32,30 +32,30 @@ class Start:
 
 
 class Adapter(abc.ABC):
-    """One end. Both are told the same at the same time, except who moves and who attends, who pings and who pongs.
+    """One of two ends. Both get the same requests, but one submits and pings while the other receives and pongs.
 
-    A batch is done when its bytes are at the target and the initiator knows.
+    A batch is done when its bytes are at the target and the initiator has learned it.
     """
 
     memory: NDArray[np.uint8]
-    """What is sent from here, or received into."""
+    """Source or target of all transfers."""
 
-    def __init__(self, start: Start) -> None:
+    def __init__(self, start: AdapterOptions) -> None:
         self.start = start
-        self.initiates = start.role == INITIATOR
+        self.is_initiator = start.role == INITIATOR
 
     @abc.abstractmethod
     async def open(self) -> str:
-        """Take memory; returns what the other end must know."""
+        """Allocate memory; returns the address that the other end needs."""
 
     @abc.abstractmethod
-    async def join(self, other: str) -> None:
+    async def connect(self, other: str) -> None:
         """Connect to the other end."""
 
-    def begin(self, work: Work) -> None:
-        """Prepare what a user would before the first of many such batches."""
+    def prepare(self, work: Workload) -> None:
+        """Prepare what an application would before many such batches."""
         self.work = work
-        self.sources, self.targets = chunks(work, "source"), chunks(work, "target")
+        self.sources, self.targets = chunk_order(work, "source"), chunk_order(work, "target")
 
     @abc.abstractmethod
     async def submit(self) -> Any:
@@ -66,8 +66,8 @@ class Adapter(abc.ABC):
         """Wait until it is done."""
 
     @abc.abstractmethod
-    async def attend(self, rounds: int) -> None:
-        """At the target: do what it must while so many batches come, and see that they have, where it is told."""
+    async def receive_batches(self, iterations: int) -> None:
+        """At the target: make progress until so many batches have arrived, and check it if the library notifies."""
 
     @abc.abstractmethod
     async def ping(self, value: int) -> int:
@@ -77,31 +77,31 @@ class Adapter(abc.ABC):
     async def pong(self) -> None:
         """Wait for a word, send it back."""
 
-    async def close(self) -> None:  # noqa: B027 - most have nothing to do
-        """Leave in peace."""
+    async def close(self) -> None:  # noqa: B027 - optional
+        """Close the library."""
 
     def pages(self, memory: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return memory as the chunks of a batch."""
         return memory[: self.work.moved].reshape(self.work.count, self.work.nbytes)
 
-    def own_memory(self) -> NDArray[np.uint8]:
-        """Return memory of the user's own, without page faults to come."""
+    def allocate(self) -> NDArray[np.uint8]:
+        """Return memory allocated by the user, with its page faults done."""
         memory = np.empty(REGION_NBYTES, np.uint8)
         memory[:] = 0
         return memory
 
-    def copy_into(self, there: NDArray[np.uint8]) -> None:
-        """Copy a batch, where the target's memory is mapped here."""
-        theirs, ours = self.pages(there), self.pages(self.memory)
+    def copy_into(self, target_memory: NDArray[np.uint8]) -> None:
+        """Copy a batch into the target's memory, which is mapped here."""
+        targets, sources = self.pages(target_memory), self.pages(self.memory)
         for target, source in zip(self.targets.tolist(), self.sources.tolist(), strict=True):
-            theirs[target] = ours[source]
+            targets[target] = sources[source]
 
 
-class Polled(Adapter):
-    """Libraries that write into memory and tell nobody: whoever waits for a word looks at it."""
+class PollingAdapter(Adapter):
+    """Libraries that write into memory without a notification: the other end polls a word."""
 
     words: memoryview
-    """The memory, in words: the first is what the other end writes."""
+    """The memory in words, the first of which is written by the other end."""
 
     @abc.abstractmethod
     def write_word(self, value: int) -> None:
@@ -109,10 +109,10 @@ class Polled(Adapter):
 
     @abc.abstractmethod
     def poll(self) -> int:
-        """Wait until the first word is another than ``seen``, and keep it."""
+        """Wait until the first word differs from ``seen``, and store it there."""
 
-    def begin(self, work: Work) -> None:
-        super().begin(work)
+    def prepare(self, work: Workload) -> None:
+        super().prepare(work)
         self.seen = self.words[0]
 
     async def ping(self, value: int) -> int:
@@ -123,8 +123,8 @@ class Polled(Adapter):
         self.write_word(self.poll())
 
 
-class TwoSided(Adapter):
-    """Libraries that send and receive: pages are packed into one message, and the target unpacks and answers it."""
+class MessagingAdapter(Adapter):
+    """Libraries that send and receive: pages are packed into one message, which the target unpacks and answers."""
 
     @abc.abstractmethod
     async def send(self, data: NDArray[np.uint8]) -> None:
@@ -132,25 +132,25 @@ class TwoSided(Adapter):
 
     @abc.abstractmethod
     async def receive(self, into: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Wait for a message as long as ``into``; returns where it is, which may be elsewhere."""
+        """Wait for a message as long as ``into``; returns its memory, which may be another."""
 
-    def begin(self, work: Work) -> None:
-        super().begin(work)
+    def prepare(self, work: Workload) -> None:
+        super().prepare(work)
         self.packed = [np.zeros(work.moved if work.count > 1 else 0, np.uint8) for _ in range(work.depth)]
-        self.word = np.zeros(WORD, np.uint8)
+        self.word = np.zeros(WORD_NBYTES, np.uint8)
         self.submitted = 0
 
     async def submit(self) -> Any:
         data = self.memory[: self.work.moved]
         if self.work.count > 1:
             data = self.packed[self.submitted % self.work.depth]
-            # "clip" because "raise" packs into a buffer first, in case it must raise.
+            # "clip", because "raise" packs into a temporary buffer first.
             np.take(self.pages(self.memory), self.sources, axis=0, out=self.pages(data), mode="clip")
         self.submitted += 1
         return await self.post(data)
 
     async def post(self, data: NDArray[np.uint8]) -> Any:
-        """Send a batch, or begin to."""
+        """Send a batch, or start to; returns an awaitable of its end, or ``None``."""
         await self.send(data)
 
     async def finish(self, batch: Any) -> None:
@@ -158,17 +158,17 @@ class TwoSided(Adapter):
             await batch
         await self.receive(self.word)
 
-    async def attend(self, rounds: int) -> None:
-        answer = np.zeros(WORD, np.uint8)
-        for _ in range(rounds):
+    async def receive_batches(self, iterations: int) -> None:
+        answer = np.zeros(WORD_NBYTES, np.uint8)
+        for _ in range(iterations):
             if self.work.count > 1:
                 packed = await self.receive(self.packed[0])
                 self.pages(self.memory)[self.targets] = self.pages(packed)
             else:
                 target = self.memory[: self.work.nbytes]
-                whole = await self.receive(target)
-                if whole is not target:
-                    target[:] = whole
+                received = await self.receive(target)
+                if received is not target:
+                    target[:] = received
             await self.send(answer)
 
     async def ping(self, value: int) -> int:

@@ -1,4 +1,4 @@
-"""NIXL: prepared lists of chunks, a request of page numbers and a notice per batch, polled without a pause."""
+"""NIXL: prepared lists of chunks, one request of page numbers and one notification per batch, polled in a loop."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import nixl_cu12
 import numpy as np
 from nixl_cu12 import _bindings as bindings
 from nixl_cu12._api import nixl_agent, nixl_agent_config
-from works import REGION_NBYTES
+from workloads import REGION_NBYTES
 
-from .base import WORD, Adapter
+from .base import WORD_NBYTES, Adapter
 
 if TYPE_CHECKING:
-    from works import Work
+    from workloads import Workload
 
 
 class Nixl(Adapter):
@@ -30,39 +30,39 @@ class Nixl(Adapter):
             self.agent.create_backend(backend)
         except bindings.nixlNotFoundError:
             plugins = Path(nixl_cu12.__file__).parents[1] / "nixl_cu12.libs/nixl"
-            ctypes.CDLL(str(plugins / f"libplugin_{backend}.so"))  # raises the reason, which NIXL keeps to itself
+            ctypes.CDLL(str(plugins / f"libplugin_{backend}.so"))  # raises the reason, which NIXL does not report
             raise
-        self.memory = self.own_memory()
+        self.memory = self.allocate()
         self.words = self.memory.data.cast("q")
         self.address = self.memory.ctypes.data
         self.agent.register_memory([(self.address, REGION_NBYTES, 0, "")], "DRAM")
         return json.dumps([base64.b85encode(self.agent.get_agent_metadata()).decode(), self.address])
 
-    async def join(self, other: str) -> None:
+    async def connect(self, other: str) -> None:
         metadata, self.remote_address = json.loads(other)
         self.peer = self.agent.add_remote_agent(base64.b85decode(metadata))
-        self.notices = 0
-        self.idle = asyncio.create_task(self.progress())
+        self.notifications = 0
+        self.progress_task = asyncio.create_task(self.progress())
 
-    def count(self) -> None:
-        """Take notices; this is also what moves bytes where no thread does."""
-        self.notices += len(self.agent.get_new_notifs().get(f"end{1 - self.start.role}", ()))
+    def take_notifications(self) -> None:
+        """Take notifications; without a progress thread, this call also makes progress."""
+        self.notifications += len(self.agent.get_new_notifs().get(f"end{1 - self.start.role}", ()))
 
     async def progress(self) -> None:
-        """Let the last notice leave, which a finished transfer does not wait for."""
+        """Send the last notification, which a finished transfer does not wait for."""
         while True:
-            self.count()
+            self.take_notifications()
             await asyncio.sleep(0.001)
 
-    def begin(self, work: Work) -> None:
-        super().begin(work)
+    def prepare(self, work: Workload) -> None:
+        super().prepare(work)
         self.ours, self.theirs = self.sources.astype(np.int32), self.targets.astype(np.int32)
-        offset = WORD if work.test == "latency" else 0
-        self.local = self.prepare("", self.address + offset)
-        self.remote = self.prepare(self.peer, self.remote_address)
+        offset = WORD_NBYTES if work.test == "latency" else 0
+        self.local = self.prepare_chunks("", self.address + offset)
+        self.remote = self.prepare_chunks(self.peer, self.remote_address)
         self.word = self.request()
 
-    def prepare(self, agent: str, address: int) -> Any:
+    def prepare_chunks(self, agent: str, address: int) -> Any:
         nbytes = self.work.nbytes
         chunks = np.array([(address + i * nbytes, nbytes, 0) for i in range(self.work.count)], np.uint64)
         return self.agent.prep_xfer_dlist(agent, chunks, "DRAM")
@@ -79,26 +79,26 @@ class Nixl(Adapter):
         while (state := self.agent.check_xfer_state(request)) == "PROC":
             pass
         if state != "DONE":
-            raise RuntimeError(f"NIXL says {state}")
+            raise RuntimeError(f"NIXL reports {state}")
 
     async def finish(self, batch: Any) -> None:
         self.poll(batch)
         batch.release()
 
-    async def attend(self, rounds: int) -> None:
-        while self.notices < rounds:
-            self.count()
-        self.notices -= rounds
+    async def receive_batches(self, iterations: int) -> None:
+        while self.notifications < iterations:
+            self.take_notifications()
+        self.notifications -= iterations
 
     async def ping(self, value: int) -> int:
         self.words[1] = value
         self.agent.transfer(self.word)
         self.poll(self.word)
-        await self.attend(1)
+        await self.receive_batches(1)
         return self.words[0]
 
     async def pong(self) -> None:
-        await self.attend(1)
+        await self.receive_batches(1)
         self.words[1] = self.words[0]
         self.agent.transfer(self.word)
         self.poll(self.word)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import base64
 from typing import TYPE_CHECKING, Any
 
-from works import REGION_NBYTES
+from workloads import REGION_NBYTES
 
 from aio_transfer import RemoteRegion, Transfer, TransferEngine
 
-from .base import WORD, Adapter
+from .base import WORD_NBYTES, Adapter
 
 if TYPE_CHECKING:
-    from works import Work
+    from workloads import Workload
 
 
 class Ours(Adapter):
@@ -21,20 +21,20 @@ class Ours(Adapter):
         options = {name: value for name, value in self.start.options.items() if name != "backend"}
         self.engine = await TransferEngine(backend=backend, options={backend: options}).__aenter__()
         own = self.start.path == "shm"
-        self.memory = self.engine.allocate(REGION_NBYTES) if own else self.own_memory()
+        self.memory = self.engine.allocate(REGION_NBYTES) if own else self.allocate()
         self.memory[:] = 0
         self.words = self.memory.data.cast("q")
         self.region = await self.engine.register(self.memory)
         self.counter = self.engine.counter()
         return base64.b85encode(bytes(self.region.descriptor(self.counter))).decode()
 
-    async def join(self, other: str) -> None:
+    async def connect(self, other: str) -> None:
         self.remote = RemoteRegion.from_bytes(base64.b85decode(other))
         await self.engine.connect(self.remote.peer)
 
-    def begin(self, work: Work) -> None:
-        super().begin(work)
-        self.word = self.region[WORD : 2 * WORD], self.remote[:WORD]
+    def prepare(self, work: Workload) -> None:
+        super().prepare(work)
+        self.word = self.region[WORD_NBYTES : 2 * WORD_NBYTES], self.remote[:WORD_NBYTES]
 
     async def submit(self) -> Transfer:
         nbytes = self.work.nbytes
@@ -46,8 +46,8 @@ class Ours(Adapter):
     async def finish(self, batch: Any) -> None:
         await batch
 
-    async def attend(self, rounds: int) -> None:
-        await self.counter.wait(rounds * self.work.count)
+    async def receive_batches(self, iterations: int) -> None:
+        await self.counter.wait(iterations * self.work.count)
 
     async def ping(self, value: int) -> int:
         self.words[1] = value

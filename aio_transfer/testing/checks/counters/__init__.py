@@ -1,1 +1,1 @@
-"""Conformance checks of counters: values, waits, sources, stall reports."""
+"""Conformance checks of counters: values, waits and stall reports. Counts of transfers are in transfers."""

@@ -1,5 +1,4 @@
-# ruff: noqa: D401, PLR2004 - a docstring is the promise itself; what counts is due, is written out
-"""Counters: what arrives is kept, whoever has been there first, and each counter is its own."""
+"""Checks of counters: early counts are kept, and counters are separate from each other."""
 
 from __future__ import annotations
 
@@ -15,12 +14,13 @@ from aio_transfer.testing.guarded_memory import Memory
 from aio_transfer.testing.registry import check
 
 if TYPE_CHECKING:
+    from aio_transfer.counters.counter import ImmCounter
     from aio_transfer.testing.spec import Spec
 
 
 @check("rule 4")
 async def check_early_counts(spec: Spec) -> None:
-    """Counts that come before anybody waits are kept."""
+    """Counts that arrive before any wait are kept."""
     async with pair(spec) as (a, b):
         counter = b.counter()
         for _ in range(20):
@@ -59,7 +59,7 @@ async def check_well_known_of_two_engines(spec: Spec) -> None:
 
 @check("bad input")
 async def check_well_known_twice(spec: Spec) -> None:
-    """A well-known counter that is open is not opened again; closed, it begins anew at zero."""
+    """An open well-known counter cannot be opened again; after it is closed, a new one begins at zero."""
     async with pair(spec) as (a, b):
         counter = b.counter(99)
         with refused("a second counter of id 99", BusyError):
@@ -75,13 +75,12 @@ async def check_well_known_twice(spec: Spec) -> None:
 
 @check("rule 4")
 async def check_well_known_capacity(spec: Spec) -> None:
-    """A well-known counter that cannot be kept is refused when it is opened, not silent for ever."""
+    """A well-known counter beyond the capacity is refused when it is opened; every open one receives its counts."""
     async with pair(spec) as (a, b):
         await ping(a, b)
-        opened = []
+        opened: list[ImmCounter] = []
         try:
-            for number in range(1 << 13):
-                opened.append(b.counter(number))  # noqa: PERF401 - until one is refused
+            opened.extend(b.counter(number) for number in range(1 << 13))
         except AioTransferError:
             claim(len(opened) >= 256, f"only {len(opened)} well-known counters can be open")
         last = opened[-1]
@@ -92,7 +91,7 @@ async def check_well_known_capacity(spec: Spec) -> None:
 
 @check("rule 3")
 async def check_notify_counts_once(spec: Spec) -> None:
-    """Each notification is one count, also when hundreds are under way."""
+    """Each notification is one count, also when hundreds are in flight."""
     async with pair(spec) as (a, b):
         counter = b.counter()
         reference = a.counter_ref(b.address, counter.id)
@@ -104,7 +103,7 @@ async def check_notify_counts_once(spec: Spec) -> None:
 
 @check("rule 3")
 async def check_counters_do_not_mix(spec: Spec) -> None:
-    """A hundred counters each get their own counts."""
+    """Each of a hundred counters gets its own counts."""
     async with pair(spec) as (a, b):
         counters = [b.counter() for _ in range(100)]
         transfers = [
@@ -121,7 +120,7 @@ async def check_counters_do_not_mix(spec: Spec) -> None:
 
 @check("rule 3")
 async def check_counts_for_closed_counter(spec: Spec) -> None:
-    """What still comes for a closed counter is dropped: no later counter is given it."""
+    """Counts that arrive for a closed counter are dropped: no later counter receives them."""
     async with pair(spec) as (a, b):
         counter = b.counter()
         reference = a.counter_ref(b.address, counter.id)
@@ -137,7 +136,7 @@ async def check_counts_for_closed_counter(spec: Spec) -> None:
 
 @check("rule 4")
 async def check_counter_ids_are_not_reused_soon(spec: Spec) -> None:
-    """Counters opened and closed again and again get ids that no recent one had."""
+    """Counters that are opened and closed repeatedly get ids that no recent counter had."""
     async with pair(spec) as (_, b):
         seen = set()
         for _ in range(2000):
@@ -151,7 +150,7 @@ async def check_counter_ids_are_not_reused_soon(spec: Spec) -> None:
 
 @check("closing")
 async def check_counter_close(spec: Spec) -> None:
-    """Closing a counter wakes its waiters with ClosedError, can be repeated, and ends its use."""
+    """Closing a counter wakes its waiters with ClosedError, can be repeated, and makes every use fail."""
     async with pair(spec) as (_, b):
         counter = b.counter()
 

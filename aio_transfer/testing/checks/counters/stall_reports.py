@@ -1,5 +1,4 @@
-# ruff: noqa: D401, PLR2004 - a docstring is the promise itself; what counts is due, is written out
-"""What an engine says of itself: statistics, paths, and stalls."""
+"""Checks of stall reports, statistics and paths."""
 
 from __future__ import annotations
 
@@ -15,16 +14,21 @@ from aio_transfer.testing.registry import check
 from aio_transfer.testing.timeouts import patient
 
 if TYPE_CHECKING:
+    from aio_transfer.counters.counter import ImmCounter
     from aio_transfer.testing.spec import Spec
 
 
-class Listener(logging.Handler):
-    """Keeps what is logged about stalls, also where logging is turned down or off."""
+class StallLogHandler(logging.Handler):
+    """Log handler that keeps the stall reports, also where logging is disabled.
+
+    :ivar records: the reports so far
+    """
 
     def __init__(self) -> None:
-        """Listen from now on."""
+        """Attach to the logger of stalls."""
         super().__init__()
-        self.heard: list[logging.LogRecord] = []
+        self.records: list[logging.LogRecord] = []
+        self._reported = anyio.Event()
         self._logger = logging.getLogger("aio_transfer.observability.stalls")
         self._before = self._logger.level, logging.root.manager.disable
         self._logger.setLevel(logging.WARNING)
@@ -32,11 +36,22 @@ class Listener(logging.Handler):
         self._logger.addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep it."""
-        self.heard.append(record)
+        """Keep a report, and wake the tasks that wait for one."""
+        self.records.append(record)
+        self._reported.set()
+        self._reported = anyio.Event()
+
+    def of_counter(self, number: int) -> list[logging.LogRecord]:
+        """Return the reports of one counter."""
+        return [record for record in self.records if getattr(record, "counter", None) == number]
+
+    async def until_reported(self, number: int, count: int) -> None:
+        """Wait until a counter was reported ``count`` times."""
+        while len(self.of_counter(number)) < count:
+            await self._reported.wait()
 
     def close(self) -> None:
-        """Stop listening."""
+        """Detach from the logger."""
         self._logger.removeHandler(self)
         self._logger.setLevel(self._before[0])
         logging.disable(self._before[1])
@@ -45,20 +60,20 @@ class Listener(logging.Handler):
 
 @check("rule 8")
 async def check_stall_is_reported_once(spec: Spec) -> None:
-    """A counter that lacks counts for stall_s is reported once, with how many and from whom."""
+    """A counter without progress for stall_s is reported once, with its missing counts and their sources."""
     async with pair(spec, stall_s=0.04) as (a, b):
         counter = b.counter()
         await a.notify(a.counter_ref(b.address, counter.id))
-        await ping(a, b)  # so it has arrived. A first connection may take longer than that, a stall of its own
+        await ping(a, b)  # now the count has arrived, and no first connection can be reported as a stall
         before = [one.statistics().stalls for one in (a, b)]
-        listener = Listener()
+        handler = StallLogHandler()
         try:
             with anyio.move_on_after(0.25):
                 await counter.wait(4)
         finally:
-            listener.close()
-        claim(len(listener.heard) == 1, f"one stall was reported {len(listener.heard)} times")
-        record = listener.heard[0]
+            handler.close()
+        claim(len(handler.records) == 1, f"one stall was reported {len(handler.records)} times")
+        record = handler.records[0]
         text = record.getMessage()
         claim(getattr(record, "missing_counts", None) == 3, f"3 counts are missing, it says {text!r}")
         claim("a" in getattr(record, "sources", ""), f"they come from a, it says {text!r}")
@@ -66,19 +81,20 @@ async def check_stall_is_reported_once(spec: Spec) -> None:
         claim(stalls == [0, 1], f"a and b, which waits, count {stalls} stalls")
 
 
-async def _cancel_once_reported(listener: Listener, number: int, due: int, scope: anyio.CancelScope) -> None:
-    """End a wait when so many stalls of its counter were reported, or never will be; some time later, to see more."""
+async def _cancel_once_reported(
+    handler: StallLogHandler, counter: ImmCounter, count: int, scope: anyio.CancelScope
+) -> None:
+    """Cancel a wait some time after its counter was reported ``count`` times, so that a further report shows."""
     with anyio.move_on_after(patient(2)):
-        while sum(getattr(one, "counter", None) == number for one in listener.heard) < due:  # noqa: ASYNC110
-            await anyio.sleep(0.01)
-    await anyio.sleep(0.05)
+        await handler.until_reported(counter.id, count)
+    await anyio.sleep(0.05)  # longer than stall_s: the time in which a wrong further report would come
     scope.cancel()
 
 
 @check("rule 8")
 async def check_stall_of_another_wait_is_reported_too(spec: Spec) -> None:
-    """A counter that moved on after a stall and stalls again is reported again."""
-    listener = Listener()
+    """A counter that stalls again after it has made progress is reported again."""
+    handler = StallLogHandler()
     try:
         async with pair(spec, stall_s=0.03) as (a, b):
             counter, other = b.counter(), b.counter()
@@ -86,21 +102,21 @@ async def check_stall_of_another_wait_is_reported_too(spec: Spec) -> None:
                 tasks.start_soon(other.wait, 1)  # something always waits
                 for due in range(1, 3):
                     with anyio.CancelScope() as scope:
-                        tasks.start_soon(_cancel_once_reported, listener, counter.id, due, scope)
+                        tasks.start_soon(_cancel_once_reported, handler, counter, due, scope)
                         await counter.wait(1)
                     await a.notify(a.counter_ref(b.address, counter.id))
                     await counter.wait(1)
                 tasks.cancel_scope.cancel()
-            of_it = [one for one in listener.heard if getattr(one, "counter", None) == counter.id]
-            claim(len(of_it) == 2, f"two stalls of one counter were reported {len(of_it)} times")
+            reports = handler.of_counter(counter.id)
+            claim(len(reports) == 2, f"two stalls of one counter were reported {len(reports)} times")
     finally:
-        listener.close()
+        handler.close()
 
 
 @check("reports")
 async def check_no_stall_while_it_moves(spec: Spec) -> None:
     """A wait whose counts keep coming is not reported as stalled."""
-    listener = Listener()
+    handler = StallLogHandler()
     try:
         async with pair(spec, stall_s=patient(0.15)) as (a, b):
             counter = b.counter()
@@ -111,14 +127,14 @@ async def check_no_stall_while_it_moves(spec: Spec) -> None:
                     with anyio.move_on_after(0.03):
                         await a.counter().wait()
                     await a.notify(reference)
-            claim(not listener.heard, f"it moved every 30 ms, and was reported: {listener.heard}")
+            claim(not handler.records, f"it moved every 30 ms, and was reported: {handler.records}")
     finally:
-        listener.close()
+        handler.close()
 
 
 @check("reports")
 async def check_statistics_of_drivers(spec: Spec) -> None:
-    """The driver's totals say what has moved: writes, bytes and counts."""
+    """The driver's totals count the writes, bytes and counts that were transferred."""
     rng = spec.rng()
     async with pair(spec) as (a, b):
         source, target = await Memory.open(a, 64 * 256, rng), await Memory.open(b, 64 * 256, rng)
@@ -139,14 +155,14 @@ async def check_statistics_of_drivers(spec: Spec) -> None:
 
 @check("reports")
 async def check_statistics_of_engine(spec: Spec) -> None:
-    """An engine's totals say how many regions, counters and peers there are."""
+    """An engine's statistics have the numbers of its regions, counters and peers."""
     rng = spec.rng()
     async with pair(spec) as (a, b):
         memories = [await Memory.open(a, 64, rng) for _ in range(3)]
         counters = [a.counter() for _ in range(4)]
         await a.connect(b.address)
         now = a.statistics()
-        seen = (now.regions, now.counters, len(now.peers), now.transfers_under_way, now.stalls)
+        seen = (now.regions, now.counters, len(now.peers), now.transfers_in_flight, now.stalls)
         claim(seen == (3, 4, 1, 0, 0), f"3 regions, 4 counters, 1 peer: statistics say {seen}")
         claim(spec.backend in now.peers["b"], f"the path to b is {now.peers['b']!r}")
         counters[0].close()
@@ -157,7 +173,7 @@ async def check_statistics_of_engine(spec: Spec) -> None:
 
 @check("reports")
 async def check_statistics_name_every_peer(spec: Spec) -> None:
-    """Every connected peer shows, also those that carry the same label, as all engines of one process do."""
+    """Statistics list every connected peer, also peers with equal labels."""
     async with mesh(spec, 3, label="same") as (a, b, c):
         await a.connect(b.address)
         await a.connect(c.address)

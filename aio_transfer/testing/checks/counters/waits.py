@@ -1,9 +1,9 @@
-# ruff: noqa: D401, PLR2004 - a docstring is the promise itself; what counts is due, is written out
-"""Waiting on a counter: a FIFO semaphore, whatever is cancelled in the middle of it."""
+"""Checks of waits on a counter: a FIFO semaphore, also when waits are cancelled."""
 
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
@@ -21,41 +21,46 @@ if TYPE_CHECKING:
     from aio_transfer.testing.spec import Spec
 
 
-class Queue:
-    """Tasks that wait on one counter, and in what order they were let go."""
+class WaitQueue:
+    """Tasks that wait on one counter, and the order in which they were served."""
 
     def __init__(self, counter: ImmCounter) -> None:
-        """Begin with nobody."""
+        """Begin with an empty queue."""
         self._counter = counter
         self.served: list[str] = []
         self.scopes: dict[str, anyio.CancelScope] = {}
 
     async def join(self, name: str, count: int) -> None:
-        """Wait for ``count``, and note when it was granted."""
+        """Wait for ``count`` counts, and record that they were granted."""
         with anyio.CancelScope() as self.scopes[name]:
             await self._counter.wait(count)
             self.served.append(name)
 
     async def enter(self, tasks: anyio.abc.TaskGroup, **counts: int) -> None:
-        """Let tasks join, one after the other."""
+        """Start tasks that join, one after the other."""
         for name, count in counts.items():
             due = self._counter.waiting + 1
             tasks.start_soon(self.join, name, count)
             await self.reaches(due)
 
     async def reaches(self, waiting: int) -> None:
-        """Wait until so many wait."""
+        """Wait until ``waiting`` tasks wait."""
         counter = self._counter
         await until(lambda: counter.waiting == waiting, lambda: f"{counter.waiting} tasks wait, and {waiting} are to")
 
     async def served_are(self, due: set[str]) -> None:
-        """Wait until these have been served; those of one batch may run in any order."""
+        """Wait until exactly these were served; tasks that are granted together may run in any order."""
         await until(lambda: len(self.served) >= len(due), lambda: f"served are {self.served}")
         claim(set(self.served) == due, f"{self.served} were served, and {due} were due")
 
 
+def has_counts(counter: ImmCounter, count: int) -> bool:
+    """Return whether the running total has reached ``count``."""
+    return counter.value >= count
+
+
 async def raise_by(sender: TransferEngine, owner: TransferEngine, counter: ImmCounter, count: int) -> None:
-    """Raise a counter from the other side, and give the counts time to come."""
+    """Raise a counter from the other side, and wait until the counts have arrived."""
     for _ in range(count):
         await sender.notify(sender.counter_ref(owner.address, counter.id))
     await ping(sender, owner)
@@ -66,7 +71,7 @@ async def check_wait_is_fifo(spec: Spec) -> None:
     """The first waiter gets its counts first, though a later one wants fewer."""
     async with pair(spec) as (a, b):
         counter = b.counter()
-        queue = Queue(counter)
+        queue = WaitQueue(counter)
         async with anyio.create_task_group() as tasks:
             await queue.enter(tasks, first=3, second=1, third=2)
             await raise_by(a, b, counter, 2)
@@ -85,7 +90,7 @@ async def check_wait_cancelled_in_the_middle(spec: Spec) -> None:
     """A cancelled waiter consumes nothing, and those behind it move up."""
     async with pair(spec) as (a, b):
         counter = b.counter()
-        queue = Queue(counter)
+        queue = WaitQueue(counter)
         async with anyio.create_task_group() as tasks:
             await queue.enter(tasks, first=2, second=3, third=1, fourth=2)
             queue.scopes["second"].cancel()
@@ -100,10 +105,10 @@ async def check_wait_cancelled_in_the_middle(spec: Spec) -> None:
 
 @check("rule 5")
 async def check_wait_cancelled_at_the_head(spec: Spec) -> None:
-    """When the head of the queue gives up, whom the present counts satisfy goes on."""
+    """When the first waiter is cancelled, the next one is served if the present counts suffice."""
     async with pair(spec) as (a, b):
         counter = b.counter()
-        queue = Queue(counter)
+        queue = WaitQueue(counter)
         async with anyio.create_task_group() as tasks:
             await queue.enter(tasks, large=10, small=2)
             await raise_by(a, b, counter, 2)
@@ -114,7 +119,7 @@ async def check_wait_cancelled_at_the_head(spec: Spec) -> None:
 
 @check("rule 5")
 async def check_wait_cancelled_in_the_tick_of_its_count(spec: Spec) -> None:
-    """A wait that is cancelled when its count comes either has it or leaves it: none is lost or doubled."""
+    """A wait that is cancelled when its count arrives either takes the count or leaves it: none is lost or doubled."""
     taken = left = 0
     rounds = 60
     async with pair(spec) as (a, b):
@@ -131,13 +136,13 @@ async def check_wait_cancelled_in_the_tick_of_its_count(spec: Spec) -> None:
             async with anyio.create_task_group() as tasks:
                 scope = anyio.CancelScope()
                 tasks.start_soon(wait, scope)
-                await until(lambda: counter.waiting, "nobody waits")
+                await until(lambda: counter.waiting, "no task waits")
                 transfer = a.submit_notify(a.counter_ref(b.address, counter.id))
                 for _ in range(index % 6):
                     await anyio.lowlevel.checkpoint()
                 scope.cancel()
             await transfer
-            await until(lambda: counter.value > index, "a count does not come")  # noqa: B023
+            await until(partial(has_counts, counter, index + 1), "a count does not arrive")
             with contextlib.suppress(WouldBlock):
                 counter.wait_nowait()
                 left += 1
@@ -151,7 +156,7 @@ def _on_trio() -> bool:
 
 @check("rule 5")
 async def check_wait_cancelled_beforehand(spec: Spec) -> None:
-    """A wait that was cancelled beforehand consumes nothing; on asyncio it may find what it needs, and go well."""
+    """A wait in a cancelled scope consumes nothing; on asyncio it may succeed if its counts are there."""
     async with pair(spec) as (a, b):
         counter = b.counter()
         await raise_by(a, b, counter, 1)
@@ -171,7 +176,7 @@ async def check_wait_cancelled_beforehand(spec: Spec) -> None:
 
 @check("rule 5")
 async def check_wait_nowait(spec: Spec) -> None:
-    """wait_nowait consumes what is there, and overtakes nobody."""
+    """wait_nowait consumes counts that are there, and does not overtake a waiter."""
     async with pair(spec) as (a, b):
         counter = b.counter()
         with refused("wait_nowait before anything came", WouldBlock):
@@ -181,7 +186,7 @@ async def check_wait_nowait(spec: Spec) -> None:
         with refused("two of one", WouldBlock):
             counter.wait_nowait(2)
         counter.wait_nowait(0)
-        queue = Queue(counter)
+        queue = WaitQueue(counter)
         async with anyio.create_task_group() as tasks:
             await queue.enter(tasks, first=2)
             with refused("wait_nowait past a waiter", WouldBlock):
@@ -192,10 +197,10 @@ async def check_wait_nowait(spec: Spec) -> None:
 
 @check("rule 5")
 async def check_wait_for_nothing(spec: Spec) -> None:
-    """A wait for zero counts returns at once, also past others."""
+    """A wait for zero counts returns at once, also when others wait."""
     async with pair(spec) as (a, b):
         counter = b.counter()
-        queue = Queue(counter)
+        queue = WaitQueue(counter)
         async with anyio.create_task_group() as tasks:
             await queue.enter(tasks, first=1)
             with anyio.fail_after(patient(2)):
@@ -206,7 +211,7 @@ async def check_wait_for_nothing(spec: Spec) -> None:
 
 @check("bad input")
 async def check_wait_for_what_is_no_number(spec: Spec) -> None:
-    """A wait for a negative, broken or absurd number is refused, and the counter stays usable."""
+    """A wait for a negative, non-integer or too large count is refused, and the counter stays usable."""
     async with pair(spec) as (a, b):
         counter = b.counter()
         for count in (-1, 1.5, "2", None, 1 << 60, 1 << 80):
@@ -221,10 +226,10 @@ async def check_wait_for_what_is_no_number(spec: Spec) -> None:
 
 @check("rule 5")
 async def check_wait_hundred_tasks(spec: Spec) -> None:
-    """A hundred tasks that wait for one count each are served by a hundred, in order."""
+    """A hundred tasks that wait for one count each are served by a hundred counts, in order."""
     async with pair(spec) as (a, b):
         counter = b.counter()
-        queue = Queue(counter)
+        queue = WaitQueue(counter)
         async with anyio.create_task_group() as tasks:
             await queue.enter(tasks, **{f"t{index}": 1 for index in range(100)})
             for half in (50, 100):
@@ -235,7 +240,7 @@ async def check_wait_hundred_tasks(spec: Spec) -> None:
 
 @check("rule 5")
 async def check_wait_sum(spec: Spec) -> None:
-    """Waits that add up to what came leave nothing, however they are cut."""
+    """Waits whose counts add up to the counts that arrived leave none."""
     rng = spec.rng()
     async with pair(spec) as (a, b):
         counter = b.counter()

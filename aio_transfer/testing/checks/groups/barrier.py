@@ -1,4 +1,3 @@
-# ruff: noqa: D401, PLR2004 - a docstring is the promise itself; what counts is due, is written out
 """Barriers: the whole barrier, epoch by epoch, whoever is late, cancelled or gone."""
 
 from __future__ import annotations
@@ -6,31 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import anyio
-import anyio.lowlevel
 
 from aio_transfer.errors import BusyError, ClosedError, PeerLostError, UsageError
 from aio_transfer.testing.assertions import claim, refused
-from aio_transfer.testing.fixtures import exactly, mesh, pair, ping, until
+from aio_transfer.testing.fixtures import exactly, groups, mesh, pair, ping, turns, until
 from aio_transfer.testing.registry import check
 from aio_transfer.testing.timeouts import patient
 
 if TYPE_CHECKING:
     from aio_transfer.engine.engine import TransferEngine
-    from aio_transfer.groups.group import PeerGroup
     from aio_transfer.testing.spec import Spec
-
-
-async def groups(engines: list[TransferEngine], name: str = "") -> list[PeerGroup]:
-    """Make one group of all engines, on each of them."""
-    return [
-        await engine.group([other.address for other in engines if other is not engine], name=name) for engine in engines
-    ]
-
-
-async def turns(count: int) -> None:
-    """Let others run for some turns of the loop."""
-    for _ in range(count):
-        await anyio.lowlevel.checkpoint()
 
 
 @check("rule 10")

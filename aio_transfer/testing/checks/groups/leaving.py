@@ -1,4 +1,3 @@
-# ruff: noqa: D401 - a docstring is the promise itself; what counts is due, is written out
 """Barriers of which a member leaves, closes or dies: those who wait are told, and nobody else."""
 
 from __future__ import annotations
@@ -10,8 +9,7 @@ import anyio
 
 from aio_transfer.errors import AioTransferError, PeerLostError, TransferAbortedError
 from aio_transfer.testing.assertions import ConformanceError, refused
-from aio_transfer.testing.checks.groups.barrier import groups, turns
-from aio_transfer.testing.fixtures import mesh, pair
+from aio_transfer.testing.fixtures import groups, mesh, pair, turns
 from aio_transfer.testing.registry import check
 from aio_transfer.testing.timeouts import patient
 

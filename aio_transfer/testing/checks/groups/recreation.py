@@ -1,4 +1,3 @@
-# ruff: noqa: D401, PLR2004 - a docstring is the promise itself; what counts is due, is written out
 """Engines that come, go and are followed by others."""
 
 from __future__ import annotations

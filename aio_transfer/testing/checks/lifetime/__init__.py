@@ -1,1 +1,1 @@
-"""Conformance checks of lifetimes: cancellation, closing, failures, peers, regions, descriptors, threads."""
+"""Conformance checks of lifetimes: engines, peers, regions, descriptors, cancellation, failures, threads and forks."""

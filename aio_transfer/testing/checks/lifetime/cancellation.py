@@ -1,5 +1,4 @@
-# ruff: noqa: D401, PLR2004 - a docstring is the promise itself; what counts is due, is written out
-"""Cancelling, and exceptions in the middle of everything: tasks are freed, and nothing is corrupted."""
+"""Checks of cancellation and exceptions: tasks are released at once, and nothing is corrupted."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ import anyio.lowlevel
 
 from aio_transfer.errors import AioTransferError, PeerLostError
 from aio_transfer.testing.assertions import ConformanceError, claim
-from aio_transfer.testing.fixtures import done, exactly, pair, ping
+from aio_transfer.testing.fixtures import exactly, pair, ping, until_stopped
 from aio_transfer.testing.guarded_memory import Memory
 from aio_transfer.testing.registry import check
 from aio_transfer.testing.timeouts import patient
@@ -23,12 +22,12 @@ if TYPE_CHECKING:
 
 
 class Interrupt(BaseException):
-    """What Ctrl-C is, without being it."""
+    """A base exception, as KeyboardInterrupt is one."""
 
 
 @check("rule 7")
 async def check_cancel_before_post(spec: Spec) -> None:
-    """A write in a cancelled scope happens wholly and counts once, or does not happen and counts nothing."""
+    """A write in a cancelled scope is either complete and counted once, or not performed and not counted."""
     rng = spec.rng()
     async with pair(spec) as (a, b):
         source, target = await Memory.open(a, 4096, rng), await Memory.open(b, 4096, rng)
@@ -39,7 +38,7 @@ async def check_cancel_before_post(spec: Spec) -> None:
                 scope.cancel()
                 await a.write(source.region[:], remote[:])
             claim(scope.cancelled_caught or connected, "a write that waits for a connection was not cancelled")
-            await source_settles(source)
+            await until_no_leases(source)
             await ping(a, b)
             if counter.value:
                 target.expect(0, source.array)
@@ -48,8 +47,8 @@ async def check_cancel_before_post(spec: Spec) -> None:
         claim(counter.value <= 2, f"two cancelled writes gave {counter.value} counts")
 
 
-async def source_settles(source: Memory) -> None:
-    """Wait until no lease is out."""
+async def until_no_leases(source: Memory) -> None:
+    """Wait until no transfer holds a lease."""
     with anyio.fail_after(patient(3)):
         while source.region.leases:
             await anyio.lowlevel.checkpoint()
@@ -94,7 +93,7 @@ async def check_cancel_in_the_tick_of_completion(spec: Spec) -> None:
                 for _ in range(index % 8):
                     await anyio.lowlevel.checkpoint()
                 tasks.cancel_scope.cancel()
-            await done(transfer)
+            await until_stopped(transfer)
             await transfer
             claim(source.region.leases == 0, f"round {index}: a lease is out after the end")
         target.expect(0, source.array)
@@ -130,7 +129,7 @@ async def check_cancel_one_awaiter(spec: Spec) -> None:
 
 @check("rule 7")
 async def check_cancel_connect(spec: Spec) -> None:
-    """A cancelled connect leaves nothing that disturbs a later one, whenever it was cancelled."""
+    """A connect that was cancelled at any moment does not disturb a later one."""
     async with pair(spec) as (a, b):
         for turns in range(12):
             async with anyio.create_task_group() as tasks:
@@ -147,7 +146,7 @@ async def check_cancel_connect(spec: Spec) -> None:
 
 @check("rule 7")
 async def check_cancel_disconnect(spec: Spec) -> None:
-    """A cancelled disconnect ends the connection all the same, and it can be made again."""
+    """A cancelled disconnect still ends the connection, and the engines can connect again."""
     async with pair(spec) as (a, b):
         for turns in range(8):
             await a.connect(b.address)
@@ -160,7 +159,7 @@ async def check_cancel_disconnect(spec: Spec) -> None:
                 while True:
                     try:
                         await a.connect(b.address)
-                    except PeerLostError:  # the goodbye is still on its way
+                    except PeerLostError:  # the disconnect is still in progress
                         await anyio.lowlevel.checkpoint()
                     else:
                         break
@@ -169,7 +168,7 @@ async def check_cancel_disconnect(spec: Spec) -> None:
 
 @check("rule 7")
 async def check_cancel_group(spec: Spec) -> None:
-    """A cancelled making of a group leaves no counter and no claim on its name."""
+    """A cancelled group() leaves no counter open, and the name can be used again."""
     async with pair(spec) as (a, b):
         for turns in range(8):
             async with anyio.create_task_group() as tasks:
@@ -187,7 +186,7 @@ async def check_cancel_group(spec: Spec) -> None:
 
 @check("rule 8")
 async def check_deadline_on_everything(spec: Spec) -> None:
-    """Every wait can be given a deadline, and the engine works after it has passed."""
+    """Every wait can have a deadline, and the engine works after it has passed."""
     async with pair(spec) as (a, b):
         counter = b.counter()
         group = await a.group([b.address])
@@ -207,7 +206,7 @@ async def check_deadline_on_everything(spec: Spec) -> None:
 
 @check("closing")
 async def check_exception_in_the_block(spec: Spec) -> None:
-    """An exception that leaves the engine's block closes it, with transfers under way, and goes through unchanged."""
+    """An exception that leaves the engine's block closes the engine, also under traffic, and is raised unchanged."""
     for kind in (RuntimeError, KeyError, Interrupt):
         async with pair(spec) as (_, b):
             target = await Memory.open(b, 4 << 20, spec.rng())
@@ -220,8 +219,8 @@ async def check_exception_in_the_block(spec: Spec) -> None:
                     source = await x.register(memory)
                     await x.connect(b.address)
                     transfer = x.submit_write_pages(source.pages(ids, 4096), target.remote(counter).pages(ids, 4096))
-                    raise kind("in the middle")  # noqa: TRY301 - an engine is left by it
-            except (Exception, Interrupt) as error:  # noqa: BLE001 - what kind it is, is the question
+                    raise kind("in the middle")  # noqa: TRY301 - it has to leave the engine's block
+            except (Exception, Interrupt) as error:  # noqa: BLE001 - its type is checked
                 claim(type(error) is kind, f"a {kind.__name__} in the block came out as {error!r}")
             claim(transfer.done and source.leases == 0, "a transfer outlives its engine")
             claim("closed" in repr(x), f"{x!r} is not closed")
@@ -233,7 +232,7 @@ async def check_exception_in_the_block(spec: Spec) -> None:
 
 
 async def exactly_after_goodbye(counter: ImmCounter, count: int) -> None:
-    """Demand all counts of a peer that has closed."""
+    """Check that all counts of a peer that has closed arrive."""
     try:
         with anyio.fail_after(patient(3)):
             await counter.wait(count)
@@ -244,7 +243,7 @@ async def exactly_after_goodbye(counter: ImmCounter, count: int) -> None:
 
 @check("closing")
 async def check_cancelled_block(spec: Spec) -> None:
-    """Cancelling the scope around an engine's block closes the engine all the same, at any moment."""
+    """Cancelling the scope around an engine's block at any moment closes the engine."""
     async with pair(spec) as (_, b):
         for turns in (0, 1, 2, 3, 5, 8, 13, 21):
             async with anyio.create_task_group() as tasks:
@@ -267,7 +266,7 @@ async def check_cancelled_block(spec: Spec) -> None:
 
 @check("closing")
 async def check_cancelled_close(spec: Spec) -> None:
-    """A close that is cancelled closes all the same."""
+    """A cancelled close still closes the engine."""
     rng = spec.rng()
     async with pair(spec) as (a, b):
         source, target = await Memory.open(a, 1 << 20, rng), await Memory.open(b, 1 << 20, rng)

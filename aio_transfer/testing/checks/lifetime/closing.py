@@ -1,5 +1,4 @@
-# ruff: noqa: D401, PLR2004 - a docstring is the promise itself; what counts is due, is written out
-"""Closing, and what comes after it."""
+"""Checks of closing an engine, and of calls after it."""
 
 from __future__ import annotations
 
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
 @check("bad input")
 async def check_closed_engine_refuses(spec: Spec) -> None:
-    """Everything one can ask of a closed engine is refused with ClosedError; closing again is fine."""
+    """Every call on a closed engine is refused with ClosedError; it can be closed again."""
     rng = spec.rng()
     async with pair(spec) as (a, b):
         source, target = await Memory.open(a, 64, rng), await Memory.open(b, 64, rng)
@@ -78,11 +77,13 @@ async def check_closed_engine_refuses(spec: Spec) -> None:
 async def check_engine_that_was_never_entered(spec: Spec) -> None:
     """An engine that was not entered refuses use, and can be closed."""
     engine = spec.engine()
-    with refused("a counter of an engine that was not entered", ClosedError):
+    with refused("a counter of an engine that was not entered", UsageError):
         engine.counter()
-    with refused("statistics of an engine that was not entered", ClosedError):
+    with refused("statistics of an engine that was not entered", UsageError):
         engine.statistics()
     await engine.aclose()
+    with refused("statistics of an engine that was closed without being entered", ClosedError):
+        engine.statistics()
     with refused("entering a closed engine", UsageError):
         await engine.__aenter__()
     async with spec.engine() as entered:
@@ -92,7 +93,7 @@ async def check_engine_that_was_never_entered(spec: Spec) -> None:
 
 @check("rule 8")
 async def check_close_ends_transfers(spec: Spec) -> None:
-    """Closing waits for transfers under way within its grace; afterwards every one of them has stopped."""
+    """Closing waits for transfers within its grace; afterwards every transfer has stopped."""
     rng = spec.rng()
     size = 16 << 20
     async with pair(spec) as (a, b):
@@ -110,7 +111,7 @@ async def check_close_ends_transfers(spec: Spec) -> None:
 
 @check("rule 8")
 async def check_close_without_grace(spec: Spec) -> None:
-    """Without grace, transfers under way end with a typed error, after nothing of them moves any more."""
+    """Without grace, transfers in flight end with a typed error, once all of their pieces have stopped."""
     rng = spec.rng()
     size = 32 << 20
     async with pair(spec, grace_s=0) as (a, b):
@@ -134,7 +135,7 @@ async def check_close_without_grace(spec: Spec) -> None:
 
 @check("rule 8")
 async def check_close_wakes_waiters(spec: Spec) -> None:
-    """Closing wakes whoever waits on the engine's counters, barriers and connections, with typed errors."""
+    """Closing wakes every waiter on the engine's counters and barriers with a typed error."""
     ended: list[str] = []
     async with pair(spec) as (a, b):
         counter = a.counter()
@@ -152,13 +153,13 @@ async def check_close_wakes_waiters(spec: Spec) -> None:
             for _ in range(10):
                 await anyio.lowlevel.checkpoint()
             await a.aclose()
-            await until(lambda: len(ended) == 2, lambda: f"only {ended or 'nobody'} was woken by the close")
+            await until(lambda: len(ended) == 2, lambda: f"only {ended or 'none'} was woken by the close")
         other.close()
 
 
 @check("closing")
 async def check_close_both_at_once(spec: Spec) -> None:
-    """Engines that all close at once, with traffic between them, all close in time."""
+    """Engines that close at the same time, with traffic between them, all close in time."""
     rng = spec.rng()
     for _ in range(3):
         async with mesh(spec, 4) as engines:
@@ -178,7 +179,7 @@ async def check_close_both_at_once(spec: Spec) -> None:
 
 @check("closing")
 async def check_close_while_connecting(spec: Spec) -> None:
-    """Either side may close while a connection is being made: the other gets a typed error, nobody hangs."""
+    """Either side may close while a connection is being made: the other gets a typed error, and none hangs."""
     for turns in range(0, 24, 2):
         for closer in (0, 1):
             async with pair(spec, grace_s=0.2) as engines:
@@ -227,7 +228,7 @@ async def check_close_from_another_task(spec: Spec) -> None:
 
 @check("bad input")
 async def check_engine_that_cannot_open(spec: Spec) -> None:
-    """An engine that cannot listen where it should is refused with a typed error, and holds nothing."""
+    """An engine that cannot listen at its address is refused with a typed error, and leaves nothing open."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         for what, settings in {

@@ -1,5 +1,4 @@
-# ruff: noqa: D401, PLR2004 - a docstring is the promise itself; what counts is due, is written out
-"""Counts that cannot come: whoever waits for them is told, and what has come stays."""
+"""Checks of counts that cannot arrive: their waiters get an error, and counts that have arrived stay."""
 
 from __future__ import annotations
 
@@ -21,8 +20,8 @@ if TYPE_CHECKING:
     from aio_transfer.testing.spec import Spec
 
 
-async def ends(counter: ImmCounter, count: int, kind: type[AioTransferError], why: str) -> None:
-    """Demand that a wait ends with an error, soon."""
+async def expect_wait_error(counter: ImmCounter, count: int, kind: type[AioTransferError], why: str) -> None:
+    """Check that a wait soon ends with an error."""
     try:
         with anyio.fail_after(patient(3)):
             with refused(f"a wait for {count} counts {why}", kind):
@@ -31,8 +30,8 @@ async def ends(counter: ImmCounter, count: int, kind: type[AioTransferError], wh
         raise ConformanceError(f"a wait for {count} counts {why} has not ended, with {counter.value} there") from None
 
 
-async def stale_target(b: TransferEngine, counter: ImmCounter | int, spec: Spec) -> RemoteRegion:
-    """Return a descriptor whose region is gone."""
+async def closed_target(b: TransferEngine, counter: ImmCounter | int, spec: Spec) -> RemoteRegion:
+    """Return a descriptor of a closed region."""
     target = await Memory.open(b, 64, spec.rng())
     remote = target.remote(counter)
     await target.region.aclose()
@@ -45,12 +44,12 @@ async def check_failed_write_wakes_receiver(spec: Spec) -> None:
     async with pair(spec) as (a, b):
         source = await Memory.open(a, 64, spec.rng())
         counter = b.counter()
-        remote = await stale_target(b, counter, spec)
+        remote = await closed_target(b, counter, spec)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(ends, counter, 1, TransferAbortedError, "of a write that fails")
+            tasks.start_soon(expect_wait_error, counter, 1, TransferAbortedError, "of a write that fails")
             with refused("a write to a closed region", StaleRegionError):
                 await a.write(source.region[:], remote[:])
-        await ends(counter, 1, TransferAbortedError, "after a write has failed")
+        await expect_wait_error(counter, 1, TransferAbortedError, "after a write has failed")
         claim(counter.value == 0, f"the failed write counts {counter.value}")
         counter.clear()
         await a.notify(a.counter_ref(b.address, counter.id))
@@ -59,17 +58,17 @@ async def check_failed_write_wakes_receiver(spec: Spec) -> None:
 
 @check("rule 8")
 async def check_failure_keeps_what_came(spec: Spec) -> None:
-    """Counts that came before the failure can still be consumed; only waits for more fail."""
+    """Counts that arrived before the failure can still be consumed; only waits for more fail."""
     async with pair(spec) as (a, b):
         source = await Memory.open(a, 64, spec.rng())
         counter = b.counter()
-        remote = await stale_target(b, counter, spec)
+        remote = await closed_target(b, counter, spec)
         for _ in range(3):
             await a.notify(a.counter_ref(b.address, counter.id))
         with refused("a write to a closed region", StaleRegionError):
             await a.write(source.region[:], remote[:])
-        await ends(counter, 4, TransferAbortedError, "of which one can never come")
-        # The failure travels another way than the counts, and may be here before them.
+        await expect_wait_error(counter, 4, TransferAbortedError, "of which one can never come")
+        # The failure takes another path than the counts, and may arrive before them.
         await until(lambda: counter.value == 3, lambda: f"the counter stays at {counter.value}")
         await counter.wait(2)
         counter.wait_nowait()
@@ -81,46 +80,48 @@ async def check_failure_before_well_known_is_opened(spec: Spec) -> None:
     """A failure for a well-known counter that is not open yet is kept, as its counts are."""
     async with pair(spec) as (a, b):
         source = await Memory.open(a, 64, spec.rng())
-        remote = await stale_target(b, 1234, spec)
+        remote = await closed_target(b, 1234, spec)
         with refused("a write to a closed region", StaleRegionError):
             await a.write(source.region[:], remote[:])
         await ping(a, b)
-        await ends(b.counter(1234), 1, TransferAbortedError, "whose write failed before the counter was opened")
+        await expect_wait_error(
+            b.counter(1234), 1, TransferAbortedError, "whose write failed before the counter was opened"
+        )
 
 
 @check("rule 8")
 async def check_goodbye_wakes_receiver(spec: Spec) -> None:
-    """A sender that closes after some of its counts wakes whoever waits for the rest."""
+    """A sender that closes after some of its counts wakes the waiters for the rest."""
     async with pair(spec) as (a, b):
         counter = b.counter()
         await a.notify(a.counter_ref(b.address, counter.id))
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(ends, counter, 2, PeerLostError, "from a peer that closes")
-            await until(lambda: counter.waiting, "nobody waits")
+            tasks.start_soon(expect_wait_error, counter, 2, PeerLostError, "from a peer that closes")
+            await until(lambda: counter.waiting, "no task waits")
             await a.aclose()
-        await ends(counter, 2, PeerLostError, "from a peer that has closed")
+        await expect_wait_error(counter, 2, PeerLostError, "from a peer that has closed")
         counter.wait_nowait()
 
 
 @check("rule 8")
 async def check_goodbye_wakes_who_named_its_source(spec: Spec) -> None:
-    """A counter that names its sources fails when one closes, though it never wrote."""
+    """A counter that names its sources fails when one closes, also if that one never wrote."""
     async with pair(spec) as (a, b):
         counter = b.counter(sources=[a.address])
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(ends, counter, 1, PeerLostError, "from a source that closes")
-            await until(lambda: counter.waiting, "nobody waits")
+            tasks.start_soon(expect_wait_error, counter, 1, PeerLostError, "from a source that closes")
+            await until(lambda: counter.waiting, "no task waits")
             await b.connect(a.address)
             await a.aclose()
 
 
 @check("rule 8")
 async def check_source_that_is_gone_already(spec: Spec) -> None:
-    """A counter whose source closed before it was made fails too."""
+    """A counter fails if its source closed before the counter was opened."""
     async with pair(spec) as (a, b):
         await b.connect(a.address)
         await a.aclose()
-        await ends(b.counter(sources=[a.address]), 1, PeerLostError, "from a source that closed before")
+        await expect_wait_error(b.counter(sources=[a.address]), 1, PeerLostError, "from a source that closed before")
 
 
 @check("rule 8")
@@ -132,27 +133,29 @@ async def check_promise_before_well_known_is_opened(spec: Spec) -> None:
         counter = b.counter(55)
         claim(counter.value == 1, f"one count came before, and {counter.value} show")
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(ends, counter, 2, PeerLostError, "of a well-known counter from a peer that closes")
-            await until(lambda: counter.waiting, "nobody waits")
+            tasks.start_soon(
+                expect_wait_error, counter, 2, PeerLostError, "of a well-known counter from a peer that closes"
+            )
+            await until(lambda: counter.waiting, "no task waits")
             await a.aclose()
 
 
 @check("rule 8")
 async def check_goodbye_spares_other_counters(spec: Spec) -> None:
-    """One peer's goodbye does not disturb a counter that only others promised to raise."""
+    """A peer that closes does not disturb a counter that only other peers have promised to raise."""
     async with mesh(spec, 3) as (a, b, c):
         theirs, ours = b.counter(), b.counter()
         await a.notify(a.counter_ref(b.address, theirs.id))
         await c.notify(c.counter_ref(b.address, ours.id))
         await a.aclose()
-        await ends(theirs, 2, PeerLostError, "from a peer that has closed")
+        await expect_wait_error(theirs, 2, PeerLostError, "from a peer that has closed")
         await c.notify(c.counter_ref(b.address, ours.id))
         await exactly(ours, 2, b, c)
 
 
 @check("rule 4")
 async def check_goodbye_loses_no_count(spec: Spec) -> None:
-    """What was submitted before the engine closed arrives and counts, though nobody awaited it."""
+    """Transfers submitted before the engine closed arrive and count, also without an await."""
     rng = spec.rng()
     for _ in range(5):
         async with pair(spec) as (a, b):
@@ -173,10 +176,10 @@ async def check_goodbye_loses_no_count(spec: Spec) -> None:
 
 @check("rule 8")
 async def check_errors_are_fresh(spec: Spec) -> None:
-    """Every awaiter gets its own error, with the same words: none collects another's traceback."""
+    """Every awaiter gets its own exception object with the same message, so that tracebacks do not mix."""
     async with pair(spec) as (a, b):
         source = await Memory.open(a, 64, spec.rng())
-        remote = await stale_target(b, 5, spec)
+        remote = await closed_target(b, 5, spec)
         transfer = a.submit_write(source.region[:], remote[:])
         errors: list[BaseException] = []
 
@@ -189,15 +192,15 @@ async def check_errors_are_fresh(spec: Spec) -> None:
         async with anyio.create_task_group() as tasks:
             for _ in range(5):
                 tasks.start_soon(wait)
-        claim(len(errors) == 5, f"{len(errors)} of 5 awaiters were told")
+        claim(len(errors) == 5, f"{len(errors)} of 5 awaiters got an error")
         claim(len({id(error) for error in errors}) == 5, "several awaiters got one and the same exception object")
-        claim(len({str(error) for error in errors}) == 1, f"they were told different things: {errors}")
+        claim(len({str(error) for error in errors}) == 1, f"their messages differ: {errors}")
         claim(isinstance(transfer.exception(), StaleRegionError), f"exception() is {transfer.exception()!r}")
 
 
 @check("rule 8")
 async def check_submit_to_nobody(spec: Spec) -> None:
-    """Whatever is submitted to a peer that is gone ends with PeerLostError, and gives its lease back."""
+    """Every transfer submitted to a closed peer ends with PeerLostError, and releases its lease."""
     async with pair(spec) as (a, b):
         source, target = await Memory.open(a, 64, spec.rng()), await Memory.open(b, 64, spec.rng())
         remote = target.remote(3)

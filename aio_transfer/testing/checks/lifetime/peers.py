@@ -1,5 +1,4 @@
-# ruff: noqa: D401, PLR2004 - a docstring is the promise itself; what counts is due, is written out
-"""Connections: one per pair, made and remade by anybody, to whom they should go."""
+"""Checks of connections: one per pair, made again by either side, and only to the intended peer."""
 
 from __future__ import annotations
 
@@ -22,8 +21,8 @@ if TYPE_CHECKING:
     from aio_transfer.testing.spec import Spec
 
 
-async def rally(a: TransferEngine, b: TransferEngine) -> None:
-    """Connect from both sides in the same moment, and use it."""
+async def connect_both_ways(a: TransferEngine, b: TransferEngine) -> None:
+    """Connect from both sides at the same time, and use the connection."""
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(a.connect, b.address)
         tasks.start_soon(b.connect, a.address)
@@ -32,11 +31,11 @@ async def rally(a: TransferEngine, b: TransferEngine) -> None:
 
 @check("peers")
 async def check_connect_at_once_from_both_sides(spec: Spec) -> None:
-    """When both sides call at once, one connection stands, twenty times over."""
+    """When both sides connect at the same time, they get one connection, in twenty attempts."""
     for _ in range(20):
         async with pair(spec) as (a, b):
             with anyio.fail_after(patient(3)):
-                await rally(a, b)
+                await connect_both_ways(a, b)
             seen = len(a.statistics().peers), len(b.statistics().peers)
             claim(seen == (1, 1), f"both called, and have {seen} connections")
 
@@ -58,7 +57,7 @@ async def check_connect_once(spec: Spec) -> None:
 
 @check("peers")
 async def check_connect_mesh(spec: Spec) -> None:
-    """Six engines that all connect to all at once are all connected."""
+    """Six engines that all connect to each other at once are all connected."""
     async with mesh(spec, 6) as engines:
         with anyio.fail_after(patient(5)):
             async with anyio.create_task_group() as tasks:
@@ -72,7 +71,7 @@ async def check_connect_mesh(spec: Spec) -> None:
 
 @check("rule 8")
 async def check_connect_to_nobody(spec: Spec) -> None:
-    """A peer that is gone is reported as PeerLostError, soon, and every time."""
+    """Connecting to a closed peer soon raises PeerLostError, every time."""
     async with pair(spec) as (a, b):
         address = b.address
         await b.aclose()
@@ -84,7 +83,7 @@ async def check_connect_to_nobody(spec: Spec) -> None:
 
 @check("rule 8")
 async def check_connect_to_somebody_silent(spec: Spec) -> None:
-    """Somebody who accepts and says nothing is given up after connect_deadline_s."""
+    """Connecting to a peer that accepts and does not answer fails after connect_deadline_s."""
     async with pair(spec, connect_deadline_s=0.1) as (a, b):
         with socket.create_server(("127.0.0.1", 0)) as silent:
             address = msgspec.structs.replace(
@@ -96,7 +95,7 @@ async def check_connect_to_somebody_silent(spec: Spec) -> None:
 
 @check("peers")
 async def check_connect_to_another_incarnation(spec: Spec) -> None:
-    """Whoever is at an address but is not the one meant is refused."""
+    """A peer at the right address that is not the intended incarnation is refused."""
     async with pair(spec) as (a, b):
         meant = msgspec.structs.replace(b.address, incarnation=bytes(range(16)))
         with refused("connecting to another incarnation than meant", PeerLostError):
@@ -106,10 +105,10 @@ async def check_connect_to_another_incarnation(spec: Spec) -> None:
 
 @check("peers")
 async def check_secret(spec: Spec) -> None:
-    """Engines connect when both hold the same secret, and get AuthenticationError in every other case."""
+    """Engines with the same secret connect; every other pair gets AuthenticationError."""
     one, other = b"s" * 16, b"t" * 16
     async with pair(spec, secret=one) as (a, b):
-        await rally(a, b)
+        await connect_both_ways(a, b)
         for secret in (other, None):
             async with spec.engine(label="x", secret=secret) as x:
                 with refused(f"a call by one whose secret is {secret!r}", AuthenticationError):
@@ -135,7 +134,7 @@ async def check_secret_wrong_moves_nothing(spec: Spec) -> None:
 
 @check("peers")
 async def check_strangers(spec: Spec) -> None:
-    """What strangers send to the listener, whatever it is, disturbs nobody else."""
+    """Arbitrary bytes sent to the listener do not disturb other connections."""
     rng = spec.rng()
     async with pair(spec) as (a, b):
         await ping(a, b)
@@ -162,7 +161,7 @@ async def check_strangers(spec: Spec) -> None:
 
 @check("peers")
 async def check_disconnect_and_connect(spec: Spec) -> None:
-    """A connection that was ended is made again on first use, with the same descriptors, by either side."""
+    """After a disconnect by either side, the next use connects again, with the same descriptors."""
     rng = spec.rng()
     async with pair(spec) as (a, b):
         source, target = await Memory.open(a, 64, rng), await Memory.open(b, 64, rng)
@@ -179,7 +178,7 @@ async def check_disconnect_and_connect(spec: Spec) -> None:
 
 @check("rule 8")
 async def check_disconnect_fails_waiters(spec: Spec) -> None:
-    """A disconnect is told to the peer's waiters as PeerLostError, and can be repeated."""
+    """A disconnect wakes the peer's waiters with PeerLostError, and can be repeated."""
     async with pair(spec) as (a, b):
         counter = b.counter()
         await a.notify(a.counter_ref(b.address, counter.id))
@@ -191,7 +190,7 @@ async def check_disconnect_fails_waiters(spec: Spec) -> None:
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(wait)
-            await until(lambda: counter.waiting, "nobody waits")
+            await until(lambda: counter.waiting, "no task waits")
             await a.disconnect(b.address)
         await a.disconnect(b.address)
         await until(lambda: not b.statistics().peers, "the peer still has the connection")
@@ -199,10 +198,10 @@ async def check_disconnect_fails_waiters(spec: Spec) -> None:
 
 @check("peers")
 async def check_disconnect_both_at_once(spec: Spec) -> None:
-    """Both sides may end a connection at once; each is quick, and another can be made."""
+    """Both sides may disconnect at once; each ends quickly, and they can connect again."""
     async with pair(spec) as (a, b):
         for _ in range(10):
-            await rally(a, b)
+            await connect_both_ways(a, b)
             with anyio.fail_after(patient(2)):
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(a.disconnect, b.address)
@@ -212,7 +211,7 @@ async def check_disconnect_both_at_once(spec: Spec) -> None:
 
 @check("rule 8")
 async def check_disconnect_under_traffic(spec: Spec) -> None:
-    """When a peer disconnects in the middle of transfers, each ends well or with PeerLostError, and leaves no lease."""
+    """When a peer disconnects during transfers, each succeeds or ends with PeerLostError, and leaves no lease."""
     rng = spec.rng()
     async with pair(spec) as (a, b):
         source, target = await Memory.open(a, 4 << 20, rng), await Memory.open(b, 4 << 20, rng)
@@ -240,7 +239,7 @@ async def check_disconnect_under_traffic(spec: Spec) -> None:
 
 @check("bad input")
 async def check_peers_that_are_none(spec: Spec) -> None:
-    """Oneself, and what is no peer at all, is refused."""
+    """The engine itself, and objects that are not peers, are refused as peers."""
     rng = spec.rng()
     async with pair(spec) as (a, b):
         memory = await Memory.open(a, 64, rng)
@@ -260,7 +259,7 @@ async def check_peers_that_are_none(spec: Spec) -> None:
 
 @check("peers")
 async def check_peer_handle(spec: Spec) -> None:
-    """What connect returns says who the peer is, how it is reached, and how the connection stands."""
+    """The result of connect has the peer's label, its path and the state of the connection."""
     async with pair(spec) as (a, b):
         peer = await a.connect(b.address)
         claim(peer.label == "b" and peer.info == b.address, f"{peer!r} is not b")

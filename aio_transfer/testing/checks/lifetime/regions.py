@@ -1,5 +1,4 @@
-# ruff: noqa: D401, PLR2004 - a docstring is the promise itself; what counts is due, is written out
-"""Regions: leased while anything moves in them, and out of reach once they are closed."""
+"""Checks of regions: leased while a transfer uses them, and unreachable once they are closed."""
 
 from __future__ import annotations
 
@@ -37,7 +36,7 @@ async def check_region_closed_before_first_write(spec: Spec) -> None:
 
 @check("rule 9")
 async def check_region_closed_between_writes(spec: Spec) -> None:
-    """A region that was written before is refused once it is closed, at once and later."""
+    """A region that was written before refuses writes as soon as it is closed."""
     rng = spec.rng()
     async with pair(spec) as (a, b):
         source, target = await Memory.open(a, 64, rng), await Memory.open(b, 64, rng)
@@ -101,7 +100,7 @@ async def check_region_churn(spec: Spec) -> None:
 
 @check("rule 7")
 async def check_region_closed_while_it_is_asked_for(spec: Spec) -> None:
-    """A region that closes in the moment a peer first asks for it is refused or written, and leaves no handle."""
+    """A write to a region that closes while a peer first requests it succeeds or is refused, and leaves no handle."""
     rng = spec.rng()
     async with pair(spec) as (a, b):
         source = await Memory.open(a, 64, rng)
@@ -129,7 +128,7 @@ async def check_region_closed_while_it_is_asked_for(spec: Spec) -> None:
 
 @check("rule 7")
 async def check_region_close_waits_for_transfers(spec: Spec) -> None:
-    """Closing a source waits for the transfers that use it; they end well."""
+    """Closing a source waits for the transfers that use it, and these succeed."""
     rng = spec.rng()
     async with pair(spec) as (a, b):
         source, target = await Memory.open(a, 16 << 20, rng), await Memory.open(b, 16 << 20, rng)
@@ -152,7 +151,7 @@ async def check_region_close_waits_for_transfers(spec: Spec) -> None:
 
 @check("rule 7")
 async def check_region_closing_gives_no_lease(spec: Spec) -> None:
-    """Nothing can be submitted from, cut out of or described of a region that is closing or closed."""
+    """A region that is closing or closed gives no slice, no descriptor and no lease."""
     rng = spec.rng()
     async with pair(spec) as (a, b):
         source, target = await Memory.open(a, 8 << 20, rng), await Memory.open(b, 8 << 20, rng)
@@ -161,7 +160,7 @@ async def check_region_closing_gives_no_lease(spec: Spec) -> None:
         transfer = a.submit_write(source.region[:], remote[:])
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(source.region.aclose)
-            await until(lambda: source.region.state.value != "open", "closing does not begin")
+            await until(lambda: source.region._lease.state.value != "open", "closing does not begin")
             for _ in range(2):  # while it closes, and after
                 with refused("a write from a closing region", ClosedError):
                     await a.write(part, remote[:64])
@@ -178,7 +177,7 @@ async def check_region_closing_gives_no_lease(spec: Spec) -> None:
 
 @check("closing")
 async def check_region_closed_twice(spec: Spec) -> None:
-    """Closing a region again, and from several tasks at once, is fine."""
+    """A region can be closed again, and from several tasks at once."""
     rng = spec.rng()
     async with pair(spec) as (a, b):
         source, target = await Memory.open(a, 4 << 20, rng), await Memory.open(b, 4 << 20, rng)
@@ -187,13 +186,13 @@ async def check_region_closed_twice(spec: Spec) -> None:
             for _ in range(5):
                 tasks.start_soon(source.region.aclose)
         await source.region.aclose()
-        claim(source.region.state.value == "closed", f"its state is {source.region.state}")
+        claim(source.region._lease.state.value == "closed", f"its state is {source.region._lease.state}")
         target.expect(0, source.array)
 
 
 @check("rule 7")
 async def check_region_close_cancelled(spec: Spec) -> None:
-    """A cancelled close has begun all the same; called again, it waits until the end."""
+    """A cancelled close goes on; called again, it waits until the end."""
     rng = spec.rng()
     async with pair(spec) as (a, b):
         source, target = await Memory.open(a, 8 << 20, rng), await Memory.open(b, 8 << 20, rng)
@@ -211,7 +210,7 @@ async def check_region_close_cancelled(spec: Spec) -> None:
 
 @check("rule 9")
 async def check_region_access(spec: Spec) -> None:
-    """A region is written only where it grants that: not LOCAL ones, not readable ones."""
+    """Only a region that grants remote writes can be written: not a LOCAL one, not a readable one."""
     rng = spec.rng()
     async with pair(spec) as (a, b):
         source = await Memory.open(a, 64, rng)
@@ -225,7 +224,7 @@ async def check_region_access(spec: Spec) -> None:
 
 @check("bad input")
 async def check_region_of_bad_memory(spec: Spec) -> None:
-    """Memory that cannot be registered is refused: read-only, scattered, empty, objects."""
+    """Memory that cannot be registered is refused: read-only, not contiguous, empty, or of objects."""
     async with pair(spec) as (a, _):
         bad = {
             "bytes, for peers to write": b"read-only",
@@ -243,7 +242,7 @@ async def check_region_of_bad_memory(spec: Spec) -> None:
 
 @check("rule 7")
 async def check_region_memory_outlives_it(spec: Spec) -> None:
-    """Arrays of a region stay valid when the region and the engine are closed."""
+    """Arrays of a region stay valid after the region and the engine are closed."""
     rng = spec.rng()
     async with pair(spec) as (a, b):
         memory = b.allocate((4, 256), np.uint32)
@@ -264,7 +263,7 @@ async def check_region_memory_outlives_it(spec: Spec) -> None:
 
 @check("rule 7")
 async def check_regions_many(spec: Spec) -> None:
-    """Two hundred regions at once, each its own, leave nothing behind."""
+    """Two hundred regions at once are separate, and leave nothing behind."""
     rng = spec.rng()
     async with pair(spec) as (a, b):
         source = await Memory.open(a, 200 * 32, rng)

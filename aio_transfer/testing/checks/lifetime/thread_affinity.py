@@ -1,10 +1,9 @@
-# ruff: noqa: D401 - a docstring is the promise itself; what counts is due, is written out
-"""Use from another thread, another event loop, or after a fork: refused, and nothing is harmed."""
+"""Checks of thread affinity: use from another thread, event loop or forked process is refused without harm."""
 
 from __future__ import annotations
 
+import json
 import os
-import pickle
 import warnings
 from functools import partial
 from typing import TYPE_CHECKING
@@ -30,11 +29,11 @@ if TYPE_CHECKING:
     Awaits = dict[str, Callable[[], Awaitable[object]]]
 
 
-class Scene:
-    """Two engines with something of everything, and all that can be called on the first."""
+class AffinityFixture:
+    """Two engines with one resource of each kind, and every call that the first one offers."""
 
     def __init__(self, a: TransferEngine, b: TransferEngine, source: Memory, target: Memory) -> None:
-        """Take what :meth:`set_up` made."""
+        """Use :meth:`open_on` instead."""
         self.a, self.b = a, b
         self.source, self.target = source, target
         self.remote = target.remote(self_counter := b.counter())
@@ -44,16 +43,16 @@ class Scene:
         self.transfer = a.submit_write(source.region[:], self.remote[:])
 
     @classmethod
-    async def set_up(cls, a: TransferEngine, b: TransferEngine, spec: Spec) -> Scene:
-        """Make memory, counters, a transfer that is over, and a connection."""
-        scene = cls(a, b, await Memory.open(a, 64, spec.rng()), await Memory.open(b, 64, spec.rng()))
-        await scene.transfer
-        await scene.theirs.wait()
-        scene.target.expect(0, scene.source.array)
-        return scene
+    async def open_on(cls, a: TransferEngine, b: TransferEngine, spec: Spec) -> AffinityFixture:
+        """Open memory, counters and a connection, and finish a transfer."""
+        fixture = cls(a, b, await Memory.open(a, 64, spec.rng()), await Memory.open(b, 64, spec.rng()))
+        await fixture.transfer
+        await fixture.theirs.wait()
+        fixture.target.expect(0, fixture.source.array)
+        return fixture
 
     def calls(self) -> Calls:
-        """Return every plain call."""
+        """Return every synchronous call."""
         a, region = self.a, self.source.region
         return {
             "submit_write": lambda: a.submit_write(region[:], self.remote[:]),
@@ -71,7 +70,7 @@ class Scene:
         }
 
     def awaits(self) -> Awaits:
-        """Return every call that is awaited."""
+        """Return every asynchronous call."""
         a, region = self.a, self.source.region
         return {
             "write": lambda: a.write(region[:], self.remote[:]),
@@ -86,8 +85,8 @@ class Scene:
             "counter.wait": self.counter.wait,
         }
 
-    async def unharmed(self) -> None:
-        """Demand that everything still works where it belongs."""
+    async def verify_unharmed(self) -> None:
+        """Check that everything still works in the right event loop."""
         self.target.verify()
         before = self.theirs.value
         await self.a.write(self.source.region[:], self.remote[:])
@@ -98,8 +97,8 @@ class Scene:
         await exactly(self.doomed, 1, self.a, self.b)
 
 
-def outcome(call: Callable[[], object]) -> str:
-    """Call, and say what came of it if that was not a UsageError."""
+def unexpected_outcome(call: Callable[[], object]) -> str:
+    """Call, and describe the outcome; empty if it is the expected UsageError."""
     try:
         call()
     except UsageError:
@@ -109,8 +108,8 @@ def outcome(call: Callable[[], object]) -> str:
     return "nothing was raised"
 
 
-async def outcome_of(make: Callable[[], Awaitable[object]]) -> str:
-    """Await, and say what came of it if that was not a UsageError."""
+async def unexpected_async_outcome(make: Callable[[], Awaitable[object]]) -> str:
+    """Await, and describe the outcome; empty if it is the expected UsageError."""
     try:
         with anyio.fail_after(patient(0.5)):
             await make()
@@ -123,62 +122,62 @@ async def outcome_of(make: Callable[[], Awaitable[object]]) -> str:
     return "nothing was raised"
 
 
-def described(wrong: dict[str, str]) -> str:
-    """Put what was not refused in one line."""
+def join_outcomes(wrong: dict[str, str]) -> str:
+    """Format the calls that were not refused as one line."""
     return "; ".join(f"{name}: {what}" for name, what in wrong.items())
 
 
-@check("place")
+@check("affinity")
 async def check_another_thread(spec: Spec) -> None:
     """Every plain call from another thread is refused with UsageError, and harms nothing."""
     async with pair(spec) as (a, b):
-        scene = await Scene.set_up(a, b, spec)
+        fixture = await AffinityFixture.open_on(a, b, spec)
 
         def elsewhere() -> dict[str, str]:
-            seen = {name: outcome(call) for name, call in scene.calls().items()}
+            seen = {name: unexpected_outcome(call) for name, call in fixture.calls().items()}
             return {name: what for name, what in seen.items() if what}
 
         wrong = await anyio.to_thread.run_sync(elsewhere)
-        claim(not wrong, f"from another thread: {described(wrong)}")
-        await scene.unharmed()
+        claim(not wrong, f"from another thread: {join_outcomes(wrong)}")
+        await fixture.verify_unharmed()
 
 
-@check("place")
+@check("affinity")
 async def check_another_loop(spec: Spec) -> None:
-    """Every call from another event loop, in another thread, is refused with UsageError, and harms nothing."""
+    """Every call from an event loop in another thread is refused with UsageError, and harms nothing."""
     async with pair(spec) as (a, b):
-        scene = await Scene.set_up(a, b, spec)
+        fixture = await AffinityFixture.open_on(a, b, spec)
         token = type(anyio.lowlevel.current_token().native_token).__module__
         backend = "trio" if token.startswith("trio") else "asyncio"
 
         async def elsewhere() -> dict[str, str]:
-            seen = {name: outcome(call) for name, call in scene.calls().items()}
-            seen |= {name: await outcome_of(make) for name, make in scene.awaits().items()}
+            seen = {name: unexpected_outcome(call) for name, call in fixture.calls().items()}
+            seen |= {name: await unexpected_async_outcome(make) for name, make in fixture.awaits().items()}
             return {name: what for name, what in seen.items() if what}
 
         wrong = await anyio.to_thread.run_sync(lambda: anyio.run(elsewhere, backend=backend))
-        claim(not wrong, f"from another event loop: {described(wrong)}")
-        await scene.unharmed()
+        claim(not wrong, f"from another event loop: {join_outcomes(wrong)}")
+        await fixture.verify_unharmed()
 
 
-@check("place")
+@check("affinity")
 async def check_close_from_another_loop(spec: Spec) -> None:
     """Closing from another event loop is refused with UsageError, and the engine stays open."""
     async with pair(spec) as (a, b):
-        scene = await Scene.set_up(a, b, spec)
+        fixture = await AffinityFixture.open_on(a, b, spec)
 
         async def elsewhere() -> str:
             await anyio.lowlevel.checkpoint()
-            return outcome(lambda: step(a.aclose))  # one step: it waits under a shield, and not for this loop
+            return unexpected_outcome(lambda: run_first_step(a.aclose))  # aclose would wait under a shield
 
         wrong = await anyio.to_thread.run_sync(lambda: anyio.run(elsewhere))
         claim(not wrong, f"aclose() from another event loop: {wrong}")
-        await scene.unharmed()
+        await fixture.verify_unharmed()
 
 
 @check("bad input")
 async def check_no_loop(spec: Spec) -> None:
-    """Making an engine needs no event loop, and its calls in a thread without one are refused."""
+    """An engine can be created without an event loop, and its calls in a thread without one are refused."""
     engine = await anyio.to_thread.run_sync(spec.engine)
     claim("new" in repr(engine), f"{engine!r} is not new")
     refusal = await anyio.to_thread.run_sync(lambda: raised_by(engine.counter))
@@ -186,44 +185,44 @@ async def check_no_loop(spec: Spec) -> None:
 
 
 def raised_by(call: Callable[[], object]) -> BaseException | None:
-    """Return what a call raises."""
+    """Return the error that a call raises."""
     try:
         call()
-    except BaseException as error:  # noqa: BLE001 - it is what is asked for
+    except BaseException as error:  # noqa: BLE001 - the caller checks its type
         return error
     return None
 
 
-@check("place", "fork")
+@check("affinity", "fork")
 async def check_after_fork(spec: Spec) -> None:
     """In a forked child every call is refused with UsageError, and the parent goes on unharmed."""
     async with pair(spec) as (a, b):
-        scene = await Scene.set_up(a, b, spec)
+        fixture = await AffinityFixture.open_on(a, b, spec)
         ours, theirs = os.pipe()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of threads; that is the point
+            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks with threads
             child = os.fork()
-        if child == 0:  # no loop runs here: coroutines are stepped by hand, those that refuse in their first step
-            wrong = {"the child": "it failed itself"}
+        if child == 0:  # no event loop runs here: only calls that refuse in their first step are tested
+            wrong = {"the child": "it raised an error"}
             try:
-                seen = {name: outcome(call) for name, call in scene.calls().items()}
+                seen = {name: unexpected_outcome(call) for name, call in fixture.calls().items()}
                 late = ("counter.wait", "region.aclose", "messages")
-                awaits = {name: make for name, make in scene.awaits().items() if name not in late}
-                seen |= {name: outcome(partial(step, make)) for name, make in awaits.items()}
+                awaits = {name: make for name, make in fixture.awaits().items() if name not in late}
+                seen |= {name: unexpected_outcome(partial(run_first_step, make)) for name, make in awaits.items()}
                 wrong = {name: what for name, what in seen.items() if what}
             finally:
-                os.write(theirs, pickle.dumps(wrong))
+                os.write(theirs, json.dumps(wrong).encode())
                 os._exit(0)
         os.close(theirs)
         with os.fdopen(ours, "rb") as pipe:
-            wrong = pickle.loads(pipe.read())  # noqa: S301 - of our own child
+            wrong = json.load(pipe)
         os.waitpid(child, 0)  # noqa: ASYNC222 - it has closed its pipe, so it ends now
-        claim(not wrong, f"after a fork: {described(wrong)}")
-        await scene.unharmed()
+        claim(not wrong, f"after a fork: {join_outcomes(wrong)}")
+        await fixture.verify_unharmed()
 
 
-def step(make: Callable[[], Awaitable[object]]) -> None:
-    """Run a coroutine's first step; one that wants another has not refused."""
+def run_first_step(make: Callable[[], Awaitable[object]]) -> None:
+    """Run the first step of a coroutine; one that suspends there has not refused."""
     coroutine = make()
     try:
         coroutine.send(None)  # type: ignore[attr-defined]

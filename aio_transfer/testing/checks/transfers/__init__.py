@@ -1,1 +1,1 @@
-"""Conformance checks of transfers: writes, pages, scatters, reads, messages, bad input."""
+"""Conformance checks of transfers: memory, writes, pages, scatters, reads, messages, bad input. No checks of waits."""

@@ -1,5 +1,4 @@
-# ruff: noqa: D401, PLR2004 - a docstring is the promise itself; what counts is due, is written out
-"""Arguments that cannot be meant: each gives a typed error before anything is started."""
+"""Checks of invalid arguments: each gives a typed error before anything is started."""
 
 from __future__ import annotations
 
@@ -84,7 +83,7 @@ async def check_slices_out_of_range(spec: Spec) -> None:
 
 @check("bad input")
 async def check_page_ids_out_of_range(spec: Spec) -> None:
-    """Page ids that are negative, too large, no integers, or of pages that overflow are refused, on both sides."""
+    """Page ids that are negative, too large or not integers, and pages that overflow, are refused on both sides."""
     rng = spec.rng()
     async with pair(spec) as (a, b):
         source, target = await Memory.open(a, 1024, rng), await Memory.open(b, 1024, rng)
@@ -160,7 +159,7 @@ async def check_closed_source(spec: Spec) -> None:
 
 @check("bad input")
 async def check_counter_ids_out_of_range(spec: Spec) -> None:
-    """Counter ids that are negative, have more than 24 bits, or are no numbers are refused everywhere."""
+    """Counter ids that are negative, have more than 24 bits or are not integers are refused everywhere."""
     rng = spec.rng()
     async with pair(spec) as (a, b):
         source, target = await Memory.open(a, 64, rng), await Memory.open(b, 64, rng)
@@ -186,7 +185,7 @@ async def check_counter_ids_out_of_range(spec: Spec) -> None:
 
 @check("bad input")
 async def check_settings(spec: Spec) -> None:
-    """Settings that cannot be meant are refused when the engine is made or entered."""
+    """Invalid settings are refused when the engine is created or entered."""
     bad: dict[str, dict[str, Any]] = {
         "a liveness timeout of 0": {"liveness_timeout_s": 0},
         "a negative deadline": {"connect_deadline_s": -1},
@@ -209,7 +208,7 @@ async def check_settings(spec: Spec) -> None:
 
 @check("bad input")
 async def check_counter_of_sources_that_are_none(spec: Spec) -> None:
-    """A counter whose sources are no peers is refused, and not left open."""
+    """A counter with sources that are not peers is refused, and is not left open."""
     async with pair(spec) as (a, _):
         for sources in (["b"], [None], [5]):
             with refused(f"a counter with sources {sources!r}", UsageError):

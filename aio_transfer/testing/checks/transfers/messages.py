@@ -1,5 +1,4 @@
-# ruff: noqa: D401, PLR2004 - a docstring is the promise itself; what counts is due, is written out
-"""Messages: two-sided, once each, bounded by a window of 64."""
+"""Checks of two-sided messages: each arrives once, bounded by a window of 64."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ import anyio.lowlevel
 
 from aio_transfer.errors import ClosedError, PeerLostError, UsageError
 from aio_transfer.peers.messages import WINDOW
-from aio_transfer.testing.assertions import MISTYPED, claim, refused
+from aio_transfer.testing.assertions import MISTYPED, ConformanceError, claim, refused
 from aio_transfer.testing.fixtures import mesh, pair, ping, until
 from aio_transfer.testing.registry import check
 from aio_transfer.testing.timeouts import patient
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
 
 async def receive(engine: TransferEngine, count: int) -> list[bytes]:
-    """Take so many messages."""
+    """Receive ``count`` messages."""
     taken: list[bytes] = []
     with anyio.fail_after(patient(4)):
         while len(taken) < count:
@@ -66,7 +65,7 @@ async def check_message_sizes(spec: Spec) -> None:
 
 @check("messages", "messages")
 async def check_messages_window(spec: Spec) -> None:
-    """The 65th message waits until the receiver takes one, and then goes."""
+    """The 65th message waits until the receiver has taken one."""
     sent = 0
     async with pair(spec) as (a, b):
 
@@ -90,7 +89,7 @@ async def check_messages_window(spec: Spec) -> None:
 
 @check("messages", "messages")
 async def check_messages_blocked_sender_and_others(spec: Spec) -> None:
-    """A peer that takes nothing holds up only what is sent to it."""
+    """A peer that takes no message blocks only the messages to itself."""
     async with mesh(spec, 3) as (a, b, c), anyio.create_task_group() as tasks:
 
         async def flood() -> None:
@@ -141,7 +140,7 @@ async def check_messages_cancelled_send(spec: Spec) -> None:
 
 @check("bad input", "messages")
 async def check_messages_refused_take_no_room(spec: Spec) -> None:
-    """A message above 1 MiB is refused as often as one likes, and takes no room in the window."""
+    """A message above 1 MiB is refused, and takes no room in the window."""
     async with pair(spec) as (a, b):
         large = bytes((1 << 20) + 1)
         for index in range(WINDOW + 1):
@@ -194,7 +193,7 @@ async def check_messages_end_with_engine(spec: Spec) -> None:
         async def iterate() -> None:
             nonlocal ended
             async for message in b.messages():
-                claim(False, f"nobody sent {message}")  # noqa: FBT003
+                raise ConformanceError(f"{message} was received, and none was sent")
             ended += 1
 
         async with anyio.create_task_group() as tasks:
@@ -232,7 +231,7 @@ async def check_messages_cancelled_receive(spec: Spec) -> None:
 
 @check("messages", "messages")
 async def check_messages_reply(spec: Spec) -> None:
-    """The peer that comes with a message can be answered."""
+    """The sender named in a message can be answered."""
     async with pair(spec) as (a, b):
         await a.send(b.address, b"question")
         message = await anext(b.messages())
@@ -243,7 +242,7 @@ async def check_messages_reply(spec: Spec) -> None:
 
 @check("bad input", "messages")
 async def check_messages_to_oneself(spec: Spec) -> None:
-    """A message to oneself, or to what is no peer, is refused."""
+    """A message to the engine itself, or to an object that is not a peer, is refused."""
     async with pair(spec) as (a, _):
         with refused("a message to oneself", UsageError):
             await a.send(a.address, b"me")

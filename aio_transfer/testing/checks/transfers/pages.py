@@ -1,5 +1,4 @@
-# ruff: noqa: D401, PLR2004 - a docstring is the promise itself; what counts is due, is written out
-"""Paged writes: page i to page i, one count each, gaps untouched."""
+"""Checks of paged writes: page i goes to page i, each counts once, and gaps stay unchanged."""
 
 from __future__ import annotations
 
@@ -21,14 +20,14 @@ if TYPE_CHECKING:
 
 
 def expect_pages(target: Memory, source: Memory, to: Sequence[int], of: Sequence[int], nbytes: int) -> None:
-    """Note in the model what a paged write does."""
+    """Expect the result of a paged write."""
     for there, here in zip(to, of, strict=True):
         target.expect(there * nbytes, source.array[here * nbytes : (here + 1) * nbytes])
 
 
 @check("rule 3")
 async def check_pages_permuted(spec: Spec) -> None:
-    """Pages in any order go where they belong; pages that were not named stay."""
+    """Pages in any order arrive at their targets; other pages stay unchanged."""
     rng = spec.rng()
     async with pair(spec) as (a, b):
         source, target = await Memory.open(a, 256 * 512, rng), await Memory.open(b, 256 * 512, rng)
@@ -115,7 +114,7 @@ async def check_pages_many(spec: Spec) -> None:
 
 @check("rule 3")
 async def check_pages_large(spec: Spec) -> None:
-    """Pages larger than what moves in one piece count once each, around every boundary."""
+    """Pages larger than one piece count once each, around every boundary."""
     rng = spec.rng()
     sizes = [size + 1 for size in spec.boundaries]
     async with pair(spec) as (a, b):
@@ -148,7 +147,7 @@ async def check_pages_forms_of_ids(spec: Spec) -> None:
 
 @check("rule 7")
 async def check_pages_ids_are_copied(spec: Spec) -> None:
-    """Changing the array of ids after the submit changes nothing that moves."""
+    """Changing the array of ids after the submit does not change the transfer."""
     rng = spec.rng()
     async with pair(spec) as (a, b):
         source, target = await Memory.open(a, 64 * 256, rng), await Memory.open(b, 64 * 256, rng)
@@ -163,7 +162,7 @@ async def check_pages_ids_are_copied(spec: Spec) -> None:
 
 @check("rule 2")
 async def check_pages_never_ahead(spec: Spec) -> None:
-    """While pages flow, the counter never shows more than are there."""
+    """While pages arrive, the counter never exceeds the number of pages that are visible."""
     rng = spec.rng()
     count, size = 2000, 512
     async with pair(spec) as (a, b):
@@ -187,7 +186,7 @@ async def check_pages_never_ahead(spec: Spec) -> None:
 
 @check("rule 3")
 async def check_pages_uncounted(spec: Spec) -> None:
-    """Pages that are not to count do not."""
+    """Pages with counted=False do not count."""
     rng = spec.rng()
     async with pair(spec) as (a, b):
         source, target = await Memory.open(a, 4096, rng), await Memory.open(b, 4096, rng)

@@ -1,5 +1,4 @@
-# ruff: noqa: D401, PLR2004 - a docstring is the promise itself; what counts is due, is written out
-"""One-sided reads."""
+"""Checks of one-sided reads."""
 
 from __future__ import annotations
 
@@ -32,7 +31,7 @@ async def check_read_brings_bytes(spec: Spec) -> None:
 
 @check("rule 6", "reads")
 async def check_read_sizes(spec: Spec) -> None:
-    """Reads of every size around the boundaries are exact, also of nothing."""
+    """Reads of every size around the boundaries are exact, also of zero bytes."""
     rng = spec.rng()
     largest = max(spec.boundaries)
     async with pair(spec) as (a, b):
@@ -60,7 +59,7 @@ async def check_read_pages(spec: Spec) -> None:
 
 @check("rule 2", "reads")
 async def check_read_sees_counted_write(spec: Spec) -> None:
-    """What a count has shown at the receiver, a read by a third task finds there."""
+    """A read after the count of a write returns the bytes of that write."""
     rng = spec.rng()
     async with pair(spec) as (a, b):
         source, target = await Memory.open(a, 1 << 18, rng), await Memory.open(b, 1 << 18, rng)
@@ -113,7 +112,7 @@ async def check_read_beside_writes(spec: Spec) -> None:
 
 @check("rule 9", "reads")
 async def check_read_without_leave(spec: Spec) -> None:
-    """A region that grants no read is not read; nor is memory of ours written that is read-only."""
+    """A region that grants no read cannot be read, and local memory that is read-only cannot be a read's target."""
     rng = spec.rng()
     async with pair(spec) as (a, b):
         local = await Memory.open(a, 64, rng)
@@ -129,7 +128,7 @@ async def check_read_without_leave(spec: Spec) -> None:
 
 @check("rule 9", "reads")
 async def check_read_of_closed_region(spec: Spec) -> None:
-    """A read of a region that is gone is refused, and brings nothing."""
+    """A read of a closed region is refused, and changes no byte."""
     rng = spec.rng()
     async with pair(spec) as (a, b):
         local, far = await Memory.open(a, 4096, rng), await Memory.open(b, 4096, rng)

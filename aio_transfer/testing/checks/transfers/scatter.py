@@ -1,5 +1,4 @@
-# ruff: noqa: D401 - a docstring is the promise itself; what counts is due, is written out
-"""Scatters: one slice to each of many targets, one count each."""
+"""Checks of scatters: one slice to each of many targets, one count each."""
 
 from __future__ import annotations
 
@@ -7,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from aio_transfer.errors import ClosedError, PeerLostError, UsageError
 from aio_transfer.testing.assertions import claim, refused
-from aio_transfer.testing.fixtures import done, exactly, mesh, pair, until
+from aio_transfer.testing.fixtures import exactly, mesh, pair, until, until_stopped
 from aio_transfer.testing.guarded_memory import Memory
 from aio_transfer.testing.registry import check
 
@@ -22,10 +21,10 @@ if TYPE_CHECKING:
     from aio_transfer.testing.spec import Spec
 
 
-async def offers(
+async def open_targets(
     peers: Sequence[TransferEngine], nbytes: int, rng: np.random.Generator
 ) -> tuple[list[Memory], list[ImmCounter], list[RemoteRegion]]:
-    """Open memory and a counter at each peer, and name both as a sender sees them."""
+    """Open memory and a counter on each peer, and decode the descriptors as the sender does."""
     targets = [await Memory.open(peer, nbytes, rng) for peer in peers]
     counters = [peer.counter() for peer in peers]
     return targets, counters, [target.remote(counter) for target, counter in zip(targets, counters, strict=True)]
@@ -33,11 +32,11 @@ async def offers(
 
 @check("rule 3")
 async def check_scatter_to_three(spec: Spec) -> None:
-    """Each of three peers gets its slice, and one count."""
+    """Each of three peers receives its slice and one count."""
     rng = spec.rng()
     async with mesh(spec, 4) as (a, *peers):
         source = await Memory.open(a, 3000, rng)
-        targets, counters, remotes = await offers(peers, 1000, rng)
+        targets, counters, remotes = await open_targets(peers, 1000, rng)
         for _ in range(2):  # before there are connections, and after
             await a.scatter(
                 [source.region[at * 1000 : at * 1000 + 900] for at in range(3)],
@@ -68,7 +67,7 @@ async def check_scatter_of_nothing_counts(spec: Spec) -> None:
 
 @check("bad input")
 async def check_scatter_empty(spec: Spec) -> None:
-    """A scatter to nobody is complete at once."""
+    """A scatter without targets is complete at once."""
     async with pair(spec) as (a, _):
         transfer = a.submit_scatter([], [])
         claim(transfer.done and transfer.count == 0 and transfer.nbytes == 0, f"{transfer!r} is not complete at once")
@@ -96,7 +95,7 @@ async def check_scatter_one_peer_many_counters(spec: Spec) -> None:
 
 @check("rule 8")
 async def check_scatter_one_lost(spec: Spec) -> None:
-    """A target whose peer is gone fails the scatter with a typed error, and the others still get theirs."""
+    """A target at a closed peer fails the scatter with a typed error; the other targets receive their slices."""
     rng = spec.rng()
     async with mesh(spec, 3) as (a, b, c):
         source = await Memory.open(a, 200, rng)
@@ -105,7 +104,7 @@ async def check_scatter_one_lost(spec: Spec) -> None:
         remotes = kept.remote(counter), gone.remote()
         await c.aclose()
         transfer = a.submit_scatter([source.region[:100], source.region[100:]], [remotes[0][:], remotes[1][:]])
-        await done(transfer)
+        await until_stopped(transfer)
         with refused("a scatter to two, of which one is gone", PeerLostError):
             await transfer
         kept.expect(0, source.array[:100])
@@ -115,7 +114,7 @@ async def check_scatter_one_lost(spec: Spec) -> None:
 
 @check("bad input")
 async def check_scatter_of_group(spec: Spec) -> None:
-    """A group scatters to its members, and to nobody else."""
+    """A group scatters to its members only."""
     rng = spec.rng()
     async with mesh(spec, 3) as (a, b, c):
         source = await Memory.open(a, 64, rng)
@@ -132,12 +131,12 @@ async def check_scatter_of_group(spec: Spec) -> None:
 
 @check("rule 3")
 async def check_scatter_prepared(spec: Spec) -> None:
-    """A prepared scatter moves what each call names, also nothing, also what has to be cut, and counts once each."""
+    """A prepared scatter moves the ranges of each call, also empty and split ones, and counts once per target."""
     rng = spec.rng()
     nbytes = 300_000  # above what travels whole where there are several rails
     async with mesh(spec, 4) as (a, *peers):
         source = await Memory.open(a, 3 * nbytes, rng)
-        targets, counters, remotes = await offers(peers, nbytes, rng)
+        targets, counters, remotes = await open_targets(peers, nbytes, rng)
         group = await a.group([peer.address for peer in peers])
         prepared = await group.prepare_scatter(source.region, remotes)
         for lengths in ([900, 1, 4096], [0, 17, 0], [nbytes, 5, 20_000], [8, 8, 8]):
@@ -153,11 +152,11 @@ async def check_scatter_prepared(spec: Spec) -> None:
 
 @check("rule 8")
 async def check_scatter_prepared_outlives_connections(spec: Spec) -> None:
-    """A prepared scatter connects again after a goodbye; a closed peer fails its own part alone."""
+    """A prepared scatter connects again after a disconnect; a closed peer fails its own part only."""
     rng = spec.rng()
     async with mesh(spec, 3) as (a, b, c):
         source = await Memory.open(a, 64, rng)
-        targets, counters, remotes = await offers([b, c], 64, rng)
+        targets, counters, remotes = await open_targets([b, c], 64, rng)
         group = await a.group([b.address, c.address])
         prepared = await group.prepare_scatter(source.region, remotes)
         await prepared.scatter([0, 0], [0, 0], [64, 64])
@@ -178,7 +177,7 @@ async def check_scatter_prepared_outlives_connections(spec: Spec) -> None:
 
 @check("bad input")
 async def check_scatter_prepared_bad_input(spec: Spec) -> None:
-    """A prepared scatter refuses what does not fit, names which, and moves nothing of it."""
+    """A prepared scatter refuses ranges that do not fit, and moves nothing of them."""
     rng = spec.rng()
     async with mesh(spec, 3) as (a, b, c):
         source = await Memory.open(a, 64, rng)

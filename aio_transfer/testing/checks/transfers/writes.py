@@ -1,5 +1,4 @@
-# ruff: noqa: D401, PLR2004 - a docstring is the promise itself; what counts is due, is written out
-"""Contiguous writes: every byte where it belongs, none elsewhere, and one count each."""
+"""Checks of contiguous writes: every byte arrives at its target, none elsewhere, and each write counts once."""
 
 from __future__ import annotations
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 @check("rule 3")
 async def check_write_counts_once(spec: Spec) -> None:
-    """A write lands where it was aimed, nowhere else, and counts once."""
+    """A write changes exactly its target, and counts once."""
     rng = spec.rng()
     async with pair(spec) as (a, b):
         source, target = await Memory.open(a, 4096, rng), await Memory.open(b, 4096, rng)
@@ -37,7 +36,7 @@ async def check_write_counts_once(spec: Spec) -> None:
 
 @check("rule 3")
 async def check_write_sizes(spec: Spec) -> None:
-    """Writes of every size around the boundaries of cutting and striping count exactly once."""
+    """Writes of every size around the boundaries of splitting and striping count exactly once."""
     rng = spec.rng()
     sizes = sorted({0, 1, 2, 63, 64, 65} | {size + by for size in spec.boundaries for by in (-1, 0, 1)})
     async with pair(spec) as (a, b):
@@ -71,7 +70,7 @@ async def check_write_of_nothing_counts(spec: Spec) -> None:
 
 @check("rule 3")
 async def check_write_uncounted(spec: Spec) -> None:
-    """A write that is not to count does not, whether it says so or the descriptor names no counter."""
+    """A write with counted=False, or to a descriptor without a counter, does not count."""
     rng = spec.rng()
     async with pair(spec) as (a, b):
         source, target = await Memory.open(a, 256, rng), await Memory.open(b, 256, rng)
@@ -97,7 +96,7 @@ async def check_write_names_counter(spec: Spec) -> None:
 
 @check("rule 2")
 async def check_write_payload_before_count(spec: Spec) -> None:
-    """Whenever a count has come, all of that write's bytes are there."""
+    """When a count has arrived, all bytes of its write are visible."""
     rng = spec.rng()
     size = 3 * max(spec.boundaries[:3]) // 2
     async with pair(spec) as (a, b):
@@ -118,7 +117,7 @@ async def check_write_payload_before_count(spec: Spec) -> None:
 
 @check("rule 3")
 async def check_write_many_at_once(spec: Spec) -> None:
-    """Hundreds of writes submitted at once, before there is a connection, all arrive and count once each."""
+    """Hundreds of writes submitted before there is a connection all arrive, and count once each."""
     rng = spec.rng()
     async with pair(spec) as (a, b):
         source, target = await Memory.open(a, 400 * 96, rng), await Memory.open(b, 400 * 96, rng)
@@ -159,7 +158,7 @@ async def check_transfer_many_awaiters(spec: Spec) -> None:
 
 @check("reports")
 async def check_transfer_attributes(spec: Spec) -> None:
-    """A transfer says what it is, to whom, how much and over what path."""
+    """A transfer names its operation, peer, size and path."""
     rng = spec.rng()
     async with pair(spec) as (a, b):
         source, target = await Memory.open(a, 4096, rng), await Memory.open(b, 4096, rng)
@@ -178,7 +177,7 @@ async def check_transfer_attributes(spec: Spec) -> None:
 
 @check("rule 3")
 async def check_write_both_ways(spec: Spec) -> None:
-    """Traffic of both sides at once, over one connection, disturbs neither."""
+    """Traffic in both directions at once, over one connection, arrives unchanged."""
     rng = spec.rng()
     async with pair(spec) as (a, b):
         ours, theirs = await Memory.open(a, 1 << 18, rng), await Memory.open(b, 1 << 18, rng)

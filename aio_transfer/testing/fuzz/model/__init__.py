@@ -1,1 +1,1 @@
-"""The model a random schedule is checked against: engines, memory, counters and tasks."""
+"""Model that a random schedule is checked against: engines, memory, counters, tasks. The operations are not here."""

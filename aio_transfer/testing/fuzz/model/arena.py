@@ -1,4 +1,4 @@
-"""Memory of an engine in a random schedule: what is to appear in it, what has, and what never may."""
+"""Arenas: guarded memory of one engine, with a model of the bytes that must, may and must not appear in it."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from aio_transfer.regions.region import Region
     from aio_transfer.transfers.transfer import Transfer
 
-__all__ = ("ARENA_NBYTES", "Arena", "Chunk", "Opened")
+__all__ = ("ARENA_NBYTES", "Arena", "Chunk", "Registration")
 
 ARENA_NBYTES: Final = 288 << 10
-"""Room for one write that is spread over NICs, and for dozens of small ones."""
+"""Enough for one write that is striped over NICs, and for dozens of small ones."""
 _MAX_GAP: Final = 8
 _BOTH: Final = Access.REMOTE_READ | Access.REMOTE_WRITE
 _NOISE: Final = np.random.default_rng(20260101).integers(0, 256, 2 * ARENA_NBYTES, np.uint8)
 
 
 @dataclass(slots=True, eq=False)
-class Opened:
-    """One registration of an arena: the memory stays, the region and what peers know of it are new each time.
+class Registration:
+    """One registration of an arena: the memory stays, its region and descriptor are new each time.
 
     :ivar closing: the step at which closing began
     :ivar closed: the step at which it had ended: from there nothing of a peer's may land, or be read
@@ -46,9 +46,9 @@ class Opened:
 
 @dataclass(slots=True, eq=False)
 class Chunk:
-    """Bytes that are to appear somewhere. Before, each of them is something else.
+    """A range of an arena in which given bytes are to appear; before that, every byte there differs from its new one.
 
-    :ivar settled: it has been decided whether it came; nothing of it may change any more
+    :ivar settled: whether it arrived has been decided, and nothing of it may change any more
     """
 
     arena: Arena
@@ -58,38 +58,38 @@ class Chunk:
     _visible: bool = False
 
     @classmethod
-    def never(cls, arena: Arena) -> Chunk:
-        """Make one that must not come: whatever is written changes bytes that are to stay."""
+    def forbidden(cls, arena: Arena) -> Chunk:
+        """Make a chunk that must not arrive: whatever is written for it changes bytes that must stay."""
         return cls(arena, 0, 0, settled=True)
 
     @property
     def is_visible(self) -> bool:
         """Whether all of it is there; once it was, it stays."""
         if not self._visible and not self.settled:
-            self._visible = self.arena.shows(self)
+            self._visible = self.arena.is_written(self)
         return self._visible
 
     def settle(self, why: str) -> bool:
-        """Take it as it is, though it may not have come, or not wholly.
+        """Decide whether it has arrived, and expect its present bytes from now on.
 
-        :returns: it has come
-        :raises ConformanceError: there are bytes that are neither the old nor the new ones
+        :returns: whether all of it has arrived
+        :raises ConformanceError: a byte is neither the old nor the new one
         """
         if not self.is_visible and not self.settled:
-            self.arena.accept(self, why)
+            self.arena.accept_current(self, why)
         self.settled = True
         return self._visible
 
 
 class Arena:
-    """Guard bytes, memory, guard bytes, and a second copy of how all of that is to look in the end.
+    """Memory between guard bytes, and a second copy of all of it as it must look at the end.
 
-    No two chunks overlap, so the end is known whatever the order. The room of a chunk is filled with the complement of
-    its bytes: whatever byte is written is seen, and whatever else is written in its place is too.
+    No two chunks overlap, so the end is the same for every order of arrival. The range of a chunk is filled with the
+    complement of its bytes, so every byte that is written shows, also a wrong one.
     """
 
     def __init__(self, engine: TransferEngine, salt: int) -> None:
-        """Allocate; nothing is registered."""
+        """Allocate; :meth:`open` registers."""
         self.engine = engine
         self.whole: NDArray[np.uint8] = engine.allocate(ARENA_NBYTES + 2 * GUARD_NBYTES)
         start = salt * 977 % (_NOISE.nbytes - self.whole.nbytes)
@@ -101,27 +101,27 @@ class Arena:
         self.touched = False
         self._leased: list[Transfer] = []
 
-    async def open(self) -> Opened:
-        """Register, and describe as a peer sees it: through bytes."""
+    async def open(self) -> Registration:
+        """Register the memory, and decode the descriptor from bytes, as a peer does."""
         region = await self.engine.register(self.array, access=_BOTH)
-        self.opened = Opened(self, region, RemoteRegion.from_bytes(bytes(region.descriptor())))
-        return self.opened
+        self.registration = Registration(self, region, RemoteRegion.from_bytes(bytes(region.descriptor())))
+        return self.registration
 
     @property
     def is_open(self) -> bool:
         """Whether transfers may be started with it."""
-        return self.opened.region.state is LeaseState.OPEN
+        return self.registration.region._lease.state is LeaseState.OPEN
 
     # -------------------------------------------------------------------------------------------------------- chunks
 
-    def fit(self, nbytes: int) -> int:
-        """Return how much of ``nbytes`` there is room for."""
+    def room_for(self, nbytes: int) -> int:
+        """Return how many of ``nbytes`` there is room for."""
         return max(0, min(nbytes, ARENA_NBYTES - self.used - _MAX_GAP))
 
-    def take(self, data: NDArray[np.uint8], gap: int = 0) -> Chunk:
-        """Give out room in which ``data`` is to appear; :meth:`fit` has said that there is enough.
+    def reserve(self, data: NDArray[np.uint8], gap: int = 0) -> Chunk:
+        """Reserve a chunk in which ``data`` is to appear; :meth:`room_for` has found that there is enough room.
 
-        :param gap: leave a few bytes before it alone
+        :param gap: how many bytes before it stay unused, modulo 8
         """
         at = min(self.used + gap % _MAX_GAP, ARENA_NBYTES - data.nbytes)
         self.used = at + data.nbytes
@@ -130,25 +130,25 @@ class Arena:
         np.invert(data, out=self.array[at : self.used])
         return Chunk(self, at, data.nbytes)
 
-    def take_rows(self, rows: NDArray[np.uint8]) -> list[Chunk]:
-        """Give out room for equal pages, side by side."""
+    def reserve_pages(self, rows: NDArray[np.uint8]) -> list[Chunk]:
+        """Reserve one chunk per page, side by side."""
         count, nbytes = rows.shape
-        at = self.take(rows.reshape(-1)).offset
+        at = self.reserve(rows.reshape(-1)).offset
         return [Chunk(self, at + index * nbytes, nbytes) for index in range(count)]
 
-    def shows(self, chunk: Chunk) -> bool:
-        """Say whether all of a chunk is there now."""
+    def is_written(self, chunk: Chunk) -> bool:
+        """Return whether all bytes of a chunk have arrived."""
         at, end = chunk.offset, chunk.offset + chunk.nbytes
         if at == end:
             return True
-        if self.array[end - 1] != self.image[end - 1]:  # the cheapest answer, and the commonest
+        if self.array[end - 1] != self.image[end - 1]:  # the cheapest test, and most chunks fail it
             return False
         return not (self.array[at:end] != self.image[at:end]).any()
 
-    def accept(self, chunk: Chunk, why: str) -> None:
-        """Expect from now on what is there.
+    def accept_current(self, chunk: Chunk, why: str) -> None:
+        """Expect the present bytes of a chunk from now on.
 
-        :raises ConformanceError: there are bytes that are neither the old nor the new ones
+        :raises ConformanceError: a byte is neither the old nor the new one
         """
         at, end = chunk.offset, chunk.offset + chunk.nbytes
         now, due = self.array[at:end], self.image[at:end]
@@ -158,44 +158,44 @@ class Arena:
 
     # -------------------------------------------------------------------------------------------------------- leases
 
-    def lease(self, transfer: Transfer) -> None:
+    def add_lease(self, transfer: Transfer) -> None:
         """Note that a transfer holds the region."""
         self._leased.append(transfer)
 
     def check_leases(self, when: str) -> None:
-        """Demand that exactly the transfers that have not stopped hold a lease."""
+        """Check that exactly the transfers that have not stopped hold a lease."""
         due = 0
         if self._leased:
             self._leased = [transfer for transfer in self._leased if not transfer.done]
             due = len(self._leased)
-        has = self.opened.region.leases
+        has = self.registration.region.leases
         if has != due:
-            name = self.opened.region.name
+            name = self.registration.region.name
             raise ConformanceError(f"{when}: {has} leases of {name} are out, and {due} transfers use it (rule 7)")
 
-    # ------------------------------------------------------------------------------------------------- between times
+    # ---------------------------------------------------------------------------------------------- between schedules
 
-    def scribble(self) -> None:
-        """Change every byte, as an owner may once it has its memory back."""
+    def overwrite(self) -> None:
+        """Change every byte, as an owner may once the region is closed."""
         self.touched = True
         np.invert(self.array, out=self.array)
         self.image[:] = self.array
 
-    def restart(self) -> None:
-        """Begin another schedule with the bytes that are there."""
+    def begin_schedule(self) -> None:
+        """Begin another schedule with the present bytes."""
         self.used = 0
         self.touched = False
         self._leased.clear()
 
-    def drop(self) -> None:
-        """Let go of the memory, so that its file descriptor goes with its engine, and not with the next garbage."""
+    def release_memory(self) -> None:
+        """Drop the memory, so that its file descriptor is closed with its engine, not at a later collection."""
         self.whole = self.array = self.image = self._image = _NOISE[:0]
-        del self.opened
+        del self.registration
 
     def verify(self, when: str) -> None:
-        """Compare every byte, guards included.
+        """Compare every byte, guards included, with the model.
 
-        :raises ConformanceError: with the first and last difference, and how many there are
+        :raises ConformanceError: with the offsets of the first and last difference, and their number
         """
         if (self.whole.view(np.uint64) == self._image.view(np.uint64)).all():
             return
@@ -203,6 +203,7 @@ class Arena:
         first, last = int(wrong[0]) - GUARD_NBYTES, int(wrong[-1]) - GUARD_NBYTES
         where = "inside" if first >= 0 and last < ARENA_NBYTES else "OUTSIDE, in the guard bytes,"
         raise ConformanceError(
-            f"{when}: {wrong.size} bytes {where} of {self.opened.region.name} are wrong: offsets {first} … {last}; "
+            f"{when}: {wrong.size} bytes {where} of {self.registration.region.name} are wrong: "
+            f"offsets {first} … {last}; "
             f"at the first is {self.whole[wrong[0]]:#04x}, due {self._image[wrong[0]]:#04x}"
         )

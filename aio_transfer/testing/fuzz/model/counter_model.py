@@ -1,4 +1,4 @@
-"""One completion counter of a random schedule: what it may show, what it must, and who waits for it."""
+"""Model of a completion counter: the counts it may show, those it must show, and the queue of waits."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ if TYPE_CHECKING:
     from aio_transfer.counters.counter import ImmCounter
     from aio_transfer.engine.engine import TransferEngine
     from aio_transfer.testing.fuzz.model.arena import Chunk
-    from aio_transfer.testing.fuzz.model.tasks import Await
+    from aio_transfer.testing.fuzz.model.tasks import TrackedTask
 
-__all__ = ("Tally", "Waiting")
+__all__ = ("CounterModel", "QueuedWait")
 
 
 @dataclass(slots=True, eq=False)
-class Waiting:
-    """A task that waits for counts, in the order in which they queue."""
+class QueuedWait:
+    """A task that waits for counts; :attr:`CounterModel.waits` has them in the order of their queue."""
 
     count: int
-    task: Await
+    task: TrackedTask
 
     @property
     def is_queued(self) -> bool:
-        """Whether it still waits."""
+        """Whether it is still waiting."""
         return self.task.outcome == "waiting"
 
 
 @dataclass(slots=True, eq=False)
-class Tally:
+class CounterModel:
     """A counter, and what the model knows of it.
 
-    :ivar reference: by which others raise it
-    :ivar promised: counts that transfers may raise it by
-    :ivar consumed: counts that waits have taken
-    :ivar closed: its owner has closed it: what still comes is dropped
+    :ivar reference: names the counter in a peer's transfers
+    :ivar promised: the sum of all counts that transfers may raise it by
+    :ivar consumed: the counts that finished waits have taken
+    :ivar closed: its owner has closed it, so counts that still arrive are dropped
     """
 
     engine: TransferEngine
@@ -48,26 +48,26 @@ class Tally:
     promised: int = 0
     consumed: int = 0
     closed: bool = False
-    waits: list[Waiting] = field(default_factory=list)
+    waits: list[QueuedWait] = field(default_factory=list)
     _checked: int = 0
     _unseen: list[Chunk] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Name it as peers do."""
+        """Build the reference."""
         self.reference = CounterRef(self.engine.address, self.counter.id)
 
     @property
     def unclaimed(self) -> int:
-        """Counts that are promised, and that nobody has waited for."""
+        """Counts that are promised, and that no wait has asked for."""
         return max(0, self.promised - self.consumed - sum(wait.count for wait in self.waits if wait.is_queued))
 
     def promise(self, chunks: Sequence[Chunk], counts: int) -> None:
-        """Note counts that may come: one per chunk, or some without a payload."""
+        """Add counts that may arrive: one per chunk, or some without a payload."""
         self.promised += counts
         self._unseen += chunks
 
     def check(self, when: str) -> None:
-        """Demand that it shows no more than was promised, no more than is visible, and no less than before."""
+        """Check that it shows no more than was promised, no more than is visible, and no less than before."""
         value = self.counter.value
         if value == self._checked:
             return
@@ -80,9 +80,9 @@ class Tally:
         self._checked = value
 
     def check_order(self, when: str) -> None:
-        """Demand that no wait was granted before one that queues for longer."""
+        """Check that no wait was granted before one that was queued earlier."""
         queued = [index for index, wait in enumerate(self.waits) if wait.is_queued]
-        # Of those whose task still waits, the first may have been granted and not have run yet.
+        # The first tasks that still wait may have been granted their counts, and not have run since.
         parked = self.counter.waiting
         if not parked or len(queued) < parked:
             return
@@ -91,5 +91,5 @@ class Tally:
         claim(not passed, f"{when}: {self.waits[first].task} still waits, and {passed and passed[0].task} (rule 5)")
 
     def __str__(self) -> str:
-        """Return whose it is."""
+        """Return the label of its engine."""
         return self.engine.address.label

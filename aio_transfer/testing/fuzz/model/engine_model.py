@@ -1,4 +1,4 @@
-"""What the model of a random schedule knows: engines, what was submitted to them, and what may go wrong."""
+"""Models of a schedule's engines, of what was submitted to them, and of disruptions that may fail it."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ if TYPE_CHECKING:
 
     from aio_transfer.engine.engine import TransferEngine
     from aio_transfer.groups.group import PeerGroup
-    from aio_transfer.testing.fuzz.model.arena import Arena, Chunk, Opened
-    from aio_transfer.testing.fuzz.model.counter_model import Tally
-    from aio_transfer.testing.fuzz.model.tasks import Await
+    from aio_transfer.testing.fuzz.model.arena import Arena, Chunk, Registration
+    from aio_transfer.testing.fuzz.model.counter_model import CounterModel
+    from aio_transfer.testing.fuzz.model.tasks import TrackedTask
     from aio_transfer.transfers.transfer import Transfer
 
-__all__ = ("Actor", "Part", "Trouble", "around", "blamed")
+__all__ = ("Disruption", "EngineModel", "TransferPart", "allowed_errors", "overlapping_disruptions")
 
-_Errors: TypeAlias = tuple[type[AioTransferError], ...]
-_LINK: Final[_Errors] = (PeerLostError,)
-_CLOSE: Final[_Errors] = (PeerLostError, TransferAbortedError)
-_FAULT: Final[_Errors] = (ProviderError,)
+_ErrorTypes: TypeAlias = tuple[type[AioTransferError], ...]
+_LINK: Final[_ErrorTypes] = (PeerLostError,)
+_CLOSE: Final[_ErrorTypes] = (PeerLostError, TransferAbortedError)
+_FAULT: Final[_ErrorTypes] = (ProviderError,)
 
 
 @dataclass(slots=True, eq=False)
-class Actor:
-    """One engine of a schedule, and what the model knows of it.
+class EngineModel:
+    """One engine of a schedule, a node of the mesh, and what the model knows of it.
 
     :ivar state: ``"open"``, ``"closing"`` (or closed), or ``"killed"``
-    :ivar tally: its counter
+    :ivar counter_model: its counter
     :ivar group: its member of the group of all engines
-    :ivar entered: barriers it has entered
-    :ivar passed: barriers it has left
+    :ivar entered: how many barriers it has entered
+    :ivar passed: how many barriers it has left
     """
 
     engine: TransferEngine
@@ -41,12 +41,12 @@ class Actor:
     nics: int
     source: Arena
     targets: tuple[Arena, ...]
-    tally: Tally = field(init=False)
+    counter_model: CounterModel = field(init=False)
     state: Literal["open", "closing", "killed"] = "open"
     group: PeerGroup | None = None
     entered: int = 0
     passed: int = 0
-    barrier: Await | None = None
+    barrier: TrackedTask | None = None
 
     @property
     def name(self) -> str:
@@ -55,7 +55,7 @@ class Actor:
 
     @property
     def names_sources(self) -> bool:
-        """Whether its counter says who raises it: every other engine has both kinds of peers."""
+        """Whether its counter names its sources: every second engine does, so that each has both kinds of peers."""
         return self.index % 2 == 1
 
     @property
@@ -65,90 +65,96 @@ class Actor:
 
 
 @dataclass(slots=True, eq=False)
-class Part:
-    """What a transfer does with one peer.
+class TransferPart:
+    """The part of a transfer that concerns one peer; only a scatter has several.
 
-    :ivar opened: the region at the peer's; ``None`` without a payload
-    :ivar tally: the peer's counter that it is to raise, if any
-    :ivar counts: by how much
-    :ivar since: the step at which it was submitted
-    :ivar is_stale: its descriptor was void by then
+    :ivar registration: the region at the peer's; ``None`` without a payload
+    :ivar counts: by how much it may raise the peer's counter
+    :ivar submitted: the step at which it was submitted
+    :ivar counter_model: the peer's counter of that step, if it is to be raised
+    :ivar is_stale: the registration was closed before that step
     :ivar posted: the step at which it was first seen to be posted, which is later where there was no connection yet
-    :ivar until: the step at which it was first seen to have stopped
+    :ivar stopped: the step at which it was first seen to have stopped
     """
 
     transfer: Transfer
-    by: Actor
-    to: Actor
-    opened: Opened | None
+    by: EngineModel
+    to: EngineModel
+    registration: Registration | None
     chunks: list[Chunk]
-    tally: Tally | None
     counts: int
-    since: int
-    is_stale: bool
+    submitted: int = field(init=False, default=0)
+    counter_model: CounterModel | None = field(init=False)
+    is_stale: bool = field(init=False)
     posted: int | None = None
-    until: int | None = None
+    stopped: int | None = None
+
+    def __post_init__(self) -> None:
+        """Note what the peer has at this step; both may be replaced later."""
+        self.counter_model = self.to.counter_model if self.counts else None
+        self.is_stale = self.registration is not None and self.registration.closed is not None
 
     @property
-    def moves(self) -> bool:
+    def has_work(self) -> bool:
         """Whether there is anything to do: bytes, or a count."""
-        return bool(self.transfer.nbytes or self.tally)
+        return bool(self.transfer.nbytes or self.counter_model)
 
     def __str__(self) -> str:
-        """Return what reports call it."""
-        return f"{self.transfer.operation} {self.by.name}→{self.to.name} of step {self.since}"
+        """Return its name in reports."""
+        return f"{self.transfer.operation} {self.by.name}→{self.to.name} of step {self.submitted}"
 
 
 @dataclass(slots=True, eq=False)
-class Trouble:
-    """Something that was done to engines, for which transfers and waits may fail.
+class Disruption:
+    """Something done to engines for which transfers and waits may fail.
 
-    :ivar one: to which; ``other`` is ``None`` where all of its peers are concerned
-    :ivar until: the step at which it was over; ``None`` while it goes on
+    :ivar one: the engine it was done to; ``other`` is ``None`` where it affects all of its peers
+    :ivar began: the step at which it began
+    :ivar ended: the step at which it was over; ``None`` while it goes on
     """
 
     kind: Literal["disconnect", "close", "kill", "fault"]
-    one: Actor
-    other: Actor | None
-    since: int
-    until: int | None = None
+    one: EngineModel
+    other: EngineModel | None
+    began: int
+    ended: int | None = None
 
-    def concerns(self, by: Actor, to: Actor) -> bool:
-        """Whether it is between these two; a fault is of what ``by`` starts."""
+    def affects(self, by: EngineModel, to: EngineModel) -> bool:
+        """Whether it is between these two; a fault affects what ``by`` submits."""
         if self.other is not None:
             return {self.one, self.other} == {by, to}
         return self.one is by or (self.one is to and self.kind != "fault")
 
     @property
     def breaks_links(self) -> bool:
-        """Whether connections end by it."""
+        """Whether it ends connections."""
         return self.kind != "fault"
 
-    def excuses(self, by: Actor) -> _Errors:
-        """Say which errors a transfer that ``by`` submitted may end with."""
+    def allowed_errors(self, by: EngineModel) -> _ErrorTypes:
+        """Return the errors that a transfer submitted by ``by`` may end with."""
         if self.kind == "fault":
             return _FAULT
         return _CLOSE if self.one is by and self.kind != "disconnect" else _LINK
 
 
-def around(part: Part, troubles: Sequence[Trouble]) -> list[Trouble]:
-    """Return what concerned a part while it was under way."""
+def overlapping_disruptions(part: TransferPart, disruptions: Sequence[Disruption]) -> list[Disruption]:
+    """Return the disruptions that affected a part while it was under way."""
     return [
-        trouble
-        for trouble in troubles
-        if trouble.concerns(part.by, part.to)
-        and (part.until is None or trouble.since <= part.until)
-        # Who says goodbye knows when it is over; the other may have begun to connect again over what is ending.
-        and (trouble.until is None or trouble.until >= part.since or trouble.other is part.by)
+        disruption
+        for disruption in disruptions
+        if disruption.affects(part.by, part.to)
+        and (part.stopped is None or disruption.began <= part.stopped)
+        # The side that disconnects knows when that is over; the other may have begun to connect again before.
+        and (disruption.ended is None or disruption.ended >= part.submitted or disruption.other is part.by)
     ]
 
 
-def blamed(part: Part, troubles: Sequence[Trouble]) -> set[type[AioTransferError]]:
-    """Say which errors a part may have failed with; none if nothing happened that concerns it."""
+def allowed_errors(part: TransferPart, disruptions: Sequence[Disruption]) -> set[type[AioTransferError]]:
+    """Return the errors that a part may have failed with; none if no disruption affected it."""
     found: set[type[AioTransferError]] = set()
-    for trouble in around(part, troubles):
-        found.update(trouble.excuses(part.by))
-    closing = None if part.opened is None else part.opened.closing
-    if closing is not None and (part.until is None or closing <= part.until):
+    for disruption in overlapping_disruptions(part, disruptions):
+        found.update(disruption.allowed_errors(part.by))
+    closing = None if part.registration is None else part.registration.closing
+    if closing is not None and (part.stopped is None or closing <= part.stopped):
         found.add(StaleRegionError)
     return found

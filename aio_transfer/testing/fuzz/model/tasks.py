@@ -1,4 +1,4 @@
-"""Awaits of a random schedule, each in a task of its own, so that any of them can be cancelled at any time."""
+"""Tracked tasks: each await of a schedule runs in a task of its own, so that it can be cancelled at any time."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import contextlib
 from typing import TYPE_CHECKING, Literal
 
 import anyio
-import anyio.lowlevel
 
 from aio_transfer.errors import AioTransferError
 from aio_transfer.testing.assertions import ConformanceError
@@ -17,42 +16,42 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskGroup
 
-__all__ = ("Await", "join", "turns")
+__all__ = ("TrackedTask", "join")
 
 Outcome = Literal["waiting", "returned", "failed", "cancelled"]
 
 
-class Await:
-    """One await, and how it went.
+class TrackedTask:
+    """One await in a task of its own, and its outcome.
 
-    :ivar what: for reports
-    :ivar error: why it failed
-    :ivar asked: it was told to be cancelled, and may have ended otherwise just before
+    :ivar what: its description in reports
+    :ivar error: the error it failed with
+    :ivar cancel_requested: :meth:`cancel` was called; the task may still have ended otherwise just before
     """
 
     def __init__(self, what: str, call: Callable[[], Awaitable[object]], on_return: Callable[[], object]) -> None:
-        """Prepare it.
+        """Prepare the task; :meth:`start` starts it.
 
-        :param on_return: called in the task, right when ``call`` has returned
+        :param on_return: called in the task, at once when ``call`` has returned
         """
         self.what = what
         self.outcome: Outcome = "waiting"
         self.error: AioTransferError | None = None
-        self.asked = False
+        self.cancel_requested = False
         self.ended = anyio.Event()
         self._call = call
         self._on_return = on_return
         self._scope = anyio.CancelScope()
         self._task: asyncio.Task[object] | None = None
 
-    def start(self, tasks: TaskGroup) -> Await:
-        """Begin, when its task has its first turn."""
-        tasks.start_soon(self._run, name=self.what)
+    def start(self, task_group: TaskGroup) -> TrackedTask:
+        """Start the task; ``call`` begins when the task runs first."""
+        task_group.start_soon(self._run, name=self.what)
         return self
 
     async def _run(self) -> None:
-        # The only way to reach Task.cancel, which passes through anyio's scopes and shields.
-        with contextlib.suppress(RuntimeError):  # trio
+        # The only access to Task.cancel, which ignores the scopes and shields of anyio.
+        with contextlib.suppress(RuntimeError):  # trio has no such tasks
             self._task = asyncio.current_task()
         try:
             with self._scope:
@@ -62,8 +61,8 @@ class Await:
         except AioTransferError as error:
             self.outcome = "failed"
             self.error = error
-        except asyncio.CancelledError:  # as a task; its group lives on
-            if not self.asked:
+        except asyncio.CancelledError:  # of this task alone; its group goes on
+            if not self.cancel_requested:
                 raise
         finally:
             if self.outcome == "waiting":
@@ -72,26 +71,26 @@ class Await:
             self._task = None
 
     def cancel(self, *, as_task: bool) -> None:
-        """Cancel it: by its scope, or as a task where the loop has such a thing."""
+        """Cancel the await: by its scope, or by ``Task.cancel`` where the event loop is asyncio's."""
         if self.outcome != "waiting":
             return
-        self.asked = True
+        self.cancel_requested = True
         if as_task and self._task is not None:
             self._task.cancel()
         else:
             self._scope.cancel()
 
     def __repr__(self) -> str:
-        """Say what, and how it went."""
+        """Return the description and the outcome."""
         return f"<{self.what}: {self.outcome}{f' with {self.error!r}' if self.error else ''}>"
 
 
-async def join(awaits: Iterable[Await], deadline_s: float) -> None:
-    """Wait until all have ended.
+async def join(tasks: Iterable[TrackedTask], deadline_s: float) -> None:
+    """Wait until all tasks have ended.
 
-    :raises ConformanceError: one has not after ``deadline_s``
+    :raises ConformanceError: one has not ended after ``deadline_s``
     """
-    late = [one for one in awaits if one.outcome == "waiting"]
+    late = [one for one in tasks if one.outcome == "waiting"]
     if not late:
         return
     with anyio.move_on_after(deadline_s):
@@ -100,9 +99,3 @@ async def join(awaits: Iterable[Await], deadline_s: float) -> None:
         return
     stuck = [one.what for one in late if one.outcome == "waiting"]
     raise ConformanceError(f"not ended after {deadline_s:g} s (rule 8): {', '.join(stuck)}")
-
-
-async def turns(count: int) -> None:
-    """Let everybody else have some turns."""
-    for _ in range(count):
-        await anyio.lowlevel.checkpoint()

@@ -1,4 +1,4 @@
-"""Counts at the end of a random schedule: each chunk that came has one, and every wait ended as it had to."""
+"""Final check of counts: each chunk that arrived has exactly one, and every wait ended as it had to."""
 
 from __future__ import annotations
 
@@ -9,145 +9,147 @@ import anyio
 
 from aio_transfer.errors import AioTransferError, ClosedError, PeerLostError, TransferAbortedError
 from aio_transfer.testing.assertions import ConformanceError, claim
-from aio_transfer.testing.fuzz.model.engine_model import around, blamed
+from aio_transfer.testing.fuzz.model.engine_model import allowed_errors, overlapping_disruptions
 from aio_transfer.testing.fuzz.model.tasks import join
 
 if TYPE_CHECKING:
-    from aio_transfer.testing.fuzz.model.counter_model import Tally, Waiting
-    from aio_transfer.testing.fuzz.model.engine_model import Actor, Part
-    from aio_transfer.testing.fuzz.model.tasks import Await
-    from aio_transfer.testing.fuzz.model.world import Model
+    from aio_transfer.testing.fuzz.model.counter_model import CounterModel, QueuedWait
+    from aio_transfer.testing.fuzz.model.engine_model import EngineModel, TransferPart
+    from aio_transfer.testing.fuzz.model.tasks import TrackedTask
+    from aio_transfer.testing.fuzz.model.world import World
 
-__all__ = ("end_counts",)
+__all__ = ("verify_counts",)
 
 
-async def end_counts(model: Model) -> None:
-    """Compare chunks, counters and waits with the model, once nothing moves any more.
+async def verify_counts(world: World) -> None:
+    """Compare chunks, counters and waits with the model, once nothing is in flight.
 
     :raises ConformanceError: they differ
     """
-    _judge_closed(model)
-    counts = _settle_chunks(model)
-    for actor in model.open_actors():
-        await _end_tally(model, actor, *counts[actor.tally])
+    _verify_waits_on_closed(world)
+    counts = _settle_chunks(world)
+    for node in world.open_nodes():
+        await _verify_counter(world, node, *counts[node.counter_model])
 
 
-def _settle_chunks(model: Model) -> dict[Tally, tuple[int, int]]:
-    """Demand that what ended well is there, and whole.
+def _settle_chunks(world: World) -> dict[CounterModel, tuple[int, int]]:
+    """Check that the chunks of every successful transfer arrived in full.
 
     :returns: how many counts each counter must have, and how many it may have
     """
-    least: Counter[Tally] = Counter()
-    most: Counter[Tally] = Counter()
-    for part in model.parts:
-        came = [chunk.settle(str(part)) for chunk in part.chunks]
-        well = part.transfer.exception() is None or not _excuses(model, part)
-        claim(
-            not well or all(came), f"{part} ended well, and {came.count(False)} of its {len(came)} chunks are missing"
-        )
-        if part.tally is not None:
-            least[part.tally] += part.counts if well else 0
-            most[part.tally] += part.counts if well or not came else sum(came)
-    return {tally: (least[tally], most[tally]) for tally in model.tallies}
+    least: Counter[CounterModel] = Counter()
+    most: Counter[CounterModel] = Counter()
+    for part in world.parts:
+        arrived = [chunk.settle(str(part)) for chunk in part.chunks]
+        succeeded = part.transfer.exception() is None or not _allowed_errors(world, part)
+        missing = f"{part} succeeded, and {arrived.count(False)} of its {len(arrived)} chunks are missing"
+        claim(not succeeded or all(arrived), missing)
+        if part.counter_model is not None:
+            least[part.counter_model] += part.counts if succeeded else 0
+            most[part.counter_model] += part.counts if succeeded or not arrived else sum(arrived)
+    return {one: (least[one], most[one]) for one in world.counter_models}
 
 
-async def _end_tally(model: Model, actor: Actor, least: int, most: int) -> None:
-    """Demand that the counter shows each chunk that came once, and that every wait ended as it had to."""
-    tally = actor.tally
-    waits = [wait for wait in tally.waits if wait.is_queued]
-    failed = [part for part in model.parts if part.tally is tally and _may_have_failed(model, part)]
-    if any(_must_tell(model, part) for part in failed):
-        # None of those who count on it may wait for ever, nor anybody who comes later.
-        late = model.start(f"a wait of {tally} for what has failed", lambda: tally.counter.wait(most + 1))
-        await join([late, *(wait.task for wait in waits)], model.deadline_s)
-        claim(late.outcome == "failed", f"{late}, and only {most} counts could come")
-        _judge_wait(model, actor, late, failed)
-    elif not failed and not model.was_broken(actor):
-        await _grant(model, tally, waits, least)
+async def _verify_counter(world: World, node: EngineModel, least: int, most: int) -> None:
+    """Check that the counter has one count per chunk that arrived, and that every wait ended as it had to."""
+    counter_model, counter = node.counter_model, node.counter_model.counter
+    waits = [wait for wait in counter_model.waits if wait.is_queued]
+    failed = [part for part in world.parts if part.counter_model is counter_model and _may_have_failed(world, part)]
+    if any(_receiver_must_learn(world, part) for part in failed):
+        # No wait for these counts may last for ever, nor may a later one.
+        late = world.start_task(f"a wait of {counter_model} for failed counts", lambda: counter.wait(most + 1))
+        await join([late, *(wait.task for wait in waits)], world.deadline_s)
+        claim(late.outcome == "failed", f"{late}, and only {most} counts could arrive")
+        _verify_wait(world, node, late, failed)
+    elif not failed and not world.any_link_was_broken(node):
+        await _verify_granted(world, counter_model, waits, least)
     for wait in waits:
         wait.task.cancel(as_task=False)
-    await join((wait.task for wait in waits), model.deadline_s)
-    for wait in tally.waits:
-        _judge_wait(model, actor, wait.task, failed)
-    await _take_rest(model, actor, least, failed)
-    value = tally.counter.value
-    claim(least <= value <= most, f"{value} counts at {tally}, and {least} … {most} are due (rule 3)")
+    await join((wait.task for wait in waits), world.deadline_s)
+    for wait in counter_model.waits:
+        _verify_wait(world, node, wait.task, failed)
+    await _consume_rest(world, node, least, failed)
+    value = counter.value
+    claim(least <= value <= most, f"{value} counts at {counter_model}, and {least} … {most} are due (rule 3)")
 
 
-def _may_have_failed(model: Model, part: Part) -> bool:
-    return part.transfer.exception() is not None and bool(_excuses(model, part))
+def _may_have_failed(world: World, part: TransferPart) -> bool:
+    return part.transfer.exception() is not None and bool(_allowed_errors(world, part))
 
 
-def _must_tell(model: Model, part: Part) -> bool:
-    """Whether the receiver has to learn that a part failed.
+def _receiver_must_learn(world: World, part: TransferPart) -> bool:
+    """Return whether the receiver has to learn that a part failed.
 
-    What was never posted, or after the goodbye, is known to nobody there; a killed sender may have died before it told
-    what it promised. Of a scatter it is known only that some part failed: this one may have been among the unposted, as
-    soon as a link of its own was broken.
+    The receiver does not know of a part that was never posted, or was posted after a disconnect, and a killed sender
+    may have died before it announced its counts. A scatter reports only that some part failed: once a link of this part
+    was broken, it may be one that was never posted.
     """
-    broken = [trouble for trouble in around(part, model.troubles) if trouble.breaks_links]
+    broken = [disruption for disruption in overlapping_disruptions(part, world.disruptions) if disruption.breaks_links]
     if part.transfer.operation == "scatter":
         return not broken and not all(chunk.is_visible for chunk in part.chunks)
-    started = part.since - 1 if part.posted is None else part.posted
-    if any(trouble.since <= started for trouble in broken) or (part.by.state == "killed" and not part.to.names_sources):
+    started = part.submitted - 1 if part.posted is None else part.posted
+    if any(disruption.began <= started for disruption in broken):
+        return False
+    if part.by.state == "killed" and not part.to.names_sources:
         return False
     return part.posted is not None or not isinstance(part.transfer.exception(), PeerLostError | TransferAbortedError)
 
 
-def _judge_closed(model: Model) -> None:
-    """Demand that who waited for a counter that was closed was told so, or before."""
-    for tally in model.tallies:
-        for wait in tally.waits if tally.closed else ():
+def _verify_waits_on_closed(world: World) -> None:
+    """Check that every wait on a closed counter ended with ClosedError, or with an earlier error."""
+    for counter_model in world.counter_models:
+        for wait in counter_model.waits if counter_model.closed else ():
             right = isinstance(wait.task.error, ClosedError | TransferAbortedError | PeerLostError | None)
             claim(right, f"{wait.task}, and its counter was closed")
 
 
-async def _grant(model: Model, tally: Tally, waits: list[Waiting], due: int) -> None:
-    """Demand that those who can be served are, in the order in which they queue, and nobody else."""
-    left = due - tally.consumed
+async def _verify_granted(world: World, counter_model: CounterModel, waits: list[QueuedWait], due: int) -> None:
+    """Check that the waits whose counts are there are granted, in the order of their queue, and no others."""
+    left = due - counter_model.consumed
     served = []
     for wait in waits:
         left -= wait.count
         if left < 0:
             break
         served.append(wait.task)
-    await join(served, model.deadline_s)
+    await join(served, world.deadline_s)
     early = [wait.task for wait in waits[len(served) :] if not wait.is_queued]
     claim(not early, f"{early} though only {due} counts were due (rule 5)")
 
 
-def _judge_wait(model: Model, actor: Actor, task: Await, failed: list[Part]) -> None:
+def _verify_wait(world: World, node: EngineModel, task: TrackedTask, failed: list[TransferPart]) -> None:
     error = task.error
     if error is None:
-        claim(task.outcome != "cancelled" or task.asked, f"{task} by nobody")
+        claim(task.outcome != "cancelled" or task.cancel_requested, f"{task}, and nothing had cancelled it")
         return
-    excused = (isinstance(error, TransferAbortedError) and failed) or (
-        isinstance(error, PeerLostError) and model.was_broken(actor)
+    allowed = (isinstance(error, TransferAbortedError) and failed) or (
+        isinstance(error, PeerLostError) and world.any_link_was_broken(node)
     )
-    claim(excused, f"{task}; no transfer to {actor.name} failed that excuses it")
+    claim(allowed, f"{task}; no transfer to {node.name} failed with a reason for it")
 
 
-async def _take_rest(model: Model, actor: Actor, least: int, failed: list[Part]) -> None:
-    """Take what has come and nobody waited for; the word of a failure may overtake counts."""
-    tally = actor.tally
-    rest = least - tally.consumed
+async def _consume_rest(world: World, node: EngineModel, least: int, failed: list[TransferPart]) -> None:
+    """Consume the counts that arrived and that no wait has taken; the news of a failure may overtake counts."""
+    counter_model, counter = node.counter_model, node.counter_model.counter
+    rest = least - counter_model.consumed
     if rest <= 0:
         return
     try:
-        with anyio.fail_after(model.deadline_s):
+        with anyio.fail_after(world.deadline_s):
             while True:
-                tally.counter.clear()
+                counter.clear()
                 try:
-                    await tally.counter.wait(rest)
+                    await counter.wait(rest)
                     break
                 except (TransferAbortedError, PeerLostError):
-                    claim(failed or model.was_broken(actor), f"a wait for counts that came to {tally} failed")
+                    may_fail = failed or world.any_link_was_broken(node)
+                    claim(may_fail, f"a wait for counts that arrived at {counter_model} failed")
     except TimeoutError:
-        raise ConformanceError(f"{tally.counter.value} counts at {tally}, {least} are due (rule 4)") from None
-    tally.consumed += rest
+        raise ConformanceError(f"{counter.value} counts at {counter_model}, {least} are due (rule 4)") from None
+    counter_model.consumed += rest
 
 
-def _excuses(model: Model, part: Part) -> set[type[AioTransferError]]:
-    """Say why a part may have failed: what a scatter does with one peer fails or succeeds as one."""
-    mates = [one for one in model.parts if one.transfer is part.transfer and one.to is part.to]
-    return set().union(*(blamed(one, model.troubles) for one in mates))
+def _allowed_errors(world: World, part: TransferPart) -> set[type[AioTransferError]]:
+    """Return why a part may have failed: the parts of a scatter at one peer fail or succeed together."""
+    same_peer = [one for one in world.parts if one.transfer is part.transfer and one.to is part.to]
+    return set().union(*(allowed_errors(one, world.disruptions) for one in same_peer))

@@ -1,4 +1,4 @@
-"""A random schedule while it is played: who is there, what was started, and what must hold after every move."""
+"""World of a running schedule: its engines, what was started, and the invariants checked after every operation."""
 
 from __future__ import annotations
 
@@ -10,195 +10,196 @@ import anyio.lowlevel
 
 from aio_transfer.errors import ProviderError, StaleRegionError
 from aio_transfer.testing.assertions import claim
-from aio_transfer.testing.fuzz.model.engine_model import Part, Trouble
-from aio_transfer.testing.fuzz.model.tasks import Await
+from aio_transfer.testing.fuzz.model.engine_model import Disruption, TransferPart
+from aio_transfer.testing.fuzz.model.tasks import TrackedTask
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable
 
     from anyio.abc import TaskGroup
 
     from aio_transfer.testing.fuzz.mesh import Mesh
-    from aio_transfer.testing.fuzz.model.arena import Chunk, Opened
-    from aio_transfer.testing.fuzz.model.counter_model import Tally
-    from aio_transfer.testing.fuzz.model.engine_model import Actor
-    from aio_transfer.testing.fuzz.operations.definitions import Move
-    from aio_transfer.transfers.transfer import Transfer
+    from aio_transfer.testing.fuzz.model.arena import Registration
+    from aio_transfer.testing.fuzz.model.counter_model import CounterModel
+    from aio_transfer.testing.fuzz.model.engine_model import EngineModel
+    from aio_transfer.testing.fuzz.operations.definitions import Operation
 
-__all__ = ("Letter", "Model", "play")
+__all__ = ("SentMessage", "World", "perform")
 
 
 @singledispatch
-async def play(move: Move, model: Model) -> None:
-    """Make a move; what depends on its kind is registered by the modules of moves."""
-    raise NotImplementedError(f"{move!r} on {model!r}")
+async def perform(operation: Operation, world: World) -> None:
+    """Perform an operation; the modules beside its definition register a function per kind."""
+    raise NotImplementedError(f"{operation!r} on {world!r}")
 
 
 @dataclass(slots=True, eq=False)
-class Letter:
-    """A message that was sent; no two are alike."""
+class SentMessage:
+    """A message that was sent; no two have the same payload."""
 
-    by: Actor
-    to: Actor
-    task: Await
-    since: int
+    by: EngineModel
+    to: EngineModel
+    task: TrackedTask
     received: bool = False
 
 
-class Model:
-    """One schedule on a mesh.
+class World:
+    """State of one schedule on a mesh.
 
-    :ivar clock: how many moves were made
-    :ivar parts: everything that was submitted
-    :ivar awaits: everything that was awaited
-    :ivar troubles: what was done that may fail others
-    :ivar spoiled: something happened that may break the group's barriers
-    :ivar retired: regions whose owner has closed them
-    :ivar deadline_s: after it, a wait that should have ended has not: rule 8
-    :ivar tallies: counters, also those that were closed
-    :ivar armed: how many failures the fabric was told to make
+    :ivar step: how many operations were performed
+    :ivar parts: every transfer that was submitted, per peer
+    :ivar tasks: everything that was awaited
+    :ivar disruptions: everything that may fail transfers and waits
+    :ivar barriers_may_fail: something happened that may fail the barriers of the group
+    :ivar closed_registrations: regions that their owner has closed
+    :ivar deadline_s: a wait that should have ended and has not after this time breaks rule 8
+    :ivar counter_models: all counters, also those that were closed
+    :ivar commanded_failures: how many failures the fabric was commanded to make
     """
 
-    def __init__(self, mesh: Mesh, tasks: TaskGroup) -> None:
+    def __init__(self, mesh: Mesh, task_group: TaskGroup) -> None:
         """Begin a schedule.
 
-        :param tasks: whatever is awaited runs here
+        :param task_group: runs everything that is awaited
         """
         self.mesh = mesh
         self.fabric = mesh.fabric
-        self.actors = tuple(mesh.actors)
+        self.nodes = tuple(mesh.nodes)
         self.deadline_s = mesh.deadline_s
-        self.clock = 0
-        self.parts: list[Part] = []
-        self.awaits: list[Await] = []
-        self.troubles: list[Trouble] = []
-        self.tallies: list[Tally] = [actor.tally for actor in mesh.actors]
-        self.receives: list[tuple[Actor, Await]] = []
-        self.letters: dict[bytes, Letter] = {}
-        self.retired: list[tuple[Actor, Opened]] = []
-        self.spoiled = False
-        self.armed = 0
-        self._tasks = tasks
+        self.step = 0
+        self.parts: list[TransferPart] = []
+        self.tasks: list[TrackedTask] = []
+        self.disruptions: list[Disruption] = []
+        self.counter_models: list[CounterModel] = [node.counter_model for node in mesh.nodes]
+        self.receive_tasks: list[tuple[EngineModel, TrackedTask]] = []
+        self.sent_messages: dict[bytes, SentMessage] = {}
+        self.closed_registrations: list[tuple[EngineModel, Registration]] = []
+        self.barriers_may_fail = False
+        self.commanded_failures = 0
+        self._task_group = task_group
 
-    async def apply(self, move: Move) -> None:
-        """Make one move, and check what must hold after it.
+    async def apply(self, operation: Operation) -> None:
+        """Perform one operation, and check the invariants.
 
-        :raises ConformanceError: it does not
+        :raises ConformanceError: one does not hold
         """
-        self.clock += 1
-        await play(move, self)
+        self.step += 1
+        await perform(operation, self)
         await anyio.lowlevel.checkpoint()
-        self.check(f"after step {self.clock}, {type(move).__name__}")
+        self.check(f"after step {self.step}, {type(operation).__name__}")
 
-    def forget(self) -> None:
-        """Undo the cycles in what is known: garbage of a hundred schedules takes as long to collect as ten take."""
-        for known in (self.parts, self.awaits, self.tallies, self.receives, self.letters, self.retired, self.troubles):
+    def clear(self) -> None:
+        """Break the reference cycles: collecting the garbage of a hundred schedules takes as long as ten schedules."""
+        for known in (
+            self.parts,
+            self.tasks,
+            self.counter_models,
+            self.receive_tasks,
+            self.sent_messages,
+            self.closed_registrations,
+            self.disruptions,
+        ):
             known.clear()
 
     def check(self, when: str) -> None:
-        """Demand what holds at every moment."""
+        """Check the invariants, which hold at every moment."""
         for part in self.parts:
             if part.posted is None and part.transfer.path is not None:
-                part.posted = self.clock
-            if part.until is None and part.transfer.done:
-                self._stopped(part)
-        for actor in self.actors:
-            if actor.state == "open":
-                actor.tally.check(when)
-                if len(actor.tally.waits) > 1:
-                    actor.tally.check_order(when)
-                for arena in actor.arenas:
+                part.posted = self.step
+            if part.stopped is None and part.transfer.done:
+                self._on_stopped(part)
+        for node in self.nodes:
+            if node.state == "open":
+                node.counter_model.check(when)
+                if len(node.counter_model.waits) > 1:
+                    node.counter_model.check_order(when)
+                for arena in node.arenas:
                     arena.check_leases(when)
 
-    def _stopped(self, part: Part) -> None:
-        """Take note that a transfer is over: an error comes only once nothing of it moves (rule 6).
+    def _on_stopped(self, part: TransferPart) -> None:
+        """Note that a transfer has stopped: an error is raised only once none of its pieces moves (rule 6).
 
-        It is the first of all, and others may have followed: pieces on a link that broke can land until the fence.
+        Where a link broke, the reported error is the first of several: pieces may land until the fence.
         """
-        part.until = self.clock
-        told = isinstance(part.transfer.exception(), ProviderError | StaleRegionError)
-        if told and not self.link_was_broken(part.by, part.to):
+        part.stopped = self.step
+        failed = isinstance(part.transfer.exception(), ProviderError | StaleRegionError)
+        if failed and not self.link_was_broken(part.by, part.to):
             for chunk in part.chunks:
                 chunk.settle(str(part))
 
-    # ---------------------------------------------------------------------------------------------------------- picks
+    # ------------------------------------------------------------------------------------------------------ selection
 
-    def open_actors(self) -> list[Actor]:
+    def open_nodes(self) -> list[EngineModel]:
         """Return the engines that can be used."""
-        return [actor for actor in self.actors if actor.state == "open"]
+        return [node for node in self.nodes if node.state == "open"]
 
-    def pick(self, index: int) -> Actor | None:
-        """Return the engine that a number means now."""
-        there = self.open_actors()
+    def pick_open(self, index: int) -> EngineModel | None:
+        """Return the open engine that a number of an operation selects now."""
+        there = self.open_nodes()
         return there[index % len(there)] if there else None
 
-    def pick_two(self, by: int, to: int) -> tuple[Actor, Actor] | None:
-        """Return two different engines, the first of which can be used; the other may be on its way out."""
-        one = self.pick(by)
+    def pick_pair(self, by: int, to: int) -> tuple[EngineModel, EngineModel] | None:
+        """Return two different engines: the first is open, the second may be closing."""
+        one = self.pick_open(by)
         if one is None:
             return None
-        others = [actor for actor in self.actors if actor is not one and actor.state != "killed"]
+        others = [node for node in self.nodes if node is not one and node.state != "killed"]
         return (one, others[to % len(others)]) if others else None
 
-    # ---------------------------------------------------------------------------------------------------------- notes
+    # ------------------------------------------------------------------------------------------------------ recording
 
-    def start(
+    def start_task(
         self,
         what: str,
         call: Callable[[], Awaitable[object]],
         on_return: Callable[[], object] = lambda: None,
-    ) -> Await:
+    ) -> TrackedTask:
         """Await something in a task of its own."""
-        one = Await(f"{what} of step {self.clock}", call, on_return).start(self._tasks)
-        self.awaits.append(one)
-        return one
+        task = TrackedTask(f"{what} of step {self.step}", call, on_return).start(self._task_group)
+        self.tasks.append(task)
+        return task
 
-    def submitted(  # noqa: PLR0913, PLR0917 - one thing
-        self, transfer: Transfer, by: Actor, to: Actor, opened: Opened | None, chunks: Sequence[Chunk], counts: int
-    ) -> None:
-        """Note what a transfer is to do at one peer.
+    def add_part(self, part: TransferPart) -> None:
+        """Record what a submitted transfer does at one peer."""
+        part.submitted = self.step
+        self.parts.append(part)
+        if part.counter_model is not None:
+            part.counter_model.promise(part.chunks, part.counts)
 
-        :param counts: by how much it may raise the peer's counter
-        """
-        stale = opened is not None and opened.closed is not None
-        tally = to.tally if counts else None
-        self.parts.append(Part(transfer, by, to, opened, list(chunks), tally, counts, self.clock, stale))
-        if tally is not None:
-            tally.promise(chunks, counts)
+    def add_disruption(self, disruption: Disruption) -> Disruption:
+        """Record that something was done to engines."""
+        self.disruptions.append(disruption)
+        self.barriers_may_fail = True
+        return disruption
 
-    def trouble(self, trouble: Trouble) -> Trouble:
-        """Note that something was done to engines."""
-        self.troubles.append(trouble)
-        self.spoiled = True
-        return trouble
-
-    def parted(self, trouble: Trouble) -> None:
-        """Note that a goodbye is over: whatever the other had sent before has landed here, or never will (rule 8)."""
-        trouble.until = self.clock
-        if self.fabric is None:  # a real one may need longer than the grace, and then only a region's end is certain
+    def on_disconnected(self, disruption: Disruption) -> None:
+        """Record that a disconnect is over: what the peer had posted before has arrived, or never will (rule 8)."""
+        disruption.ended = self.step
+        if self.fabric is None:  # a real network may need longer than the grace; then only closing a region is certain
             return
         for part in self.parts:
-            # The path of a scatter is that of any of its parts: this one may be posted only when they connect again.
-            posted = part.posted is not None and part.posted < trouble.since and part.transfer.operation != "scatter"
-            if posted and part.to is trouble.one and part.by is trouble.other:
+            # A scatter has the path of any of its parts: this part may be posted only when the two connect again.
+            posted = part.posted is not None and part.posted < disruption.began and part.transfer.operation != "scatter"
+            if posted and part.to is disruption.one and part.by is disruption.other:
                 for chunk in part.chunks:
                     if chunk.arena.engine is part.to.engine:
                         chunk.settle(str(part))
 
-    def link_was_broken(self, one: Actor, other: Actor) -> bool:
-        """Whether a connection between two engines may have ended in this schedule."""
-        return any(trouble.breaks_links and trouble.concerns(one, other) for trouble in self.troubles)
+    def link_was_broken(self, one: EngineModel, other: EngineModel) -> bool:
+        """Return whether a connection between two engines may have ended in this schedule."""
+        return any(disruption.breaks_links and disruption.affects(one, other) for disruption in self.disruptions)
 
-    def was_broken(self, actor: Actor) -> bool:
-        """Whether any connection of an engine may have."""
-        return any(self.link_was_broken(actor, other) for other in self.actors if other is not actor)
+    def any_link_was_broken(self, node: EngineModel) -> bool:
+        """Return whether any connection of an engine may have ended in this schedule."""
+        return any(self.link_was_broken(node, other) for other in self.nodes if other is not node)
 
-    def retire(self, actor: Actor, opened: Opened) -> None:
-        """Take note that a region is closed: from now on nothing of a peer's may land in it."""
-        claim(opened.region.leases == 0, f"{opened.region.name} was closed with {opened.region.leases} leases out")
-        opened.closed = self.clock
-        self.retired.append((actor, opened))
+    def on_region_closed(self, node: EngineModel, registration: Registration) -> None:
+        """Record that a region is closed: from now on nothing from a peer may land in it."""
+        region = registration.region
+        claim(region.leases == 0, f"{region.name} was closed with {region.leases} leases out")
+        registration.closed = self.step
+        self.closed_registrations.append((node, registration))
         for part in self.parts:
             for chunk in part.chunks:
-                if part.opened is opened and chunk.arena is opened.arena:
+                if part.registration is registration and chunk.arena is registration.arena:
                     chunk.settle(str(part))

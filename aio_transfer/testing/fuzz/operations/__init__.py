@@ -1,1 +1,1 @@
-"""The operations a random schedule is made of."""
+"""Operations of a random schedule: their definitions, and how each is performed. The model is not here."""

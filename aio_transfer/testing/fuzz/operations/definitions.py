@@ -1,7 +1,7 @@
-"""What a random schedule is made of: moves as plain data, so that any part of a schedule is a schedule.
+"""Operations of random schedules, as plain data: every part of a schedule is a schedule, too.
 
-The numbers of a move are taken modulo what exists when its turn comes: ``by=7`` among three engines is the second. A
-move that means nothing then (to wait for a peer when there is none) does nothing.
+The numbers of an operation are taken modulo the number of candidates when it is performed: ``by=7`` among three engines
+selects the second. An operation without candidates (a write when there is no other engine) does nothing.
 """
 
 from __future__ import annotations
@@ -14,55 +14,55 @@ if TYPE_CHECKING:
 
 __all__ = (
     "SIZES",
-    "Cancel",
+    "CancelTask",
     "CancelledWrite",
     "CloseEngine",
-    "CloseSource",
-    "CloseTarget",
-    "Connect",
-    "Cut",
-    "Disconnect",
+    "CloseSourceRegion",
+    "CloseTargetRegion",
+    "ConnectPeer",
+    "CutPath",
+    "DisconnectPeer",
     "DrainQueues",
-    "Enter",
+    "EnterBarrier",
     "FailCompletions",
     "FailPosts",
     "FillQueues",
-    "Flood",
-    "Heal",
-    "Hold",
-    "Kill",
-    "Move",
-    "Notify",
-    "Overwait",
-    "Read",
-    "Receive",
-    "Recount",
-    "Release",
-    "Reopen",
-    "Resume",
-    "Scatter",
-    "Send",
-    "Stale",
-    "Stall",
-    "Turns",
-    "Wait",
-    "Write",
+    "HealPath",
+    "HoldCompletions",
+    "KillEngine",
+    "NotifyPeer",
+    "Operation",
+    "ReadSlice",
+    "ReceiveMessage",
+    "ReleaseCompletions",
+    "ReopenRegions",
+    "ReplaceCounter",
+    "ResumeNics",
+    "ScatterSlices",
+    "SendMessage",
+    "StallNics",
+    "WaitForCounts",
+    "WaitForUnpromised",
+    "WriteBurst",
     "WritePages",
-    "show",
+    "WriteSlice",
+    "WriteToClosedRegion",
+    "YieldToLoop",
+    "format_operations",
 )
 
 SIZES: Final = (8, 0, 1, 100, 4096, 640, 8193, 20000, 33, 8192, 2500, 140_001)
-"""Of chunks, in bytes, by number: around the packet, the page, and 128 KiB, above which a write is spread over NICs."""
+"""Chunk sizes in bytes, by number: around the packet, the page, and 128 KiB, above which a write is striped."""
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
-    """One thing to do."""
+class Operation:
+    """One operation of a schedule."""
 
 
 @dataclass(frozen=True, slots=True)
-class Write(Move):
-    """Engine ``by`` writes from offset ``at`` to a target of engine ``to``; it counts once, or not (``quiet`` 3)."""
+class WriteSlice(Operation):
+    """Engine ``by`` writes from offset ``at`` to a target of engine ``to``; it counts unless ``quiet`` is 3."""
 
     by: int
     to: int
@@ -73,7 +73,7 @@ class Write(Move):
 
 
 @dataclass(frozen=True, slots=True)
-class WritePages(Move):
+class WritePages(Operation):
     """Engine ``by`` writes ``count`` pages, shuffled on both sides; each counts once."""
 
     by: int
@@ -85,7 +85,7 @@ class WritePages(Move):
 
 
 @dataclass(frozen=True, slots=True)
-class Scatter(Move):
+class ScatterSlices(Operation):
     """Engine ``by`` writes a slice to every other engine, or two."""
 
     by: int
@@ -95,7 +95,7 @@ class Scatter(Move):
 
 
 @dataclass(frozen=True, slots=True)
-class Notify(Move):
+class NotifyPeer(Operation):
     """Engine ``by`` raises the counter of ``to`` by one."""
 
     by: int
@@ -103,8 +103,8 @@ class Notify(Move):
 
 
 @dataclass(frozen=True, slots=True)
-class Flood(Move):
-    """Engine ``by`` starts ``count`` small writes at once; where its reports are held, they will come at once too."""
+class WriteBurst(Operation):
+    """Engine ``by`` submits ``count`` small writes at once; held completions are then reported at once, too."""
 
     by: int
     to: int
@@ -113,8 +113,8 @@ class Flood(Move):
 
 
 @dataclass(frozen=True, slots=True)
-class CancelledWrite(Move):
-    """A write that is cancelled before its first step."""
+class CancelledWrite(Operation):
+    """Engine ``by`` writes to ``to`` in a scope that is cancelled before the first step."""
 
     by: int
     to: int
@@ -124,7 +124,7 @@ class CancelledWrite(Move):
 
 
 @dataclass(frozen=True, slots=True)
-class Read(Move):
+class ReadSlice(Operation):
     """Engine ``by`` reads from offset ``at`` of engine ``of``'s source."""
 
     by: int
@@ -135,7 +135,7 @@ class Read(Move):
 
 
 @dataclass(frozen=True, slots=True)
-class Stale(Move):
+class WriteToClosedRegion(Operation):
     """Engine ``by`` writes with a descriptor of a region that its owner has closed."""
 
     by: int
@@ -145,14 +145,14 @@ class Stale(Move):
 
 
 @dataclass(frozen=True, slots=True)
-class Enter(Move):
+class EnterBarrier(Operation):
     """Engine ``by`` enters the barrier of the group of all engines."""
 
     by: int
 
 
 @dataclass(frozen=True, slots=True)
-class Send(Move):
+class SendMessage(Operation):
     """Engine ``by`` sends a message."""
 
     by: int
@@ -161,22 +161,22 @@ class Send(Move):
 
 
 @dataclass(frozen=True, slots=True)
-class Receive(Move):
+class ReceiveMessage(Operation):
     """Engine ``at`` begins to wait for a message."""
 
     at: int
 
 
 @dataclass(frozen=True, slots=True)
-class Wait(Move):
-    """Engine ``at`` begins to wait for some of the counts that are promised, and not waited for."""
+class WaitForCounts(Operation):
+    """Engine ``at`` begins to wait for some of the promised counts that no wait has asked for."""
 
     at: int
     count: int
 
 
 @dataclass(frozen=True, slots=True)
-class Overwait(Move):
+class WaitForUnpromised(Operation):
     """Engine ``at`` begins to wait for more counts than are promised."""
 
     at: int
@@ -184,17 +184,17 @@ class Overwait(Move):
 
 
 @dataclass(frozen=True, slots=True)
-class Recount(Move):
-    """Engine ``at`` closes its counter, whatever is on its way, and makes another."""
+class ReplaceCounter(Operation):
+    """Engine ``at`` closes its counter, whatever is in flight, and opens another."""
 
     at: int
 
 
 @dataclass(frozen=True, slots=True)
-class Cancel(Move):
-    """Whatever await is the ``which``-th is cancelled after ``turns``, or in the very tick in which it is to end.
+class CancelTask(Operation):
+    """The ``which``-th waiting task is cancelled after ``turns``, or in the turn of the loop in which it would end.
 
-    By its scope; as a task where ``how`` is odd and the loop is asyncio's.
+    It is cancelled by its scope, or by ``Task.cancel`` where ``how`` is odd and the event loop is asyncio's.
     """
 
     which: int
@@ -203,97 +203,97 @@ class Cancel(Move):
 
 
 @dataclass(frozen=True, slots=True)
-class Turns(Move):
+class YieldToLoop(Operation):
     """The event loop turns ``count`` times."""
 
     count: int
 
 
 @dataclass(frozen=True, slots=True)
-class CloseSource(Move):
-    """Engine ``of`` begins to close its source; once that has returned, it is scribbled over."""
+class CloseSourceRegion(Operation):
+    """Engine ``of`` begins to close its source, and overwrites it once it is closed."""
 
     of: int
 
 
 @dataclass(frozen=True, slots=True)
-class CloseTarget(Move):
-    """Engine ``of`` begins to close a target; once that has returned, nothing may change there."""
+class CloseTargetRegion(Operation):
+    """Engine ``of`` begins to close a target; once it is closed, no byte of it may change."""
 
     of: int
     slot: int
 
 
 @dataclass(frozen=True, slots=True)
-class Reopen(Move):
-    """Engine ``of`` registers again what it has closed."""
+class ReopenRegions(Operation):
+    """Engine ``of`` registers its closed arenas again."""
 
     of: int
 
 
 @dataclass(frozen=True, slots=True)
-class Connect(Move):
-    """Engine ``by`` connects to another, if it is not."""
+class ConnectPeer(Operation):
+    """Engine ``by`` connects to another, unless it is connected."""
 
     by: int
     to: int
 
 
 @dataclass(frozen=True, slots=True)
-class Disconnect(Move):
-    """Engine ``by`` says goodbye to another; the next operation connects them again."""
+class DisconnectPeer(Operation):
+    """Engine ``by`` disconnects from another; the next transfer connects them again."""
 
     by: int
     to: int
 
 
 @dataclass(frozen=True, slots=True)
-class CloseEngine(Move):
-    """An engine closes, whatever it is doing."""
+class CloseEngine(Operation):
+    """An engine closes, whatever is under way."""
 
     which: int
 
 
 @dataclass(frozen=True, slots=True)
-class Kill(Move):
-    """An engine is gone, as by ``kill -9``."""
+class KillEngine(Operation):
+    """An engine is killed, as by ``kill -9``."""
 
     which: int
 
 
 @dataclass(frozen=True, slots=True)
-class Cut(Move):
-    """Packets between two engines wait."""
+class CutPath(Operation):
+    """Packets between two engines are held."""
 
     one: int
     other: int
 
 
 @dataclass(frozen=True, slots=True)
-class Heal(Move):
-    """They go on."""
+class HealPath(Operation):
+    """Packets between two engines pass again."""
 
     one: int
     other: int
 
 
 @dataclass(frozen=True, slots=True)
-class Stall(Move):
-    """A NIC stands still; with ``nic`` 0, all of the engine's."""
+class StallNics(Operation):
+    """A NIC of an engine neither sends nor receives; with ``nic`` 0, none of its NICs does."""
 
     of: int
     nic: int
 
 
 @dataclass(frozen=True, slots=True)
-class Resume(Move):
-    """All NICs of an engine go on."""
+class ResumeNics(Operation):
+    """All NICs of an engine work again."""
 
     of: int
 
 
 @dataclass(frozen=True, slots=True)
-class FailPosts(Move):
+class FailPosts(Operation):
     """The next posts of an engine fail."""
 
     of: int
@@ -301,7 +301,7 @@ class FailPosts(Move):
 
 
 @dataclass(frozen=True, slots=True)
-class FailCompletions(Move):
+class FailCompletions(Operation):
     """The next pieces of an engine fail after half of their bytes."""
 
     of: int
@@ -309,33 +309,33 @@ class FailCompletions(Move):
 
 
 @dataclass(frozen=True, slots=True)
-class FillQueues(Move):
-    """Whatever an engine posts finds no room."""
+class FillQueues(Operation):
+    """Every post of an engine finds its queue full."""
 
     of: int
 
 
 @dataclass(frozen=True, slots=True)
-class DrainQueues(Move):
-    """It finds room again."""
+class DrainQueues(Operation):
+    """Posts of an engine find room again."""
 
     of: int
 
 
 @dataclass(frozen=True, slots=True)
-class Hold(Move):
-    """What an engine's NICs complete is not reported."""
+class HoldCompletions(Operation):
+    """Completions of an engine are held back."""
 
     of: int
 
 
 @dataclass(frozen=True, slots=True)
-class Release(Move):
-    """It is reported, all at once."""
+class ReleaseCompletions(Operation):
+    """Completions that were held back are reported, all at once."""
 
     of: int
 
 
-def show(moves: Sequence[Move] | Iterable[Move]) -> str:
-    """Return Python that makes the same list, to be pasted into a test."""
-    return "[\n" + "".join(f"    {move!r},\n" for move in moves) + "]"
+def format_operations(operations: Sequence[Operation] | Iterable[Operation]) -> str:
+    """Return Python source of the same list, to be pasted into a test."""
+    return "[\n" + "".join(f"    {operation!r},\n" for operation in operations) + "]"

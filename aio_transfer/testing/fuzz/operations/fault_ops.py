@@ -1,36 +1,36 @@
-"""Moves that upset what is under way: closing regions and engines, goodbyes, deaths, and faults of the fabric."""
+"""Fault operations: closing regions and engines, disconnects, killed engines, and faults of the fabric."""
 
 from __future__ import annotations
 
 from functools import partial
 from typing import TYPE_CHECKING
 
-from aio_transfer.testing.fuzz.model.engine_model import Trouble
-from aio_transfer.testing.fuzz.model.world import Model, play
+from aio_transfer.testing.fuzz.model.engine_model import Disruption
+from aio_transfer.testing.fuzz.model.world import World, perform
 from aio_transfer.testing.fuzz.operations.definitions import (
     CloseEngine,
-    CloseSource,
-    CloseTarget,
-    Connect,
-    Cut,
-    Disconnect,
+    CloseSourceRegion,
+    CloseTargetRegion,
+    ConnectPeer,
+    CutPath,
+    DisconnectPeer,
     DrainQueues,
     FailCompletions,
     FailPosts,
     FillQueues,
-    Heal,
-    Hold,
-    Kill,
-    Release,
-    Reopen,
-    Resume,
-    Stall,
+    HealPath,
+    HoldCompletions,
+    KillEngine,
+    ReleaseCompletions,
+    ReopenRegions,
+    ResumeNics,
+    StallNics,
 )
 
 if TYPE_CHECKING:
-    from aio_transfer.testing.fuzz.model.arena import Arena, Opened
-    from aio_transfer.testing.fuzz.model.engine_model import Actor
-    from aio_transfer.testing.fuzz.model.tasks import Await
+    from aio_transfer.testing.fuzz.model.arena import Arena, Registration
+    from aio_transfer.testing.fuzz.model.engine_model import EngineModel
+    from aio_transfer.testing.fuzz.model.tasks import TrackedTask
 
 __all__ = ("close_region", "restore_fabric")
 
@@ -39,195 +39,196 @@ _MOST_FAILURES = 3
 # ------------------------------------------------------------------------------------------------------------- regions
 
 
-@play.register
-async def close_source(move: CloseSource, model: Model) -> None:
-    """Take a source back, and change it."""
-    actor = model.pick(move.of)
-    if actor is not None and actor.source.is_open:
-        close_region(model, actor, actor.source)
+@perform.register
+async def close_source_region(operation: CloseSourceRegion, world: World) -> None:
+    """Close a source, and overwrite it once it is closed."""
+    node = world.pick_open(operation.of)
+    if node is not None and node.source.is_open:
+        close_region(world, node, node.source)
 
 
-@play.register
-async def close_target(move: CloseTarget, model: Model) -> None:
-    """Take a target back: it is seen at the end whether anything wrote to it afterwards."""
-    actor = model.pick(move.of)
-    if actor is not None:
-        arena = actor.targets[move.slot % len(actor.targets)]
+@perform.register
+async def close_target_region(operation: CloseTargetRegion, world: World) -> None:
+    """Close a target; the final check finds anything written to it afterwards."""
+    node = world.pick_open(operation.of)
+    if node is not None:
+        arena = node.targets[operation.slot % len(node.targets)]
         if arena.is_open:
-            close_region(model, actor, arena)
+            close_region(world, node, arena)
 
 
-def close_region(model: Model, actor: Actor, arena: Arena) -> Await:
-    """Begin to close; once that has returned, the memory is its owner's alone."""
+def close_region(world: World, node: EngineModel, arena: Arena) -> TrackedTask:
+    """Begin to close the region of an arena; once that has returned, no peer may access the memory."""
 
-    def closed(opened: Opened) -> None:
-        if opened.closed is None:
-            model.retire(actor, opened)
-            if arena is actor.source:
-                arena.scribble()
+    def closed(registration: Registration) -> None:
+        if registration.closed is None:
+            world.on_region_closed(node, registration)
+            if arena is node.source:
+                arena.overwrite()
 
-    opened = arena.opened
-    if opened.closing is None:
-        opened.closing = model.clock
-    return model.start(f"closing {opened.region.name} of {actor.name}", opened.region.aclose, partial(closed, opened))
+    registration = arena.registration
+    if registration.closing is None:
+        registration.closing = world.step
+    region = registration.region
+    return world.start_task(f"closing {region.name} of {node.name}", region.aclose, partial(closed, registration))
 
 
-@play.register
-async def reopen(move: Reopen, model: Model) -> None:
-    """Register again what is closed: the same bytes, and another region."""
-    actor = model.pick(move.of)
-    if actor is not None:
-        for arena in actor.arenas:
-            if arena.opened.closed is not None:
+@perform.register
+async def reopen_regions(operation: ReopenRegions, world: World) -> None:
+    """Register closed arenas again: the same memory, and a new region."""
+    node = world.pick_open(operation.of)
+    if node is not None:
+        for arena in node.arenas:
+            if arena.registration.closed is not None:
                 await arena.open()
 
 
 # --------------------------------------------------------------------------------------------------------------- peers
 
 
-@play.register
-async def connect(move: Connect, model: Model) -> None:
+@perform.register
+async def connect_peer(operation: ConnectPeer, world: World) -> None:
     """Connect two engines."""
-    two = model.pick_two(move.by, move.to)
-    if two is not None:
-        by, to = two
-        model.start(f"connecting {by.name}→{to.name}", lambda: by.engine.connect(to.engine.address))
+    pair = world.pick_pair(operation.by, operation.to)
+    if pair is not None:
+        by, to = pair
+        world.start_task(f"connecting {by.name}→{to.name}", lambda: by.engine.connect(to.engine.address))
 
 
-@play.register
-async def disconnect(move: Disconnect, model: Model) -> None:
-    """Say goodbye: what is under way between the two may fail, and waits that depend on it do."""
-    two = model.pick_two(move.by, move.to)
-    if two is None:
+@perform.register
+async def disconnect_peer(operation: DisconnectPeer, world: World) -> None:
+    """Disconnect: transfers between the two may fail, and waits that depend on them do."""
+    pair = world.pick_pair(operation.by, operation.to)
+    if pair is None:
         return
-    by, to = two
-    trouble = model.trouble(Trouble("disconnect", by, to, model.clock))
-    model.start(
+    by, to = pair
+    disruption = world.add_disruption(Disruption("disconnect", by, to, world.step))
+    world.start_task(
         f"disconnecting {by.name}→{to.name}",
         lambda: by.engine.disconnect(to.engine.address),
-        lambda: model.parted(trouble),
+        lambda: world.on_disconnected(disruption),
     )
 
 
-@play.register
-async def close_engine(move: CloseEngine, model: Model) -> None:
+@perform.register
+async def close_engine(operation: CloseEngine, world: World) -> None:
     """Close an engine, unless it is the last."""
-    actor = model.pick(move.which)
-    if actor is not None and len(model.open_actors()) > 1:
-        model.trouble(Trouble("close", actor, None, model.clock))
-        actor.state = "closing"
-        model.start(f"closing engine {actor.name}", actor.engine.aclose)
+    node = world.pick_open(operation.which)
+    if node is not None and len(world.open_nodes()) > 1:
+        world.add_disruption(Disruption("close", node, None, world.step))
+        node.state = "closing"
+        world.start_task(f"closing engine {node.name}", node.engine.aclose)
 
 
-@play.register
-async def kill(move: Kill, model: Model) -> None:
+@perform.register
+async def kill_engine(operation: KillEngine, world: World) -> None:
     """Kill an engine, unless it is the last."""
-    actor = model.pick(move.which)
-    if model.fabric is not None and actor is not None and len(model.open_actors()) > 1:
-        model.trouble(Trouble("kill", actor, None, model.clock))
-        actor.state = "killed"
-        model.fabric.kill(actor.engine)
+    node = world.pick_open(operation.which)
+    if world.fabric is not None and node is not None and len(world.open_nodes()) > 1:
+        world.add_disruption(Disruption("kill", node, None, world.step))
+        node.state = "killed"
+        world.fabric.kill(node.engine)
 
 
 # -------------------------------------------------------------------------------------------------------------- fabric
 
 
-@play.register
-async def cut(move: Cut, model: Model) -> None:
-    """Let the packets between two engines wait."""
-    two = model.pick_two(move.one, move.other)
-    if model.fabric is not None and two is not None:
-        model.fabric.cut(two[0].engine, two[1].engine)
+@perform.register
+async def cut_path(operation: CutPath, world: World) -> None:
+    """Hold the packets between two engines."""
+    pair = world.pick_pair(operation.one, operation.other)
+    if world.fabric is not None and pair is not None:
+        world.fabric.cut(pair[0].engine, pair[1].engine)
 
 
-@play.register
-async def heal(move: Heal, model: Model) -> None:
-    """Let them go on."""
-    two = model.pick_two(move.one, move.other)
-    if model.fabric is not None and two is not None:
-        model.fabric.heal(two[0].engine, two[1].engine)
+@perform.register
+async def heal_path(operation: HealPath, world: World) -> None:
+    """Let the packets between two engines through again."""
+    pair = world.pick_pair(operation.one, operation.other)
+    if world.fabric is not None and pair is not None:
+        world.fabric.heal(pair[0].engine, pair[1].engine)
 
 
-@play.register
-async def stall(move: Stall, model: Model) -> None:
-    """Stop one NIC, or all of an engine's."""
-    actor = model.pick(move.of)
-    if model.fabric is not None and actor is not None:
-        model.fabric.stall(actor.engine, (None, *range(actor.nics))[move.nic % (actor.nics + 1)])
+@perform.register
+async def stall_nics(operation: StallNics, world: World) -> None:
+    """Stop one NIC of an engine, or all."""
+    node = world.pick_open(operation.of)
+    if world.fabric is not None and node is not None:
+        world.fabric.stall(node.engine, (None, *range(node.nics))[operation.nic % (node.nics + 1)])
 
 
-@play.register
-async def resume(move: Resume, model: Model) -> None:
-    """Let all NICs of an engine go on."""
-    actor = model.pick(move.of)
-    if model.fabric is not None and actor is not None:
-        model.fabric.resume(actor.engine)
+@perform.register
+async def resume_nics(operation: ResumeNics, world: World) -> None:
+    """Restart all NICs of an engine."""
+    node = world.pick_open(operation.of)
+    if world.fabric is not None and node is not None:
+        world.fabric.resume(node.engine)
 
 
-@play.register
-async def fail_posts(move: FailPosts, model: Model) -> None:
+@perform.register
+async def fail_posts(operation: FailPosts, world: World) -> None:
     """Fail the next posts of an engine."""
-    actor = model.pick(move.of)
-    if model.fabric is not None and actor is not None:
-        model.fabric.fail_posts(actor.engine, _arm(model, actor, move.count))
+    node = world.pick_open(operation.of)
+    if world.fabric is not None and node is not None:
+        world.fabric.fail_posts(node.engine, _command_failures(world, node, operation.count))
 
 
-def _arm(model: Model, actor: Actor, count: int) -> int:
-    model.trouble(Trouble("fault", actor, None, model.clock))
+def _command_failures(world: World, node: EngineModel, count: int) -> int:
+    world.add_disruption(Disruption("fault", node, None, world.step))
     number = 1 + count % _MOST_FAILURES
-    model.armed += number
+    world.commanded_failures += number
     return number
 
 
-@play.register
-async def fail_completions(move: FailCompletions, model: Model) -> None:
+@perform.register
+async def fail_completions(operation: FailCompletions, world: World) -> None:
     """Fail the next pieces of an engine after half of their bytes."""
-    actor = model.pick(move.of)
-    if model.fabric is not None and actor is not None:
-        model.fabric.fail_completions(actor.engine, _arm(model, actor, move.count))
+    node = world.pick_open(operation.of)
+    if world.fabric is not None and node is not None:
+        world.fabric.fail_completions(node.engine, _command_failures(world, node, operation.count))
 
 
-@play.register
-async def fill_queues(move: FillQueues, model: Model) -> None:
-    """Leave no room for posts."""
-    actor = model.pick(move.of)
-    if model.fabric is not None and actor is not None:
-        model.fabric.fill_queues(actor.engine)
+@perform.register
+async def fill_queues(operation: FillQueues, world: World) -> None:
+    """Make every post of an engine find its queue full."""
+    node = world.pick_open(operation.of)
+    if world.fabric is not None and node is not None:
+        world.fabric.fill_queues(node.engine)
 
 
-@play.register
-async def drain_queues(move: DrainQueues, model: Model) -> None:
-    """Leave room again."""
-    actor = model.pick(move.of)
-    if model.fabric is not None and actor is not None:
-        model.fabric.drain_queues(actor.engine)
+@perform.register
+async def drain_queues(operation: DrainQueues, world: World) -> None:
+    """Let posts of an engine find room again."""
+    node = world.pick_open(operation.of)
+    if world.fabric is not None and node is not None:
+        world.fabric.drain_queues(node.engine)
 
 
-@play.register
-async def hold(move: Hold, model: Model) -> None:
-    """Report no completion."""
-    actor = model.pick(move.of)
-    if model.fabric is not None and actor is not None:
-        model.fabric.hold_completions(actor.engine)
+@perform.register
+async def hold_completions(operation: HoldCompletions, world: World) -> None:
+    """Hold back the completions of an engine."""
+    node = world.pick_open(operation.of)
+    if world.fabric is not None and node is not None:
+        world.fabric.hold_completions(node.engine)
 
 
-@play.register
-async def release(move: Release, model: Model) -> None:
-    """Report all of them at once."""
-    actor = model.pick(move.of)
-    if model.fabric is not None and actor is not None:
-        model.fabric.release_completions(actor.engine)
+@perform.register
+async def release_completions(operation: ReleaseCompletions, world: World) -> None:
+    """Report all completions that were held back, at once."""
+    node = world.pick_open(operation.of)
+    if world.fabric is not None and node is not None:
+        world.fabric.release_completions(node.engine)
 
 
-def restore_fabric(model: Model) -> None:
-    """Undo whatever was done to the fabric, but for deaths."""
-    fabric = model.fabric
+def restore_fabric(world: World) -> None:
+    """Undo every fault of the fabric; killed engines stay so."""
+    fabric = world.fabric
     if fabric is None:
         return
-    there = [actor for actor in model.actors if actor.state != "killed"]
-    for index, actor in enumerate(there):
-        fabric.resume(actor.engine)
-        fabric.drain_queues(actor.engine)
-        fabric.release_completions(actor.engine)
+    there = [node for node in world.nodes if node.state != "killed"]
+    for index, node in enumerate(there):
+        fabric.resume(node.engine)
+        fabric.drain_queues(node.engine)
+        fabric.release_completions(node.engine)
         for other in there[:index]:
-            fabric.heal(actor.engine, other.engine)
+            fabric.heal(node.engine, other.engine)

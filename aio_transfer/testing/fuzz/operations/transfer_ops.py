@@ -1,4 +1,4 @@
-"""Moves that move bytes and counts: writes, pages, scatters, notifications, reads."""
+"""Transfer operations: writes, pages, scatters, notifications and reads."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ import numpy as np
 
 from aio_transfer.errors import AioTransferError, ClosedError
 from aio_transfer.testing.assertions import refused
+from aio_transfer.testing.fixtures import turns
 from aio_transfer.testing.fuzz.model.arena import ARENA_NBYTES, Chunk
-from aio_transfer.testing.fuzz.model.tasks import turns
-from aio_transfer.testing.fuzz.model.world import Model, play
+from aio_transfer.testing.fuzz.model.engine_model import TransferPart
+from aio_transfer.testing.fuzz.model.world import World, perform
 from aio_transfer.testing.fuzz.operations.definitions import (
     SIZES,
     CancelledWrite,
-    Flood,
-    Notify,
-    Read,
-    Scatter,
-    Stale,
-    Turns,
-    Write,
+    NotifyPeer,
+    ReadSlice,
+    ScatterSlices,
+    WriteBurst,
     WritePages,
+    WriteSlice,
+    WriteToClosedRegion,
+    YieldToLoop,
 )
 
 if TYPE_CHECKING:
@@ -32,201 +33,204 @@ if TYPE_CHECKING:
 
     from aio_transfer.regions.region import RemoteSlice, Slice
     from aio_transfer.testing.fuzz.model.arena import Arena
-    from aio_transfer.testing.fuzz.model.engine_model import Actor
+    from aio_transfer.testing.fuzz.model.engine_model import EngineModel
     from aio_transfer.transfers.transfer import Transfer
 
-__all__: tuple[str, ...] = ()  # to import it is to register its moves
+__all__: tuple[str, ...] = ()  # the import registers the operations
 
 _MAX_PAGES = 16
 _MAX_PAGES_NBYTES = 48 << 10
-_MAX_FLOOD = 24
-_LOUD = 3
+_MAX_BURST = 24
+_UNCOUNTED = 3
+"""Of four values of ``quiet``, the one for a write that does not count."""
 
 
 def _offset(at: int, nbytes: int) -> int:
-    """Spread the few values of ``at`` over a source, also to odd places."""
+    """Spread the few values of ``at`` over a source, also to unaligned offsets."""
     return at * 3571 % (ARENA_NBYTES - nbytes + 1)
 
 
-def _slice(by: Actor, at: int, nbytes: int) -> Slice:
+def _slice(by: EngineModel, at: int, nbytes: int) -> Slice:
     offset = _offset(at, nbytes)
-    return by.source.opened.region[offset : offset + nbytes]
+    return by.source.registration.region[offset : offset + nbytes]
 
 
-def _room(arena: Arena, chunk: Chunk) -> RemoteSlice:
-    return arena.opened.remote[chunk.offset : chunk.offset + chunk.nbytes]
+def _target(arena: Arena, chunk: Chunk) -> RemoteSlice:
+    return arena.registration.remote[chunk.offset : chunk.offset + chunk.nbytes]
 
 
 def _can_submit(arena: Arena, attempt: Callable[[], object]) -> bool:
-    """Say whether a region of ours is open; if it is not, demand that it cannot be used."""
+    """Return whether the arena's region is open; if it is not, check that it cannot be used."""
     if arena.is_open:
         return True
-    with refused(f"to use {arena.opened.region.name}, which is closing", ClosedError):
+    with refused(f"to use {arena.registration.region.name}, which is closing", ClosedError):
         attempt()
     return False
 
 
-@play.register
-async def write(move: Write, model: Model) -> None:
-    """Submit a write, and await it somewhere."""
-    transfer = _write(model, move, move.quiet)
+@perform.register
+async def write_slice(operation: WriteSlice, world: World) -> None:
+    """Submit a write, and maybe await it."""
+    transfer = _write(world, operation, operation.quiet)
     if transfer is not None:
-        _await(model, transfer, f"a write to {transfer.peer}")
+        _await(world, transfer, f"a write to {transfer.peer}")
 
 
-def _write(model: Model, move: Write | CancelledWrite, quiet: int) -> Transfer | None:
-    two = model.pick_two(move.by, move.to)
-    if two is None or not _can_submit(two[0].source, lambda: two[0].source.opened.region[:]):
+def _write(world: World, operation: WriteSlice | CancelledWrite, quiet: int) -> Transfer | None:
+    pair = world.pick_pair(operation.by, operation.to)
+    if pair is None or not _can_submit(pair[0].source, lambda: pair[0].source.registration.region[:]):
         return None
-    by, to = two
-    arena = to.targets[move.slot % len(to.targets)]
-    source = _slice(by, move.at, arena.fit(SIZES[move.size % len(SIZES)]))
-    chunk = arena.take(source.array, move.at)
-    counted = quiet % (_LOUD + 1) != _LOUD
-    transfer = by.engine.submit_write(source, _room(arena, chunk), counter=to.tally.reference, counted=counted)
-    by.source.lease(transfer)
-    model.submitted(transfer, by, to, arena.opened, [chunk], int(counted))
+    by, to = pair
+    arena = to.targets[operation.slot % len(to.targets)]
+    source = _slice(by, operation.at, arena.room_for(SIZES[operation.size % len(SIZES)]))
+    chunk = arena.reserve(source.array, operation.at)
+    counted = quiet % (_UNCOUNTED + 1) != _UNCOUNTED
+    transfer = by.engine.submit_write(
+        source, _target(arena, chunk), counter=to.counter_model.reference, counted=counted
+    )
+    by.source.add_lease(transfer)
+    world.add_part(TransferPart(transfer, by, to, arena.registration, [chunk], int(counted)))
     return transfer
 
 
-def _await(model: Model, transfer: Transfer, what: str) -> None:
-    """Let a task await a transfer; not each, as nobody has to."""
-    if len(model.parts) % 3:
-        model.start(what, transfer.wait)
+def _await(world: World, transfer: Transfer, what: str) -> None:
+    """Await two of three transfers: a transfer goes on without an await."""
+    if len(world.parts) % 3:
+        world.start_task(what, transfer.wait)
 
 
-@play.register
-async def write_pages(move: WritePages, model: Model) -> None:
-    """Submit pages, each from a place and to a place of its own."""
-    two = model.pick_two(move.by, move.to)
-    if two is None:
+@perform.register
+async def write_pages(operation: WritePages, world: World) -> None:
+    """Submit pages in a random order on each side."""
+    pair = world.pick_pair(operation.by, operation.to)
+    if pair is None:
         return
-    by, to = two
-    arena = to.targets[move.slot % len(to.targets)]
-    if not _can_submit(by.source, lambda: by.source.opened.region.pages([0], 1)):
+    by, to = pair
+    arena = to.targets[operation.slot % len(to.targets)]
+    if not _can_submit(by.source, lambda: by.source.registration.region.pages([0], 1)):
         return
-    nbytes = SIZES[move.size % len(SIZES)]
-    count = min(move.count % (_MAX_PAGES + 1), max(1, arena.fit(_MAX_PAGES_NBYTES) // max(1, nbytes)))
-    if nbytes * count > arena.fit(nbytes * count):
+    nbytes = SIZES[operation.size % len(SIZES)]
+    count = min(operation.count % (_MAX_PAGES + 1), max(1, arena.room_for(_MAX_PAGES_NBYTES) // max(1, nbytes)))
+    if nbytes * count > arena.room_for(nbytes * count):
         return
-    here, there = _shuffled(move.order, count)
-    stride = max(1, nbytes)  # pages of nothing have places too
-    source = by.source.opened.region
-    first = _offset(move.order, stride * count)
+    here, there = _shuffled(operation.order, count)
+    stride = max(1, nbytes)  # empty pages have offsets too
+    source = by.source.registration.region
+    first = _offset(operation.order, stride * count)
     rows = source.array[first : first + stride * count].reshape(count, stride)[:, :nbytes]
-    chunks = arena.take_rows(rows[here][np.argsort(there)])
+    chunks = arena.reserve_pages(rows[here][np.argsort(there)])
     base = chunks[0].offset if chunks else 0
     transfer = by.engine.submit_write_pages(
         source.pages(here, nbytes, stride_nbytes=stride, offset_nbytes=first),
-        arena.opened.remote.pages(there, nbytes, stride_nbytes=nbytes, offset_nbytes=base),
-        counter=to.tally.reference,
+        arena.registration.remote.pages(there, nbytes, stride_nbytes=nbytes, offset_nbytes=base),
+        counter=to.counter_model.reference,
     )
-    by.source.lease(transfer)
-    model.submitted(transfer, by, to, arena.opened, chunks, count)
-    _await(model, transfer, f"pages to {to.name}")
+    by.source.add_lease(transfer)
+    world.add_part(TransferPart(transfer, by, to, arena.registration, chunks, count))
+    _await(world, transfer, f"pages to {to.name}")
 
 
 def _shuffled(order: int, count: int) -> tuple[list[int], list[int]]:
-    rng = random.Random(order)  # noqa: S311 - to be repeated
+    rng = random.Random(order)
     return rng.sample(range(count), count), rng.sample(range(count), count)
 
 
-@play.register
-async def flood(move: Flood, model: Model) -> None:
-    """Submit many writes in one turn of the loop."""
-    for index in range(move.count % (_MAX_FLOOD + 1)):
-        _write(model, Write(move.by, move.to, move.slot, 0, index, 0), quiet=0)
+@perform.register
+async def write_burst(operation: WriteBurst, world: World) -> None:
+    """Submit many writes without yielding to the event loop."""
+    for index in range(operation.count % (_MAX_BURST + 1)):
+        _write(world, WriteSlice(operation.by, operation.to, operation.slot, 0, index, 0), quiet=0)
 
 
-@play.register
-async def scatter(move: Scatter, model: Model) -> None:
+@perform.register
+async def scatter_slices(operation: ScatterSlices, world: World) -> None:
     """Submit one slice per other engine; two regions of each where the slot is odd."""
-    by = model.pick(move.by)
-    if by is None or not _can_submit(by.source, lambda: by.source.opened.region[:]):
+    by = world.pick_open(operation.by)
+    if by is None or not _can_submit(by.source, lambda: by.source.registration.region[:]):
         return
     sources: list[Slice] = []
     targets: list[RemoteSlice] = []
-    parts: list[tuple[Actor, Arena, Chunk]] = []
-    for to in model.actors:
+    parts: list[tuple[EngineModel, Arena, Chunk]] = []
+    for to in world.nodes:
         if to is by or to.state == "killed":
             continue
-        arenas = to.targets if move.slot % 2 else (to.targets[move.slot // 2 % len(to.targets)],)
+        arenas = to.targets if operation.slot % 2 else (to.targets[operation.slot // 2 % len(to.targets)],)
         for arena in arenas:
-            nbytes = arena.fit(SIZES[(move.size + len(sources)) % len(SIZES)])
-            source = _slice(by, move.at + len(sources), nbytes)
-            chunk = arena.take(source.array)
+            nbytes = arena.room_for(SIZES[(operation.size + len(sources)) % len(SIZES)])
+            source = _slice(by, operation.at + len(sources), nbytes)
+            chunk = arena.reserve(source.array)
             sources.append(source)
-            targets.append(_room(arena, chunk))
+            targets.append(_target(arena, chunk))
             parts.append((to, arena, chunk))
-    counters = [to.tally.reference for to, _, _ in parts]
+    counters = [to.counter_model.reference for to, _, _ in parts]
     transfer = by.engine.submit_scatter(sources, targets, counters=counters)
-    by.source.lease(transfer)
+    by.source.add_lease(transfer)
     for to, arena, chunk in parts:
-        model.submitted(transfer, by, to, arena.opened, [chunk], 1)
-    _await(model, transfer, "a scatter")
+        world.add_part(TransferPart(transfer, by, to, arena.registration, [chunk], 1))
+    _await(world, transfer, "a scatter")
 
 
-@play.register
-async def notify(move: Notify, model: Model) -> None:
+@perform.register
+async def notify_peer(operation: NotifyPeer, world: World) -> None:
     """Submit a count without a payload."""
-    two = model.pick_two(move.by, move.to)
-    if two is not None:
-        by, to = two
-        transfer = by.engine.submit_notify(to.tally.reference)
-        model.submitted(transfer, by, to, None, [], 1)
-        _await(model, transfer, f"a notification to {to.name}")
+    pair = world.pick_pair(operation.by, operation.to)
+    if pair is not None:
+        by, to = pair
+        transfer = by.engine.submit_notify(to.counter_model.reference)
+        world.add_part(TransferPart(transfer, by, to, None, [], 1))
+        _await(world, transfer, f"a notification to {to.name}")
 
 
-@play.register
-async def cancelled_write(move: CancelledWrite, model: Model) -> None:
+@perform.register
+async def cancelled_write(operation: CancelledWrite, world: World) -> None:
     """Submit a write in a scope that is cancelled already, as ``engine.write`` does."""
     with anyio.CancelScope() as scope:
         scope.cancel()
-        transfer = _write(model, move, quiet=0)
+        transfer = _write(world, operation, quiet=0)
         if transfer is not None:
-            with contextlib.suppress(AioTransferError):  # judged with all others
+            with contextlib.suppress(AioTransferError):  # verified with all other transfers
                 await transfer
 
 
-@play.register
-async def read(move: Read, model: Model) -> None:
-    """Submit a read of somebody's source into a target of ours."""
-    two = model.pick_two(move.by, move.of)
-    if two is None or not model.mesh.spec.reads:
+@perform.register
+async def read_slice(operation: ReadSlice, world: World) -> None:
+    """Submit a read from another engine's source into a target of this engine."""
+    pair = world.pick_pair(operation.by, operation.of)
+    if pair is None or not world.mesh.spec.reads:
         return
-    by, owner = two
-    arena = by.targets[move.slot % len(by.targets)]
-    if not _can_submit(arena, lambda: arena.opened.region[:]):
+    by, owner = pair
+    arena = by.targets[operation.slot % len(by.targets)]
+    if not _can_submit(arena, lambda: arena.registration.region[:]):
         return
-    nbytes = arena.fit(SIZES[move.size % len(SIZES)])
-    first = _offset(move.at, nbytes)
-    chunk = arena.take(owner.source.array[first : first + nbytes], move.at)
-    local = arena.opened.region[chunk.offset : chunk.offset + nbytes]
-    transfer = by.engine.submit_read(local, owner.source.opened.remote[first : first + nbytes])
-    arena.lease(transfer)
-    model.submitted(transfer, by, owner, owner.source.opened, [chunk], 0)
-    _await(model, transfer, f"a read of {owner.name}")
+    nbytes = arena.room_for(SIZES[operation.size % len(SIZES)])
+    first = _offset(operation.at, nbytes)
+    chunk = arena.reserve(owner.source.array[first : first + nbytes], operation.at)
+    local = arena.registration.region[chunk.offset : chunk.offset + nbytes]
+    transfer = by.engine.submit_read(local, owner.source.registration.remote[first : first + nbytes])
+    arena.add_lease(transfer)
+    world.add_part(TransferPart(transfer, by, owner, owner.source.registration, [chunk], 0))
+    _await(world, transfer, f"a read of {owner.name}")
 
 
-@play.register
-async def stale(move: Stale, model: Model) -> None:
-    """Write with the descriptor of a region that is closed, and maybe registered again under another."""
-    by = model.pick(move.by)
-    retired = [(to, opened) for to, opened in model.retired if to is not by and to.state != "killed"]
-    if by is None or not retired or not by.source.is_open:
+@perform.register
+async def write_to_closed_region(operation: WriteToClosedRegion, world: World) -> None:
+    """Write with the descriptor of a region that is closed; its memory may have been registered again."""
+    by = world.pick_open(operation.by)
+    candidates = [(to, one) for to, one in world.closed_registrations if to is not by and to.state != "killed"]
+    if by is None or not candidates or not by.source.is_open:
         return
-    to, opened = retired[move.which % len(retired)]
-    nbytes = max(1, SIZES[move.size % len(SIZES)])
-    first = _offset(move.at, nbytes)
-    target = opened.remote[first : first + nbytes]
-    transfer = by.engine.submit_write(_slice(by, move.at, nbytes), target, counter=to.tally.reference)
-    by.source.lease(transfer)
-    model.submitted(transfer, by, to, opened, [Chunk.never(opened.arena)], 1)
-    _await(model, transfer, f"a stale write to {to.name}")
+    to, registration = candidates[operation.which % len(candidates)]
+    nbytes = max(1, SIZES[operation.size % len(SIZES)])
+    first = _offset(operation.at, nbytes)
+    target = registration.remote[first : first + nbytes]
+    transfer = by.engine.submit_write(_slice(by, operation.at, nbytes), target, counter=to.counter_model.reference)
+    by.source.add_lease(transfer)
+    world.add_part(TransferPart(transfer, by, to, registration, [Chunk.forbidden(registration.arena)], 1))
+    _await(world, transfer, f"a stale write to {to.name}")
 
 
-@play.register
-async def turns_of_the_loop(move: Turns, model: Model) -> None:
-    """Let everything move on."""
-    await turns(move.count)
-    model.check(f"within step {model.clock}, Turns")
+@perform.register
+async def yield_to_loop(operation: YieldToLoop, world: World) -> None:
+    """Yield to the event loop some times."""
+    await turns(operation.count)
+    world.check(f"within step {world.step}, YieldToLoop")

@@ -1,4 +1,4 @@
-"""Moves that wait: for counts, messages, barriers; and those that cancel whatever waits."""
+"""Wait operations: waits for counts, messages and barriers, and the cancellation of any await."""
 
 from __future__ import annotations
 
@@ -8,163 +8,164 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from aio_transfer.testing.assertions import claim
-from aio_transfer.testing.fuzz.model.counter_model import Waiting
-from aio_transfer.testing.fuzz.model.tasks import turns
-from aio_transfer.testing.fuzz.model.world import Letter, Model, play
+from aio_transfer.testing.fixtures import turns
+from aio_transfer.testing.fuzz.model.counter_model import QueuedWait
+from aio_transfer.testing.fuzz.model.world import SentMessage, World, perform
 from aio_transfer.testing.fuzz.operations.definitions import (
     SIZES,
-    Cancel,
-    Enter,
-    Overwait,
-    Receive,
-    Recount,
-    Send,
-    Wait,
+    CancelTask,
+    EnterBarrier,
+    ReceiveMessage,
+    ReplaceCounter,
+    SendMessage,
+    WaitForCounts,
+    WaitForUnpromised,
 )
 
 if TYPE_CHECKING:
     from aio_transfer.peers.messages import ReceivedMessage
-    from aio_transfer.testing.fuzz.model.engine_model import Actor
+    from aio_transfer.testing.fuzz.model.engine_model import EngineModel
 
-__all__ = ("enter", "receive")
+__all__ = ("enter_next_barrier", "start_receive")
 
 _TURNS_TO_PARK = 3
 _NOISE = np.random.default_rng(7).bytes(max(SIZES))
 _serials = itertools.count()
 
 
-@play.register
-async def wait(move: Wait, model: Model) -> None:
+@perform.register
+async def wait_for_counts(operation: WaitForCounts, world: World) -> None:
     """Wait for counts that are promised."""
-    actor = model.pick(move.at)
-    if actor is not None:
-        await _wait(model, actor, move.count % (actor.tally.unclaimed + 1))
+    node = world.pick_open(operation.at)
+    if node is not None:
+        await _wait(world, node, operation.count % (node.counter_model.unclaimed + 1))
 
 
-@play.register
-async def overwait(move: Overwait, model: Model) -> None:
-    """Wait for counts that nobody has promised yet."""
-    actor = model.pick(move.at)
-    if actor is not None:
-        await _wait(model, actor, actor.tally.unclaimed + 1 + move.more % 3)
+@perform.register
+async def wait_for_unpromised(operation: WaitForUnpromised, world: World) -> None:
+    """Wait for more counts than are promised."""
+    node = world.pick_open(operation.at)
+    if node is not None:
+        await _wait(world, node, node.counter_model.unclaimed + 1 + operation.more % 3)
 
 
-async def _wait(model: Model, actor: Actor, count: int) -> None:
+async def _wait(world: World, node: EngineModel, count: int) -> None:
     def granted() -> None:
-        tally.consumed += count
-        if not tally.closed:
-            tally.check(f"when a wait for {count} returned in step {model.clock}")
+        counter_model.consumed += count
+        if not counter_model.closed:
+            counter_model.check(f"when a wait for {count} returned in step {world.step}")
 
-    tally = actor.tally
-    task = model.start(f"a wait of {tally} for {count} counts", lambda: tally.counter.wait(count), granted)
-    if count:  # to wait for nothing is not to queue
-        tally.waits.append(Waiting(count, task))
-    await turns(_TURNS_TO_PARK)  # so that waits queue in the order of their moves
-
-
-@play.register
-async def recount(move: Recount, model: Model) -> None:
-    """Close a counter while its counts may be on their way, and make another: none of them may show there."""
-    actor = model.pick(move.at)
-    if actor is not None:
-        actor.tally.closed = True
-        actor.tally.counter.close()
-        actor.tally = model.mesh.tally(actor)
-        model.tallies.append(actor.tally)
+    counter_model = node.counter_model
+    what = f"a wait of {counter_model} for {count} counts"
+    task = world.start_task(what, lambda: counter_model.counter.wait(count), granted)
+    if count:  # a wait for zero counts is not queued
+        counter_model.waits.append(QueuedWait(count, task))
+    await turns(_TURNS_TO_PARK)  # so that waits are queued in the order of their operations
 
 
-@play.register
-async def cancel(move: Cancel, model: Model) -> None:
-    """Cancel what waits, after some turns; or sooner, in the tick in which it would end."""
-    there = [one for one in model.awaits if one.outcome == "waiting"]
-    if not there:
+@perform.register
+async def replace_counter(operation: ReplaceCounter, world: World) -> None:
+    """Close a counter while counts may be in flight, and open another, which must not receive any of them."""
+    node = world.pick_open(operation.at)
+    if node is not None:
+        node.counter_model.closed = True
+        node.counter_model.counter.close()
+        node.counter_model = world.mesh.open_counter(node)
+        world.counter_models.append(node.counter_model)
+
+
+@perform.register
+async def cancel_task(operation: CancelTask, world: World) -> None:
+    """Cancel a waiting task after some turns of the event loop, or sooner, in the turn in which it would end."""
+    candidates = [task for task in world.tasks if task.outcome == "waiting"]
+    if not candidates:
         return
-    one = there[move.which % len(there)]
-    counts = [tally.counter for tally in model.tallies if any(wait.task is one for wait in tally.waits)]
-    transfers = [part.transfer for part in model.parts if not part.transfer.done]
-    waiting, moving = sum(counter.waiting for counter in counts), len(transfers)
-    for _ in range(move.turns % 12):
+    chosen = candidates[operation.which % len(candidates)]
+    counters = [one.counter for one in world.counter_models if any(wait.task is chosen for wait in one.waits)]
+    transfers = [part.transfer for part in world.parts if not part.transfer.done]
+    waiting, moving = sum(counter.waiting for counter in counters), len(transfers)
+    for _ in range(operation.turns % 12):
         await turns(1)
-        # Whoever waited has been woken and has not run yet.
-        if sum(counter.waiting for counter in counts) < waiting:
+        # A waiter has been woken, and has not run yet.
+        if sum(counter.waiting for counter in counters) < waiting:
             break
-        if not counts and sum(not transfer.done for transfer in transfers) < moving:
+        if not counters and sum(not transfer.done for transfer in transfers) < moving:
             break
-    one.cancel(as_task=bool(move.how % 2))
+    chosen.cancel(as_task=bool(operation.how % 2))
 
 
-@play.register
-async def enter_barrier(move: Enter, model: Model) -> None:
-    """Enter the barrier of all, or go on with one that was cancelled."""
-    actor = model.pick(move.by)
-    if actor is not None and actor.group is not None:
-        enter(model, actor)
+@perform.register
+async def enter_barrier(operation: EnterBarrier, world: World) -> None:
+    """Enter the barrier of the group of all engines, or continue one that was cancelled."""
+    node = world.pick_open(operation.by)
+    if node is not None and node.group is not None:
+        enter_next_barrier(world, node)
 
 
-def enter(model: Model, actor: Actor) -> None:
+def enter_next_barrier(world: World, node: EngineModel) -> None:
     """Let a member enter its next barrier, unless it waits in one."""
-    group = actor.group
-    if group is None or (actor.barrier is not None and actor.barrier.outcome == "waiting"):
+    group = node.group
+    if group is None or (node.barrier is not None and node.barrier.outcome == "waiting"):
         return
 
     def passed() -> None:
-        actor.passed += 1
-        late = [other.name for other in model.actors if other.entered < actor.passed]
-        claim(not late, f"{actor.name} left barrier {actor.passed}; {late} had not entered (rule 10)")
+        node.passed += 1
+        late = [other.name for other in world.nodes if other.entered < node.passed]
+        claim(not late, f"{node.name} left barrier {node.passed}; {late} had not entered (rule 10)")
 
-    # A barrier that was cancelled is not entered again.
-    actor.entered = actor.passed + 1
-    actor.barrier = model.start(f"barrier {actor.entered} of {actor.name}", group.barrier, passed)
+    # After a cancelled barrier the member is still in it: the next call continues the same epoch.
+    node.entered = node.passed + 1
+    node.barrier = world.start_task(f"barrier {node.entered} of {node.name}", group.barrier, passed)
 
 
-@play.register
-async def send(move: Send, model: Model) -> None:
-    """Send a message that is like no other."""
-    two = model.pick_two(move.by, move.to)
-    if two is None or not model.mesh.spec.messages:
+@perform.register
+async def send_message(operation: SendMessage, world: World) -> None:
+    """Send a message with a payload that no other message has."""
+    pair = world.pick_pair(operation.by, operation.to)
+    if pair is None or not world.mesh.spec.messages:
         return
-    by, to = two
-    payload = next(_serials).to_bytes(8, "little") + _NOISE[: SIZES[move.size % len(SIZES)]]
-    task = model.start(f"a message {by.name}→{to.name}", lambda: by.engine.send(to.engine.address, payload))
-    model.letters[payload] = Letter(by, to, task, model.clock)
+    by, to = pair
+    payload = next(_serials).to_bytes(8, "little") + _NOISE[: SIZES[operation.size % len(SIZES)]]
+    task = world.start_task(f"a message {by.name}→{to.name}", lambda: by.engine.send(to.engine.address, payload))
+    world.sent_messages[payload] = SentMessage(by, to, task)
 
 
-@play.register
-async def receive_message(move: Receive, model: Model) -> None:
-    """Wait for a message."""
-    actor = model.pick(move.at)
-    if actor is not None and model.mesh.spec.messages:
-        receive(model, actor)
+@perform.register
+async def receive_message(operation: ReceiveMessage, world: World) -> None:
+    """Begin to wait for a message."""
+    node = world.pick_open(operation.at)
+    if node is not None and world.mesh.spec.messages:
+        start_receive(world, node)
 
 
-def receive(model: Model, actor: Actor) -> None:
-    """Wait for a message, and look where it belongs."""
+def start_receive(world: World, node: EngineModel) -> None:
+    """Begin to wait for a message, and check it against the messages that were sent."""
 
     async def take() -> None:
-        async for message in actor.engine.messages():
+        async for message in node.engine.messages():
             received.append(message)
             break
 
     def note() -> None:
-        claim(received or actor.state != "open", f"the messages of {actor.name} ended, and it is open")
+        claim(received or node.state != "open", f"the messages of {node.name} ended, and it is open")
         for message in received:
-            _note(model, actor, message)
+            _record_received(world, node, message)
 
     received: list[ReceivedMessage] = []
-    model.receives.append((actor, model.start(f"a receive of {actor.name}", take, note)))
+    world.receive_tasks.append((node, world.start_task(f"a receive of {node.name}", take, note)))
 
 
-def _note(model: Model, actor: Actor, message: ReceivedMessage) -> None:
-    letter = model.letters.get(message.payload)
-    if letter is None:
+def _record_received(world: World, node: EngineModel, message: ReceivedMessage) -> None:
+    sent_message = world.sent_messages.get(message.payload)
+    if sent_message is None:
         claim(
-            message.payload in model.mesh.tardy,
-            f"{actor.name} received {len(message.payload)} B that nobody sent it: {message.payload[:24]!r}",
+            message.payload in world.mesh.late_messages,
+            f"{node.name} received {len(message.payload)} B that no engine sent it: {message.payload[:24]!r}",
         )
-        model.mesh.tardy.discard(message.payload)
+        world.mesh.late_messages.discard(message.payload)
         return
-    sender = letter.by.engine.address.incarnation
-    right = letter.to is actor and message.peer.incarnation == sender and not letter.received
-    again = "again" if letter.received else f"from {message.peer.label}"
-    claim(right, f"{actor.name} received {again} what {letter.by.name} sent to {letter.to.name}")
-    letter.received = True
+    sender = sent_message.by.engine.address.incarnation
+    right = sent_message.to is node and message.peer.incarnation == sender and not sent_message.received
+    again = "again" if sent_message.received else f"from {message.peer.label}"
+    claim(right, f"{node.name} received {again} what {sent_message.by.name} sent to {sent_message.to.name}")
+    sent_message.received = True
