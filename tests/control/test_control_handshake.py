@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
+import socket
 import struct
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anyio
 import pytest
 
-from aio_transfer.control import codec, handshake
+from aio_transfer.control import codec
 from aio_transfer.control.authentication import DIALER, LISTENER, make_transcript, prove
 from aio_transfer.control.codec import encode
 from aio_transfer.control.connection import FrameConnection
 from aio_transfer.control.frames import (
     MAX_FRAME_NBYTES,
     PROTOCOL_VERSION,
+    AttachHeartbeat,
     Challenge,
     Frame,
     Goodbye,
@@ -25,13 +27,20 @@ from aio_transfer.control.frames import (
     Refusal,
     Welcome,
 )
-from aio_transfer.control.handshake import Credentials, RefusedError, Session, answer, call
+from aio_transfer.control.handshake import (
+    Credentials,
+    HeartbeatConnection,
+    Session,
+    attach_heartbeat,
+    client_handshake,
+    server_handshake,
+)
+from aio_transfer.control.refusals import RefusedError, error_of
 from aio_transfer.errors import AuthenticationError, ClosedError, PeerLostError, ProtocolError, UsageError
 from aio_transfer.topology.identity import new_incarnation, new_session
 from aio_transfer.topology.peer_info import PeerInfo
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Awaitable, Callable
 
     Pair = tuple[FrameConnection, FrameConnection]
@@ -63,15 +72,14 @@ async def shake(pair: Pair, dialer: Credentials, listener: Credentials, **option
     left, right = pair
     decide = options.pop("decide", lambda _hello: None)
     return await outcomes(
-        call(left, dialer, session=TOKEN, **options),
-        answer(right, listener, decide=decide),
+        client_handshake(left, dialer, session=TOKEN, **options),
+        server_handshake(right, listener, decide=decide),
     )
 
 
 def make_hello(credentials: Credentials, **changes: Any) -> Hello:
     fields: dict[str, Any] = {
         "version": PROTOCOL_VERSION,
-        "role": "control",
         "info": credentials.info,
         "nonce": bytes(32),
         "session": TOKEN,
@@ -80,16 +88,13 @@ def make_hello(credentials: Credentials, **changes: Any) -> Hello:
 
 
 @pytest.mark.parametrize("secret", [None, SECRET])
-@pytest.mark.parametrize("role", ["control", "heartbeat"])
-async def test_both_sides_agree_on_the_session(
-    pair: Pair, make_credentials: Make, secret: bytes | None, role: str
-) -> None:
+async def test_both_sides_agree_on_the_session(pair: Pair, make_credentials: Make, secret: bytes | None) -> None:
     dialer, listener = make_credentials(secret), make_credentials(secret)
-    dialed, answered = await shake(pair, dialer, listener, role=role, expected=listener.info.incarnation)
+    dialed, answered = await shake(pair, dialer, listener, expected=listener.info.incarnation)
     assert isinstance(dialed, Session)
     assert isinstance(answered, Session)
     assert (dialed.peer, answered.peer) == (listener.info, dialer.info)
-    assert dialed.role == answered.role == role
+    assert dialed.proofs == answered.proofs
     assert dialed.token == answered.token == TOKEN
     assert (dialed.is_dialer, answered.is_dialer) == (True, False)
     assert dialed.connection.frame_limit_nbytes == answered.connection.frame_limit_nbytes == MAX_FRAME_NBYTES
@@ -137,7 +142,7 @@ async def test_the_listener_tells_a_stranger_its_version_and_no_more(pair: Pair,
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(stranger)
         with pytest.raises(AuthenticationError):
-            await answer(right, listener)
+            await server_handshake(right, listener)
     said = b"".join(map(encode, seen))
     for private in (listener.info.incarnation, listener.info.host, listener.info.label.encode()):
         assert private not in said
@@ -159,7 +164,7 @@ async def test_a_listener_that_cannot_prove_itself_is_refused(pair: Pair, make_c
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(impersonate, b"")
         with pytest.raises(AuthenticationError, match="has no secret"):
-            await call(left, make_credentials(SECRET), session=TOKEN)
+            await client_handshake(left, make_credentials(SECRET), session=TOKEN)
 
 
 async def test_a_dialers_proof_reflected_proves_nothing(pair: Pair, make_credentials: Make) -> None:
@@ -175,7 +180,7 @@ async def test_a_dialers_proof_reflected_proves_nothing(pair: Pair, make_credent
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(reflect)
         with pytest.raises(AuthenticationError, match="different secrets"):
-            await call(left, make_credentials(SECRET), session=TOKEN)
+            await client_handshake(left, make_credentials(SECRET), session=TOKEN)
 
 
 async def test_an_engine_relayed_to_itself_is_refused(pair: Pair, make_credentials: Make) -> None:
@@ -199,7 +204,7 @@ async def test_a_replayed_proof_is_refused(pair: Pair, make_credentials: Make) -
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(replay)
         with pytest.raises(AuthenticationError):
-            await answer(right, listener)
+            await server_handshake(right, listener)
 
 
 async def test_the_proofs_bind_who_said_what(make_credentials: Make) -> None:
@@ -232,24 +237,24 @@ async def test_another_version_is_named_on_both_sides(
         assert refusal == Refusal("version", f"version {PROTOCOL_VERSION} is spoken here")
         assert isinstance(refusal, Refusal)
         monkeypatch.setattr(codec, "PROTOCOL_VERSION", 7)
-        errors.append(handshake._refused("the listener", refusal))
+        errors.append(error_of("the listener", refusal))
         monkeypatch.undo()
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(speak_version_7)
-        with pytest.raises(ProtocolError, match="it speaks version 7, and we speak version 1"):
-            await answer(right, make_credentials(secret))
+        with pytest.raises(ProtocolError, match="it speaks version 7, and we speak version 2"):
+            await server_handshake(right, make_credentials(secret))
     assert isinstance(errors[0], ProtocolError)
-    assert "it speaks version 1, and we speak version 7" in str(errors[0])
+    assert "it speaks version 2, and we speak version 7" in str(errors[0])
 
 
 async def test_a_greeting_of_a_later_version_is_understood_as_one(raw_pair: RawPair, make_credentials: Make) -> None:
     connection, peer = raw_pair
     body = b"\x95\x01\x09\xa5other\xc0\x80"  # [1, 9, "other", nil, {}]
     peer.sendall(struct.pack("<I", len(body)) + body)
-    with pytest.raises(ProtocolError, match="it speaks version 9, and we speak version 1"):
-        await answer(connection, make_credentials())
-    refusal = encode(Refusal("version", "version 1 is spoken here"))
+    with pytest.raises(ProtocolError, match="it speaks version 9, and we speak version 2"):
+        await server_handshake(connection, make_credentials())
+    refusal = encode(Refusal("version", "version 2 is spoken here"))
     assert peer.recv(1000) == struct.pack("<I", len(refusal)) + refusal
 
 
@@ -261,12 +266,12 @@ async def test_a_listener_of_another_version_is_refused_by_the_dialer(pair: Pair
         await right.send(Challenge(7, bytes(32)))
         refusal, _fds = await right.receive()
         assert isinstance(refusal, Refusal)
-        assert (refusal.kind, refusal.version) == ("version", 1)
+        assert (refusal.kind, refusal.version) == ("version", 2)
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(listen)
         with pytest.raises(ProtocolError, match="it speaks version 7"):
-            await call(left, make_credentials(SECRET), session=TOKEN)
+            await client_handshake(left, make_credentials(SECRET), session=TOKEN)
 
 
 async def test_another_incarnation_than_expected_is_a_lost_peer(pair: Pair, make_credentials: Make) -> None:
@@ -296,7 +301,7 @@ async def test_a_slow_loris_meets_the_deadline(raw_pair: RawPair, make_credentia
     connection, peer = raw_pair
     peer.sendall(b"\x40\x00")
     with pytest.raises(PeerLostError, match=r"no handshake within 0\.02 s"):
-        await answer(connection, make_credentials(), deadline_s=0.02)
+        await server_handshake(connection, make_credentials(), deadline_s=0.02)
     assert connection.is_closed
     refusal = encode(Refusal("closing", "the handshake was given up"))
     assert peer.recv(1000) == struct.pack("<I", len(refusal)) + refusal
@@ -306,16 +311,16 @@ async def test_a_slow_loris_meets_the_deadline(raw_pair: RawPair, make_credentia
 async def test_a_silent_listener_meets_the_deadline(raw_pair: RawPair, make_credentials: Make) -> None:
     connection, _peer = raw_pair
     with pytest.raises(PeerLostError, match=r"no handshake within 0\.02 s"):
-        await call(connection, make_credentials(), session=TOKEN, deadline_s=0.02)
+        await client_handshake(connection, make_credentials(), session=TOKEN, deadline_s=0.02)
     assert connection.is_closed
 
 
-@pytest.mark.parametrize("frame", [Goodbye("no more"), Message(b"x"), HelloProof(b""), Challenge(1, bytes(32))])
+@pytest.mark.parametrize("frame", [Goodbye("no more"), Message(b"x"), HelloProof(b""), Challenge(2, bytes(32))])
 async def test_anything_but_a_hello_ends_the_connection(pair: Pair, make_credentials: Make, frame: Frame) -> None:
     left, right = pair
     left.send_nowait(frame)
     with pytest.raises((ProtocolError, PeerLostError)):
-        await answer(right, make_credentials())
+        await server_handshake(right, make_credentials())
     assert right.is_closed
 
 
@@ -326,7 +331,7 @@ async def test_other_protocols_end_the_connection(raw_pair: RawPair, make_creden
     connection, peer = raw_pair
     peer.sendall(data)
     with pytest.raises(ProtocolError):
-        await answer(connection, make_credentials())
+        await server_handshake(connection, make_credentials())
     assert connection.is_closed
 
 
@@ -334,7 +339,7 @@ async def test_a_dialer_that_hangs_up_is_lost(raw_pair: RawPair, make_credential
     connection, peer = raw_pair
     peer.close()
     with pytest.raises(PeerLostError, match="hung up"):
-        await answer(connection, make_credentials())
+        await server_handshake(connection, make_credentials())
     assert connection.is_closed
 
 
@@ -344,7 +349,7 @@ async def test_a_refusal_sent_before_the_hello_is_still_heard(raw_pair: RawPair,
     peer.sendall(struct.pack("<I", len(body)) + body)
     peer.close()
     with pytest.raises(RefusedError, match=r"\(busy\): come back later"):
-        await call(connection, make_credentials(), session=TOKEN)
+        await client_handshake(connection, make_credentials(), session=TOKEN)
 
 
 async def test_closing_here_ends_the_handshake(pair: Pair, make_credentials: Make) -> None:
@@ -352,7 +357,7 @@ async def test_closing_here_ends_the_handshake(pair: Pair, make_credentials: Mak
 
     async def wait() -> None:
         with pytest.raises(ClosedError):
-            await answer(right, make_credentials())
+            await server_handshake(right, make_credentials())
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(wait)
@@ -368,7 +373,7 @@ async def test_a_dialer_cancelled_at_the_last_moment_says_so(pair: Pair, make_cr
     async with anyio.create_task_group() as tasks:
 
         async def dial() -> None:
-            await call(left, credentials, session=TOKEN)
+            await client_handshake(left, credentials, session=TOKEN)
 
         tasks.start_soon(dial)
         hello, _fds = await right.receive()
@@ -389,7 +394,9 @@ async def test_another_user_is_refused_over_af_unix(
     uid = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: uid + 1)
     credentials = make_credentials(SECRET)
-    attempt = call(left, credentials, session=TOKEN) if side == "dialer" else answer(left, credentials)
+    attempt = (
+        client_handshake(left, credentials, session=TOKEN) if side == "dialer" else server_handshake(left, credentials)
+    )
     with pytest.raises(AuthenticationError, match="the same user's"):
         await attempt
     frame, _fds = await right.receive()
@@ -408,3 +415,64 @@ async def test_a_peer_is_named_by_its_label_afterwards(pair: Pair, make_credenti
     dialer: PeerInfo = make_credentials(label="node7:42").info
     await shake(pair, Credentials(info=dialer), make_credentials())
     assert right.peer.startswith("node7:42 (")
+
+
+# -- heartbeat attach -------------------------------------------------------------------------------------------------
+
+
+async def attach_both(left: Pair, session: Session, incarnation: bytes, answering: Any) -> list[Any]:
+    """Attach a heartbeat connection; returns what each side got."""
+    dialer, listener = left
+    return await outcomes(
+        attach_heartbeat(dialer, session, incarnation=incarnation),  # type: ignore[arg-type]
+        server_handshake(listener, Credentials(info=session.peer), heartbeat_proofs=answering),  # type: ignore[arg-type]
+    )
+
+
+async def make_session(make_credentials: Make, secret: bytes | None) -> tuple[Session, Session]:
+    left, right = (FrameConnection(sock) for sock in socket.socketpair())
+    dialed, answered = await shake((left, right), make_credentials(secret), make_credentials(secret))
+    assert isinstance(dialed, Session)
+    assert isinstance(answered, Session)
+    left.close()
+    right.close()
+    return dialed, answered
+
+
+@pytest.mark.parametrize("secret", [None, SECRET])
+async def test_a_heartbeat_is_attached_to_its_session(pair: Pair, make_credentials: Make, secret: bytes | None) -> None:
+    dialed, answered = await make_session(make_credentials, secret)
+    result = await attach_both(pair, dialed, answered.peer.incarnation, lambda _attach: answered.proofs)
+    assert result[0] is None
+    assert isinstance(result[1], HeartbeatConnection)
+    assert (result[1].incarnation, result[1].token) == (answered.peer.incarnation, TOKEN)
+
+
+async def test_a_heartbeat_without_a_waiting_session_is_refused(pair: Pair, make_credentials: Make) -> None:
+    dialed, _answered = await make_session(make_credentials, SECRET)
+    for error in await attach_both(pair, dialed, new_incarnation(), lambda _attach: None):
+        assert isinstance(error, RefusedError)
+        assert error.kind == "session"
+
+
+async def test_a_heartbeat_with_the_proof_of_another_session_is_refused(pair: Pair, make_credentials: Make) -> None:
+    dialed, _ = await make_session(make_credentials, SECRET)
+    _, other = await make_session(make_credentials, SECRET)
+    for error in await attach_both(pair, dialed, new_incarnation(), lambda _attach: other.proofs):
+        assert isinstance(error, RefusedError)
+        assert error.kind == "session"
+
+
+async def test_a_listener_outside_the_session_attaches_no_heartbeat(pair: Pair, make_credentials: Make) -> None:
+    dialed, answered = await make_session(make_credentials, SECRET)
+    wrong = answered.proofs._replace(listener=bytes(32))
+    result = await attach_both(pair, dialed, answered.peer.incarnation, lambda _attach: wrong)
+    assert isinstance(result[0], AuthenticationError)
+    assert pair[0].is_closed
+
+
+async def test_an_attach_of_another_version_is_named(pair: Pair, make_credentials: Make) -> None:
+    left, right = pair
+    left.send_nowait(AttachHeartbeat(7, new_incarnation(), TOKEN, bytes(32)))
+    with pytest.raises(ProtocolError, match="it speaks version 7"):
+        await server_handshake(right, make_credentials())

@@ -18,8 +18,9 @@ from aio_transfer.control import dialer, listener
 from aio_transfer.control.connection import FrameConnection
 from aio_transfer.control.dialer import dial
 from aio_transfer.control.frames import Goodbye, Refusal
-from aio_transfer.control.handshake import Credentials, RefusedError, Session, call
-from aio_transfer.control.listener import Listener
+from aio_transfer.control.handshake import Credentials, Session, client_handshake
+from aio_transfer.control.listener import Listener, ListenerLimits
+from aio_transfer.control.refusals import RefusedError
 from aio_transfer.errors import AuthenticationError, BusyError, PeerLostError, ProviderError
 from aio_transfer.topology.identity import host_identity, new_incarnation, new_session
 from aio_transfer.topology.peer_info import PeerInfo
@@ -35,12 +36,25 @@ NEVER_S = 1000.0
 
 
 class Engine:
-    """A listener that is served, and the sessions it got."""
+    """A listener that is served, and the sessions it got; it accepts them itself."""
 
-    def __init__(self, bound: Listener, credentials: Credentials) -> None:
+    def __init__(
+        self,
+        bound: Listener,
+        credentials: Credentials,
+        decide: Callable[[Hello], Refusal | None] = lambda _hello: None,
+    ) -> None:
         self.listener = bound
         self.credentials = credentials
         self.sessions: list[Session] = []
+        self.decide = decide
+        self.on_session = self.sessions.append
+
+    def heartbeat_proofs(self, _attach: object) -> None:
+        """No session waits for a heartbeat."""
+
+    def on_heartbeat(self, _heartbeat: object) -> None:
+        raise AssertionError
 
     @property
     def info(self) -> PeerInfo:
@@ -57,13 +71,14 @@ async def served(
     **options: Any,
 ) -> AsyncIterator[Engine]:
     incarnation = new_incarnation()
-    bound = await Listener.bind(incarnation, **options)
+    limits = ListenerLimits(**{name: options.pop(name) for name in ("half_open", "patience_s") if name in options})
+    bound = await Listener.bind(incarnation, limits=limits, **options)
     fields = {"incarnation": incarnation, "tcp_host": bound.host, "tcp_port": bound.port, "unix": bound.unix}
-    engine = Engine(bound, make_credentials(secret, **fields))
+    engine = Engine(bound, make_credentials(secret, **fields), decide)
     async with anyio.create_task_group() as tasks:
 
         async def serve() -> None:
-            await bound.serve(engine.sessions.append, engine.credentials, decide=decide, deadline_s=deadline_s)
+            await bound.serve(engine, engine.credentials, deadline_s=deadline_s)
 
         tasks.start_soon(serve)
         yield engine
@@ -74,10 +89,10 @@ async def served(
 
 async def connect(info: PeerInfo, credentials: Credentials) -> Session:
     connection = await dial(info)
-    return await call(connection, credentials, session=new_session(), expected=info.incarnation)
+    return await client_handshake(connection, credentials, session=new_session(), expected=info.incarnation)
 
 
-def knock(engine: Engine) -> socket.socket:
+def open_stranger(engine: Engine) -> socket.socket:
     return socket.create_connection((engine.listener.host, engine.listener.port))
 
 
@@ -206,9 +221,9 @@ async def test_noise_ends_its_own_connection_only(make_credentials: Make) -> Non
     noise = random.Random(20251121)
     async with served(make_credentials) as engine:
         for nbytes in (1, 3, 4, 5, 100, 5000) * 5:
-            with knock(engine) as stranger:
+            with open_stranger(engine) as stranger:
                 stranger.sendall(noise.randbytes(nbytes))
-        with knock(engine) as stranger:
+        with open_stranger(engine) as stranger:
             stranger.sendall(b"\x08\x00\x00\x00" + noise.randbytes(8))
             await anyio.wait_readable(stranger)
         session = await connect(engine.info, make_credentials())
@@ -217,7 +232,7 @@ async def test_noise_ends_its_own_connection_only(make_credentials: Make) -> Non
 
 async def test_a_silent_stranger_meets_the_deadline(make_credentials: Make) -> None:
     async with served(make_credentials, deadline_s=0.02) as engine:
-        with knock(engine) as stranger:
+        with open_stranger(engine) as stranger:
             connection = FrameConnection(stranger.dup())
             assert await connection.receive() == (Refusal("closing", "the handshake was given up"), ())
             with pytest.raises(anyio.EndOfStream):
@@ -226,8 +241,8 @@ async def test_a_silent_stranger_meets_the_deadline(make_credentials: Make) -> N
 
 
 async def test_a_flood_of_silent_strangers_keeps_nobody_out(make_credentials: Make) -> None:
-    async with served(make_credentials, half_open_limit=4, patience_s=0) as engine:
-        strangers = [knock(engine) for _ in range(20)]
+    async with served(make_credentials, half_open=4, patience_s=0) as engine:
+        strangers = [open_stranger(engine) for _ in range(20)]
         session = await connect(replace(engine.info, unix=""), make_credentials())
         assert len(engine.listener._half_open) <= 4
         session.connection.close()
@@ -245,7 +260,7 @@ async def test_a_flood_of_silent_strangers_keeps_nobody_out(make_credentials: Ma
 
 async def test_a_crowd_waits_its_turn(make_credentials: Make) -> None:
     """A launch of many ranks at once drops nobody: accepting pauses instead."""
-    async with served(make_credentials, half_open_limit=2, patience_s=NEVER_S) as engine:
+    async with served(make_credentials, half_open=2, patience_s=NEVER_S) as engine:
         sessions: list[Session] = []
 
         async def join() -> None:
@@ -261,8 +276,8 @@ async def test_a_crowd_waits_its_turn(make_credentials: Make) -> None:
 
 
 async def test_strangers_hold_others_up_for_no_longer_than_the_patience(make_credentials: Make) -> None:
-    async with served(make_credentials, half_open_limit=1, patience_s=0.02) as engine:
-        with knock(engine):
+    async with served(make_credentials, half_open=1, patience_s=0.02) as engine:
+        with open_stranger(engine):
             await half_open(engine, 1)
             session = await connect(engine.info, make_credentials())
             session.connection.close()
@@ -295,10 +310,10 @@ async def test_running_out_of_fds_is_waited_out(make_credentials: Make, monkeypa
 async def test_closing_ends_handshakes_and_spares_sessions(make_credentials: Make) -> None:
     async with served(make_credentials) as engine:
         session = await connect(engine.info, make_credentials())
-        with knock(engine) as stranger:
+        with open_stranger(engine) as stranger:
             await half_open(engine, 1)
             await engine.listener.aclose()
-            assert stranger.recv(1000).endswith(b"closing\xbathe handshake was given up\x01")
+            assert stranger.recv(1000).endswith(b"closing\xbathe handshake was given up\x02")
             assert stranger.recv(1) == b""
         await engine.listener.aclose()
         with pytest.raises(PeerLostError):
@@ -313,8 +328,8 @@ async def test_a_listener_is_served_once(make_credentials: Make) -> None:
         session = await connect(engine.info, make_credentials())  # so it is being served
         session.connection.close()
         with pytest.raises(BusyError):
-            await engine.listener.serve(engine.sessions.append, engine.credentials)
-    await engine.listener.serve(engine.sessions.append, engine.credentials)  # closed: nothing left to do
+            await engine.listener.serve(engine, engine.credentials)
+    await engine.listener.serve(engine, engine.credentials)  # closed: nothing left to do
 
 
 async def test_a_listener_may_be_served_again(make_credentials: Make) -> None:
@@ -322,15 +337,15 @@ async def test_a_listener_may_be_served_again(make_credentials: Make) -> None:
     engine = Engine(bound, make_credentials(incarnation=incarnation, tcp_port=bound.port, unix=bound.unix))
     for _ in range(2):
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(bound.serve, engine.sessions.append, engine.credentials)
+            tasks.start_soon(bound.serve, engine, engine.credentials)
             session = await connect(engine.info, make_credentials())
             session.connection.close()
-            with knock(engine) as _stranger:
+            with open_stranger(engine) as _stranger:
                 await half_open(engine, 1)
                 tasks.cancel_scope.cancel()
         assert not bound._half_open
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(bound.serve, engine.sessions.append, engine.credentials)
+        tasks.start_soon(bound.serve, engine, engine.credentials)
         session = await connect(engine.info, make_credentials())
         session.connection.close()
         await bound.aclose()
@@ -346,6 +361,9 @@ async def test_what_the_engine_raises_ends_the_listener(make_credentials: Make) 
         session.connection.close()
         raise ZeroDivisionError
 
+    engine = Engine(bound, credentials)
+    engine.on_session = on_session
+
     async def dial_in() -> None:
         session = await connect(credentials.info, make_credentials())
         session.connection.close()
@@ -353,7 +371,7 @@ async def test_what_the_engine_raises_ends_the_listener(make_credentials: Make) 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(dial_in)
         with pytest.raises(ExceptionGroup) as caught:
-            await bound.serve(on_session, credentials)
+            await bound.serve(engine, credentials)
     assert caught.group_contains(ZeroDivisionError)
     await bound.aclose()
 

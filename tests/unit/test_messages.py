@@ -10,6 +10,7 @@ import anyio.lowlevel
 import pytest
 
 from aio_transfer.errors import ProviderError, TransferAbortedError
+from aio_transfer.peers.connection import MessageCredits
 from aio_transfer.peers.messages import WINDOW, Messenger
 
 if TYPE_CHECKING:
@@ -30,12 +31,11 @@ def peer_by(send: Callable[[int], None], make_room: Callable[[], Any] = anyio.lo
     control = SimpleNamespace(make_room=make_room, send_nowait=lambda _: None, flush=anyio.lowlevel.checkpoint)
     return SimpleNamespace(
         number=1,
-        unacked=0,
         is_up=True,
         is_over=False,
         driver=one,
         control=control,
-        acked_message=anyio.Event(),
+        credits=MessageCredits(),
         wait_ready=anyio.lowlevel.checkpoint,
     )
 
@@ -51,7 +51,7 @@ async def test_a_message_that_the_transport_fails_gives_its_place_back() -> None
         for _ in range(2 * WINDOW):
             with pytest.raises(TransferAbortedError):
                 await one.send(peer, b"x")
-    assert peer.unacked == 0
+    assert peer.credits.unacked == 0
 
 
 async def test_so_does_one_that_the_driver_refuses() -> None:
@@ -62,7 +62,7 @@ async def test_so_does_one_that_the_driver_refuses() -> None:
     for _ in range(2):
         with pytest.raises(ProviderError):
             await one.send(peer, b"x")
-    assert peer.unacked == 0
+    assert peer.credits.unacked == 0
 
 
 async def test_so_does_one_that_nobody_awaits_any_more() -> None:
@@ -70,13 +70,13 @@ async def test_so_does_one_that_nobody_awaits_any_more() -> None:
     one, peer = messenger(), peer_by(numbers.append)
     with anyio.move_on_after(0.01):
         await one.send(peer, b"x")
-    assert peer.unacked == 1, "it is under way"
+    assert peer.credits.unacked == 1, "it is under way"
     one.on_sent(numbers[0], "the peer is gone")
-    assert peer.unacked == 0
+    assert peer.credits.unacked == 0
 
 
 async def test_so_does_one_that_was_never_queued() -> None:
     one, peer = messenger(), peer_by(lambda _: None, anyio.sleep_forever)
     with anyio.move_on_after(0.01):
         await one.send(peer, bytes(1000))  # too large for the transport
-    assert peer.unacked == 0
+    assert peer.credits.unacked == 0

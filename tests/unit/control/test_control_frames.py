@@ -18,6 +18,7 @@ from aio_transfer.control.frames import (
     PROTOCOL_VERSION,
     Abort,
     Answer,
+    AttachHeartbeat,
     Challenge,
     CountAnnouncement,
     DeclaredLost,
@@ -28,6 +29,7 @@ from aio_transfer.control.frames import (
     GrantRequest,
     GroupJoin,
     GroupLeave,
+    HeartbeatAttached,
     Hello,
     HelloProof,
     Joined,
@@ -53,8 +55,10 @@ INFO = PeerInfo(
     backends={"shm": "memfd", "libfabric": "efa"},
 )
 FRAMES: tuple[Frame, ...] = (
-    Hello(PROTOCOL_VERSION, "control", INFO, b"n" * 32, b"s" * 16, b"e" * 16),
-    Hello(PROTOCOL_VERSION, "heartbeat", INFO, b"n" * 32, b"s" * 16),
+    Hello(PROTOCOL_VERSION, INFO, b"n" * 32, b"s" * 16, b"e" * 16),
+    Hello(PROTOCOL_VERSION, INFO, b"n" * 32, b"s" * 16),
+    AttachHeartbeat(PROTOCOL_VERSION, b"i" * 16, b"s" * 16, b"p" * 32),
+    HeartbeatAttached(b"p" * 32),
     Challenge(PROTOCOL_VERSION, b"n" * 32),
     HelloProof(b"p" * 32),
     HelloProof(b""),
@@ -104,7 +108,7 @@ def test_the_largest_greeting_fits_a_handshake() -> None:
     word = "~" * 128
     backends = {f"{number:0128}": word for number in range(16)}
     info = PeerInfo(b"i" * 16, b"h" * 32, word, 0xFFFF_FFFF, "h" * 255, 0xFFFF, "u" * 107, backends)
-    assert len(encode(Hello(PROTOCOL_VERSION, "control", info, b"n" * 32, b"s" * 16, b"e" * 16))) < MAX_HANDSHAKE_NBYTES
+    assert len(encode(Hello(PROTOCOL_VERSION, info, b"n" * 32, b"s" * 16, b"e" * 16))) < MAX_HANDSHAKE_NBYTES
 
 
 def info(**changes: Any) -> PeerInfo:
@@ -122,9 +126,10 @@ OUT_OF_BOUNDS: tuple[Frame, ...] = (
     Welcome(info(tcp_port=65536), b""),
     Welcome(info(unix="u" * 108), b""),
     Welcome(info(backends=dict.fromkeys(map(str, range(17)), "")), b""),
-    Hello(PROTOCOL_VERSION, "other", INFO, b"n" * 32, b"s" * 16),  # type: ignore[arg-type]
-    Hello(-1, "control", INFO, b"n" * 32, b"s" * 16),
-    Hello(PROTOCOL_VERSION, "control", INFO, b"n" * 31, b"s" * 16),
+    AttachHeartbeat(PROTOCOL_VERSION, b"i" * 16, b"s" * 16, b"p" * 31),
+    HeartbeatAttached(b""),
+    Hello(-1, INFO, b"n" * 32, b"s" * 16),
+    Hello(PROTOCOL_VERSION, INFO, b"n" * 31, b"s" * 16),
     Challenge(PROTOCOL_VERSION, b""),
     HelloProof(b"p" * 33),
     Refusal("because"),  # type: ignore[arg-type]
@@ -180,7 +185,7 @@ def test_bounds_hold_on_both_sides(frame: Frame) -> None:
         b"\x95\x01\x07" + b"\x91" * 100_000,  # deep, behind a version
         b"\x92\x1a\xa1\xff",  # not UTF-8
         b"\xd4\x01\x00",  # an extension
-        b"\x93\x01\x01\xa7control",  # Hello of our version, incomplete
+        b"\x93\x01\x02\xa7control",  # Hello of our version, incomplete
     ],
 )
 def test_what_is_no_frame_is_a_protocol_error(body: bytes) -> None:
@@ -189,17 +194,17 @@ def test_what_is_no_frame_is_a_protocol_error(body: bytes) -> None:
 
 
 def test_greetings_of_other_versions_are_told_apart() -> None:
-    for greeting, version in (([1, 2, {"anything": None}], 2), ([2, 0], 0)):
-        with pytest.raises(VersionError, match=f"it speaks version {version}, and we speak version 1") as caught:
+    for greeting, version in (([1, 3, {"anything": None}], 3), ([2, 0], 0)):
+        with pytest.raises(VersionError, match=f"it speaks version {version}, and we speak version 2") as caught:
             decode(msgspec.msgpack.encode(greeting))
         assert caught.value.version == version
 
 
 def test_the_handshakes_constants_are_cast_in_stone() -> None:
     """Other versions rely on these bytes to find out that they are other versions."""
-    assert encode(Hello(PROTOCOL_VERSION, "control", INFO, b"n" * 32, b"s" * 16)).startswith(b"\x97\x01\x01")
-    assert encode(Challenge(PROTOCOL_VERSION, b"n" * 32)).startswith(b"\x93\x02\x01")
-    assert encode(Refusal("version", "no")) == b"\x94\x05\xa7version\xa2no\x01"
+    assert encode(Hello(PROTOCOL_VERSION, INFO, b"n" * 32, b"s" * 16)).startswith(b"\x96\x01\x02")
+    assert encode(Challenge(PROTOCOL_VERSION, b"n" * 32)).startswith(b"\x93\x02\x02")
+    assert encode(Refusal("version", "no")) == b"\x94\x05\xa7version\xa2no\x02"
 
 
 @pytest.mark.parametrize("seed", [SEED])
