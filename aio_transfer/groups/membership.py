@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from aio_transfer.control.frames import MEMBERSHIP_NBYTES
-from aio_transfer.errors import BusyError, PeerLostError, TransferAbortedError, UsageError
+from aio_transfer.errors import BusyError, ClosedError, PeerLostError, TransferAbortedError, UsageError
 from aio_transfer.groups.barrier_state import Departure
 from aio_transfer.groups.membership_state import Membership, MembershipState
 from aio_transfer.runtime.concurrency import for_each_concurrently
@@ -93,6 +93,8 @@ class MembershipTable:
         self._require_connected(membership)  # what is bound may be another connection by now
         self._send(self._state.start(membership))
         while not membership.is_joined:
+            if membership.is_closed:
+                raise ClosedError("the group")
             self.require_members(membership)
             self._require_connected(membership)
             await self._changed.wait()
@@ -135,6 +137,7 @@ class MembershipTable:
         self._send(self._state.leave(membership, closing=closing))
         for counter in membership.counters:
             counter.close()
+        self._notify_waiters()  # also the task that waits for members to join
 
     def close(self) -> None:
         """End every membership, since the engine closes."""
@@ -173,5 +176,8 @@ class MembershipTable:
             failure = self._failure(membership, blocked, membership.barrier.departures[blocked])
             for counter in membership.counters:
                 self._context.counters.fail(counter.id, failure)
+        self._notify_waiters()
+
+    def _notify_waiters(self) -> None:
         self._changed.set()
         self._changed = anyio.Event()
