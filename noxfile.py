@@ -28,10 +28,15 @@ SLICE = [
 """What of the tests of verbs is worth its minutes in every run: both of them, in a machine that is emulated."""
 PYTHONS = ["3.11", "3.12", "3.13"]
 PYPROJECT = nox.project.load_toml("pyproject.toml")
-CORE = [pathlib.Path("backends/core", name) for name in ("core.cpp", "counters.cpp")]
-TCP = sorted(pathlib.Path("backends/tcp").glob("*.cpp"))
-LIBFABRIC = sorted(pathlib.Path("backends/libfabric").glob("*.cpp"))
-STUBS = [pathlib.Path("backends/native/_native.pyi"), pathlib.Path("aio_transfer/bench/baselines/_baseline.pyi")]
+CORE = sorted(pathlib.Path("backends/core").glob("*.cpp"))
+NATIVE_FOLDERS = ("aio_transfer/bench/baselines", "tests/efa_emulator", "tests/abi")
+REGISTRY = pathlib.Path("backends/core/native_backend.cpp")
+TCP = [*sorted(pathlib.Path("backends/tcp").glob("*.cpp")), REGISTRY]
+LIBFABRIC = [*sorted(pathlib.Path("backends/libfabric").glob("*.cpp")), REGISTRY]
+STUBS = {
+    "aio_transfer.backends.native._native": pathlib.Path("backends/native/_native.pyi"),
+    "aio_transfer.bench.baselines._baseline": pathlib.Path("aio_transfer/bench/baselines/_baseline.pyi"),
+}
 
 
 def group(name: str) -> list[str]:
@@ -52,7 +57,7 @@ def lint(session: nox.Session) -> None:
     session.install(*group("lint"))
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
-    folders = [*pathlib.Path("backends").iterdir(), *map(pathlib.Path, ("tests/efa_emulator", "tests/abi"))]
+    folders = [*pathlib.Path("backends").iterdir(), *map(pathlib.Path, NATIVE_FOLDERS)]
     sources = [str(path) for folder in folders for path in folder.glob("*.*") if path.suffix in {".h", ".cpp"}]
     session.run("clang-format", "--dry-run", "--Werror", *sorted(sources))
 
@@ -62,8 +67,7 @@ def types(session: nox.Session) -> None:
     """Strict types: the package, the native stub, and the API as a user meets it."""
     install(session, "types", strict=True)
     session.run("mypy")
-    for stub in STUBS:
-        module = f"aio_transfer.backends.native.{stub.stem}"
+    for module, stub in STUBS.items():
         made = pathlib.Path(session.create_tmp()) / stub.name
         with session.chdir(made.parent):  # not the checkout, which stubgen would import
             session.run("python", "-m", "nanobind.stubgen", "-q", "-m", module, "-o", stub.name)
@@ -214,8 +218,9 @@ def compile_test(
 
 
 def libfabric_test(session: nox.Session, kind: str = "") -> str:
-    """Compile the test of libfabric's domain."""
-    return compile_test(session, "libfabric_test", LIBFABRIC, kind)
+    """Compile the test of libfabric's domain: the main program and one file per topic."""
+    topics = sorted(pathlib.Path("tests/native/libfabric").glob("*.cpp"))
+    return compile_test(session, "libfabric_test", [*LIBFABRIC, *topics], kind)
 
 
 def post_overhead(session: nox.Session) -> str:
@@ -234,7 +239,7 @@ def native(session: nox.Session, kind: str) -> None:
     for provider in ("tcp", "tcp;ofi_rxm"):
         session.run(program, provider, library, external=True)
     session.run(compile_test(session, "verbs_test", [pathlib.Path("backends/verbs/gid.cpp")], kind), external=True)
-    session.run(compile_test(session, "trial_test", [], kind), external=True)
+    session.run(compile_test(session, "copy_tuner_test", [], kind), external=True)
     session.run(compile_test(session, "parking_test", CORE, kind), external=True)
 
 

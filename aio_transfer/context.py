@@ -1,4 +1,4 @@
-"""Engine context: the parts of one engine that groups, scatters and messages work with.
+"""Engine context: the parts of one engine that groups and scatters work with.
 
 The engine builds it once and hands it on, so that none of them holds the engine itself.
 """
@@ -14,10 +14,13 @@ if TYPE_CHECKING:
 
     from aio_transfer.counters.table import CounterTable
     from aio_transfer.peers.connection_manager import ConnectionManager
-    from aio_transfer.regions.region import Region
+    from aio_transfer.regions.region_registry import RegionRegistry
     from aio_transfer.runtime.event_loop import EventLoop
     from aio_transfer.topology.peer_info import PeerInfo
+    from aio_transfer.transfers.announcements import CountAnnouncements
+    from aio_transfer.transfers.routes import RouteTable
     from aio_transfer.transfers.submission import Submission
+    from aio_transfer.transfers.validation import OperandCheck
 
 __all__ = ("EngineContext",)
 
@@ -26,13 +29,16 @@ class EngineContext(Struct, frozen=True, kw_only=True, eq=False):
     """Parts of one open engine.
 
     :param check: refuses use before open, after close, and from another thread, loop or process
-    :param require_registered: refuses a region that is not registered with this engine
+    :param operands: checks of the memory and the peers that operations name
     """
 
     loop: EventLoop
     address: PeerInfo
     connections: ConnectionManager
     counters: CounterTable
+    registry: RegionRegistry
+    routes: RouteTable
+    announcements: CountAnnouncements
     submission: Submission
     check: Callable[[], None]
-    require_registered: Callable[[Region], None]
+    operands: OperandCheck

@@ -1,6 +1,6 @@
-"""Every error a caller can meet, one level below one root, by whose fault it is.
+"""Errors of the package: one root, and one level below it by the kind of fault.
 
-Messages are built here, not where the error is raised, so that the same fault reads the same everywhere.
+Messages are built in the constructors, so that the same fault reads the same everywhere.
 """
 
 __all__ = (
@@ -21,18 +21,18 @@ __all__ = (
 
 
 class AioTransferError(Exception):
-    """The root of every error this package raises on purpose."""
+    """Base class of every error that this package raises on purpose."""
 
 
 class UsageError(AioTransferError, ValueError):
-    """The caller asked for something that cannot mean anything; nothing was started."""
+    """The arguments or the use of the API are invalid; nothing was started."""
 
 
 class BackendUnavailableError(AioTransferError):
     """A backend cannot run on this machine now."""
 
     def __init__(self, backend: str, reason: str, hint: str = "") -> None:
-        """Name the backend, why it cannot run, and the command that mends it."""
+        """Name the backend, why it cannot run, and the command that fixes it."""
         self.backend = backend
         self.reason = reason
         self.hint = hint
@@ -43,7 +43,7 @@ class UnsupportedError(AioTransferError):
     """The chosen path lacks a capability the operation needs."""
 
     def __init__(self, capability: str, *, needs: object, has: object) -> None:
-        """Say what was needed and what there is."""
+        """Name the capability, what it needs and what there is."""
         self.capability = capability
         self.needs = needs
         self.has = has
@@ -80,10 +80,10 @@ class PeerLostError(AioTransferError):
 
 
 class TransferAbortedError(AioTransferError):
-    """A transfer stopped before its end, here or at the peer that promised it."""
+    """A transfer stopped before its end, here or at the peer that announced it."""
 
     def __init__(self, operation: str, reason: str, *, peer: str = "", nbytes: int = 0) -> None:
-        """Name the operation, why it stopped, and whose it was."""
+        """Name the operation, why it stopped, and the peer."""
         self.operation = operation
         self.reason = reason
         self.peer = peer
@@ -97,7 +97,7 @@ class StaleRegionError(AioTransferError):
     """The region behind a descriptor is gone; nothing was written."""
 
     def __init__(self, region: str, peer: str, reason: str = "its owner has deregistered it") -> None:
-        """Name the region, its owner, and what became of it."""
+        """Name the region, its owner, and why it is gone."""
         self.region = region
         self.peer = peer
         super().__init__(f"region {region} of {peer} is stale: {reason}")
@@ -113,10 +113,10 @@ class AuthenticationError(AioTransferError):
 
 
 class ProtocolError(AioTransferError):
-    """The peer spoke something that is not this protocol, or another version of it."""
+    """The peer sent data that is not this protocol, or not this version of it."""
 
     def __init__(self, peer: str, reason: str) -> None:
-        """Name the address and what was wrong with its bytes."""
+        """Name the address and the fault."""
         self.peer = peer
         super().__init__(f"protocol error with {peer}: {reason}")
 
@@ -130,7 +130,7 @@ class ClosedError(AioTransferError):
 
 
 class BusyError(AioTransferError):
-    """Somebody else is already using what admits one user."""
+    """Another task is using an object that admits one user."""
 
     def __init__(self, what: str, action: str) -> None:
         """Name the object and the action that is under way."""

@@ -18,7 +18,8 @@ from typing import Final
 HERE: Final = Path(__file__).resolve().parent
 ROOT: Final = HERE.parent
 SOURCES: Final = [
-    *("backends/core/core.cpp", "backends/core/counters.cpp", "backends/shm/domain.cpp", "backends/shm/segment.cpp"),
+    *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("backends/core/*.cpp")),
+    *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("backends/shm/*.cpp")),
     "tests/native/instructions.cpp",
 ]
 PER_ROUND: Final = {"pages": 4096, "write": 1, "scatter": 64}

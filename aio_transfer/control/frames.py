@@ -25,6 +25,7 @@ __all__ = (
     "MAX_HANDSHAKE_NBYTES",
     "MAX_MESSAGE_NBYTES",
     "MAX_REASON_CHARS",
+    "MEMBERSHIP_NBYTES",
     "NONCE_NBYTES",
     "PROOF_NBYTES",
     "PROTOCOL_VERSION",
@@ -63,6 +64,7 @@ MAX_FDS_PER_FRAME: Final = 64
 """Well below the kernel's 253 in one message (SCM_MAX_FD)."""
 NONCE_NBYTES: Final = 32
 PROOF_NBYTES: Final = 32
+MEMBERSHIP_NBYTES: Final = 16
 MAX_REASON_CHARS: Final = 1024
 
 Role: TypeAlias = Literal["control", "heartbeat"]
@@ -75,6 +77,9 @@ _Proof: TypeAlias = Annotated[bytes, Meta(max_length=PROOF_NBYTES)]
 _Version: TypeAlias = Annotated[int, Meta(ge=0, le=0xFFFF)]
 _Number63: TypeAlias = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 _CounterNumber: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_COUNTER_ID)]
+_GroupKey: TypeAlias = Annotated[bytes, Meta(min_length=32, max_length=32)]
+_MembershipId: TypeAlias = Annotated[bytes, Meta(min_length=MEMBERSHIP_NBYTES, max_length=MEMBERSHIP_NBYTES)]
+_OptionalMembershipId: TypeAlias = Annotated[bytes, Meta(max_length=MEMBERSHIP_NBYTES)]
 _FdCount: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_FDS_PER_FRAME)]
 
 
@@ -193,19 +198,33 @@ class Message(_Strict, frozen=True, tag=23):
 
 
 class GroupJoin(_Strict, frozen=True, tag=24):
-    """The sender has entered the group; ``counters`` are its two barrier counters (even and odd epochs)."""
+    """The sender is in its first barrier of a group.
 
-    group: Annotated[bytes, Meta(min_length=32, max_length=32)]
+    :param membership: random identity of this membership: each time that the sender makes the group
+    :param instance: the leader's membership that this one belongs to; empty while the sender waits for the leader's
+    :param counters: the sender's two barrier counters, for even and odd epochs
+    """
+
+    group: _GroupKey
+    membership: _MembershipId
+    instance: _OptionalMembershipId
     counters: tuple[_CounterNumber, _CounterNumber]
 
 
 class GroupLeave(_Strict, frozen=True, tag=25):
-    """The sender has left the group, after it has passed ``epoch`` barriers.
+    """The sender has left a group, also if it never joined.
 
-    :param closing: because its engine closes, and a goodbye follows
+    :param membership: which of the sender's memberships has ended
+    :param instance: the leader's membership that it belonged to, or will never belong to; empty if it knew none
+    :param met: the receiver's membership that it knew and did not pair with; empty if it knew none
+    :param epoch: barriers that it passed
+    :param closing: the sender's engine closes, and a goodbye follows
     """
 
-    group: Annotated[bytes, Meta(min_length=32, max_length=32)]
+    group: _GroupKey
+    membership: _MembershipId
+    instance: _OptionalMembershipId = b""
+    met: _OptionalMembershipId = b""
     epoch: _Number63 = 0
     closing: bool = False
 

@@ -1,4 +1,4 @@
-"""Completion counters that can be awaited."""
+"""``ImmCounter``: a completion counter that can be awaited."""
 
 from __future__ import annotations
 
@@ -7,87 +7,76 @@ from typing import TYPE_CHECKING, Protocol
 
 import anyio.lowlevel
 
-from aio_transfer.counters.state import CounterState, Ticket
-from aio_transfer.driver.records import CounterId
+from aio_transfer.counters.state import Ticket
 from aio_transfer.errors import ClosedError, UsageError, WouldBlock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from aio_transfer.counters.state import CounterState
+    from aio_transfer.driver.records import CounterId
     from aio_transfer.runtime.event_loop import EventLoop
 
 __all__ = ("ImmCounter",)
 
-_MAX_COUNT = 1 << 47  # far more than comes, and with what was taken before it fits the 56 bits of the native total
+_MAX_COUNT = 1 << 47
+"""The native running total has 56 bits: with what was consumed before, no wait can exceed it."""
 
 
 class CounterOwner(Protocol):
-    """What a counter asks of its table."""
+    """The counter table, as one counter uses it."""
 
     loop: EventLoop
-    look: Callable[[CounterId, int], int]
-    """Return the total, or look until it is so high, for as long as the engine was told to spin."""
+    poll: Callable[[CounterId, int], int]
+    """Return the running total; with ``progress="spin"``, busy-poll up to 100 µs until it reaches a value."""
 
-    def refresh(self, counter: ImmCounter) -> None:
-        """Deliver what has arrived, and arm the drivers for the first waiter."""
+    def refresh(self, state: CounterState) -> None:
+        """Deliver the present total and arm the drivers for the first waiter."""
         ...
 
-    def forget(self, counter: ImmCounter) -> None:
-        """Drop it, and what still arrives for it."""
+    def forget(self, state: CounterState) -> None:
+        """Drop the counter, and what still arrives for it."""
         ...
 
 
 class ImmCounter:
-    """Counts of payloads that have become visible in our memory: one per chunk a peer named.
+    """Counts of payloads that have become visible in our memory: one per chunk that a peer named.
 
-    It exists from its creation, so a count that comes before anybody waits is kept. When a peer that had promised
-    counts cannot send them (it died, closed, or a write of its failed), waiters that need more than has arrived get
+    It exists from its creation, so a count that arrives before anybody waits is kept. When a peer that had announced
+    counts cannot send them (it died, closed, or one of its writes failed), waiters that need more than has arrived get
     that error, now and later, until :meth:`clear`.
 
     :ivar id: 24 bits; goes to peers inside a descriptor
-    :ivar sources: incarnations of the peers it depends on: those named when it was made, and those that promised
-    :ivar guarded: its maker knows better than the table when counts cannot come any more, and fails it then. A barrier:
-        a member that has left after its last one owes nothing, though others may still be on their way
     """
 
-    __slots__ = ("__weakref__", "_closed", "_owner", "_state", "guarded", "id", "sources")
+    __slots__ = ("__weakref__", "_state", "_table", "id")
 
-    def __init__(self, owner: CounterOwner, number: CounterId) -> None:
-        """Begin at zero; use ``engine.counter()``."""
-        self._owner = owner
-        self._state = CounterState()
-        self._closed = False
-        self.id = number
-        self.sources: set[bytes] = set()
-        self.guarded = False
+    def __init__(self, table: CounterOwner, state: CounterState) -> None:
+        """Stand for a state of the table; use ``engine.counter()``."""
+        self._table = table
+        self._state = state
+        self.id = state.number
 
     @property
     def value(self) -> int:
-        """Counts that have arrived since it was made, consumed or not.
+        """Counts that have arrived since its creation, consumed or not.
 
-        :raises ClosedError: it was closed
+        :raises ClosedError: the counter was closed
         """
         self._check()
-        self._owner.refresh(self)
+        self._table.refresh(self._state)
         return self._state.value
 
     @property
     def missing(self) -> int:
         """Counts that the first waiter still needs; 0 when nobody waits."""
         if self._state.queue:
-            self._owner.refresh(self)
+            self._table.refresh(self._state)
         return self._state.missing
 
     @property
-    def mark(self) -> tuple[int, int]:
-        """Something that changes when counts arrive, and when another waiter is the first."""
-        self._owner.refresh(self)
-        queue = self._state.queue
-        return self._state.value, id(queue[0]) if queue else 0
-
-    @property
     def waiting(self) -> int:
-        """How many tasks wait."""
+        """Number of waiting tasks."""
         return len(self._state.queue)
 
     async def wait(self, count: int = 1) -> None:
@@ -97,47 +86,49 @@ class ImmCounter:
 
         :param count: ≥ 0; with 0 it returns at once
         :raises UsageError: ``count`` is negative
-        :raises PeerLostError: a peer that had promised counts died or closed, and too few have arrived
-        :raises TransferAbortedError: a promised write failed at its sender, and too few have arrived
-        :raises ClosedError: it was closed, before or meanwhile
+        :raises PeerLostError: a peer that had announced counts died or closed, and too few have arrived
+        :raises TransferAbortedError: an announced write failed at its sender, and too few have arrived
+        :raises ClosedError: the counter was closed, before or meanwhile
         :cancellation: nothing is consumed
+        :source: docs/explanation/contract.md, rule 5
         """
         count = self._checked(count)
-        if count and not self._state.take(count) and not self._look(count):
+        if count and not self._state.take(count) and not self._poll(count):
             await self._queue(count)
-        elif self._owner.loop.is_turn_due():
+        elif self._table.loop.is_turn_due():
             try:
                 await anyio.lowlevel.checkpoint()
             except BaseException:
                 self._state.give_back(count)
-                if not self._closed:
-                    self._owner.refresh(self)  # who waits behind us needs fewer now
+                if not self._state.closed:
+                    self._table.refresh(self._state)  # the next waiter now needs fewer counts
                 raise
 
-    def _look(self, count: int) -> bool:
-        """Take what has come and nobody was told of, if nobody is before us: it saves making a place to park."""
+    def _poll(self, count: int) -> bool:
+        """Take counts that have arrived without an event, if no waiter is queued: it saves parking the task."""
         state = self._state
         if state.queue:
             return False
-        state.deliver(self._owner.look(self.id, state.consumed + count))
+        state.deliver(self._table.poll(state.number, state.consumed + count))
         return state.take(count)
 
     async def _queue(self, count: int) -> None:
-        state, loop = self._state, self._owner.loop
+        state, loop = self._state, self._table.loop
         waiter = loop.waiter()
         ticket = Ticket(count, waiter.wake)
         state.enqueue(ticket)
         try:
-            self._owner.refresh(self)
-            _require_hope(state, ticket)
+            self._table.refresh(state)
+            if state.failure is not None and not ticket.granted:
+                raise state.failure()  # noqa: TRY301 - the handler below withdraws the ticket
             if not ticket.granted:
                 await waiter.wait()
             elif loop.is_turn_due():
                 await anyio.lowlevel.checkpoint()
         except BaseException:
             state.withdraw(ticket)
-            if not self._closed:
-                self._owner.refresh(self)
+            if not state.closed:
+                self._table.refresh(state)
             raise
         if ticket.failure is not None:
             raise ticket.failure()
@@ -145,25 +136,25 @@ class ImmCounter:
     def wait_nowait(self, count: int = 1) -> None:
         """Consume ``count`` arrivals that are there.
 
-        :raises WouldBlock: there are fewer, or others wait before us; nothing was consumed
+        :raises WouldBlock: there are fewer, or other tasks wait; nothing was consumed
         """
         if not self._take(self._checked(count)):
             message = f"counter {self.id:#x} has {max(0, self._state.available)} of {count} counts"
             raise WouldBlock(message)
 
     def clear(self) -> None:
-        """Forget a failure: the counts it lacked are promised anew, or not needed any more. Arrivals are kept."""
+        """Forget a failure: the missing counts are announced anew, or no longer needed. Arrivals are kept."""
         self._check()
         self._state.failure = None
 
     def close(self) -> None:
         """Drop the counter; waiters get :class:`ClosedError`, later arrivals are discarded. Idempotent."""
-        self._owner.loop.check("the engine")
-        if self._closed:
+        self._table.loop.check("the engine")
+        if self._state.closed:
             return
-        self._closed = True
+        self._state.closed = True
         self._state.fail(lambda: ClosedError(f"counter {self.id:#x}"))
-        self._owner.forget(self)
+        self._table.forget(self._state)
 
     def _checked(self, count: int) -> int:
         self._check()
@@ -180,7 +171,7 @@ class ImmCounter:
     def _take(self, count: int) -> bool:
         if count == 0 or self._state.take(count):
             return True
-        self._owner.refresh(self)
+        self._table.refresh(self._state)
         if self._state.take(count):
             return True
         if self._state.failure is not None:
@@ -188,15 +179,10 @@ class ImmCounter:
         return False
 
     def _check(self) -> None:
-        self._owner.loop.check("the engine")
-        if self._closed:
+        self._table.loop.check("the engine")
+        if self._state.closed:
             raise ClosedError(f"counter {self.id:#x}")
 
     def __repr__(self) -> str:
-        """Say which, how far, and who waits."""
+        """Show id, total and number of waiters."""
         return f"<ImmCounter {self.id:#x} value={self._state.value} waiting={self.waiting}>"
-
-
-def _require_hope(state: CounterState, ticket: Ticket) -> None:
-    if state.failure is not None and not ticket.granted:
-        raise state.failure()

@@ -1,9 +1,9 @@
-"""The state of one completion counter, without an event loop.
+"""Counter state: the arrivals of one completion counter and its queue of waiters, without an event loop.
 
 Counts arrive as a running total. Waiting is a FIFO semaphore: the first waiter takes its n counts before the second
 gets any, and a withdrawn waiter takes none.
 
-:source: design.md section 2, rules 3–5 and 8
+:source: docs/explanation/contract.md, rules 3, 4, 5 and 8
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from msgspec import Struct, field
+
+from aio_transfer.driver.records import CounterId
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,10 +24,10 @@ __all__ = ("CounterState", "Ticket")
 
 
 class Ticket(Struct, eq=False):
-    """One waiter's place in the queue.
+    """One waiter in the queue.
 
     :param count: how many counts it takes
-    :param wake: called once, when it is granted or has failed
+    :param wake: called once, when the counts are granted or the wait has failed
     """
 
     count: int
@@ -35,12 +37,21 @@ class Ticket(Struct, eq=False):
 
 
 class CounterState(Struct, eq=False):
-    """A running total and the queue of those who wait for parts of it."""
+    """Running total of one counter, and the queue of waiters for parts of it.
 
+    :param sources: incarnations of the peers it depends on: named at its creation, or known by their announcements
+    :param guarded: excluded from automatic failure on peer loss, because its owner fails it itself. A barrier needs
+        that: a member that left after its last barrier owes nothing, though other members may still be on their way
+    """
+
+    number: CounterId = CounterId(0)
     value: int = 0
     consumed: int = 0
     failure: Callable[[], AioTransferError] | None = None
     queue: deque[Ticket] = field(default_factory=deque)
+    sources: set[bytes] = field(default_factory=set)
+    guarded: bool = False
+    closed: bool = False
 
     @property
     def available(self) -> int:
@@ -49,7 +60,7 @@ class CounterState(Struct, eq=False):
 
     @property
     def awaited(self) -> int:
-        """The total at which the first waiter can be granted; 0 when nobody waits."""
+        """The total at which the first waiter is granted; 0 when nobody waits."""
         return self.consumed + self.queue[0].count if self.queue else 0
 
     @property
@@ -57,19 +68,24 @@ class CounterState(Struct, eq=False):
         """Counts that the first waiter still needs."""
         return max(0, self.queue[0].count - self.available) if self.queue else 0
 
+    @property
+    def progress_mark(self) -> tuple[int, int]:
+        """A value that changes when counts arrive, and when another waiter becomes the first."""
+        return self.value, id(self.queue[0]) if self.queue else 0
+
     def take(self, count: int) -> bool:
-        """Consume at once, if nobody is before us and there is enough."""
+        """Consume at once, if no waiter is queued and enough has arrived."""
         if self.queue or self.value - self.consumed < count:
             return False
         self.consumed += count
         return True
 
     def enqueue(self, ticket: Ticket) -> None:
-        """Join the queue; the caller has tried :meth:`take`."""
+        """Append a waiter; the caller has tried :meth:`take`."""
         self.queue.append(ticket)
 
     def deliver(self, total: int) -> None:
-        """Take note of the running total and wake whom it satisfies. Totals may be repeated, and never fall."""
+        """Set the running total and wake the waiters it satisfies. Totals may be repeated, and never fall."""
         if total > self.value:  # noqa: PLR1730 - per arrival, and a call of max() takes five times as long
             self.value = total
         queue = self.queue
@@ -95,7 +111,7 @@ class CounterState(Struct, eq=False):
         self.deliver(self.value)
 
     def fail(self, failure: Callable[[], AioTransferError]) -> None:
-        """Wake every waiter with an error: counts they need were promised by somebody who cannot send them.
+        """Wake every waiter with an error: their counts were announced by a peer that cannot send them.
 
         Counts that have arrived stay; later waits that they satisfy succeed.
         """

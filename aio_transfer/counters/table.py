@@ -3,51 +3,65 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from aio_transfer.counters.counter import ImmCounter
+from aio_transfer.counters.state import CounterState
+from aio_transfer.driver.protocol import SpinningDriver
 from aio_transfer.driver.records import PRIVATE_COUNTER_BIT, CounterId
 from aio_transfer.errors import BusyError, ProviderError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from aio_transfer.driver.protocol import Driver
+    from aio_transfer.driver.backend_registry import OpenDriver
     from aio_transfer.errors import AioTransferError
     from aio_transfer.runtime.event_loop import EventLoop
 
 __all__ = ("CounterTable",)
 
-_SLOTS = 1 << 16
-_GENERATIONS = 1 << 7
-_MAX_EARLY = 4096
+_SLOTS: Final = 1 << 16
+_GENERATIONS: Final = 1 << 7
+_MAX_EARLY: Final = 4096
+"""Well-known counters that are not open yet and of which something is remembered."""
 
 
 class CounterTable:
-    """All counters of one engine, summed over its drivers."""
+    """All counters of one engine; the total of a counter is the sum of its drivers' totals."""
 
-    def __init__(self, loop: EventLoop, check: Callable[[], None], drivers: Iterable[Driver]) -> None:
+    def __init__(
+        self,
+        loop: EventLoop,
+        check: Callable[[], None],
+        opened: Iterable[OpenDriver],
+        on_wait: Callable[[], None] = lambda: None,
+    ) -> None:
         """Begin empty.
 
         :param check: refuses use after close and from elsewhere
+        :param on_wait: called when a waiter has to wait
         """
         self.loop = loop
         self._check = check
-        self._drivers = tuple(drivers)
+        opened = tuple(opened)
+        self._drivers = tuple(each.driver for each in opened)
         self._arm = self._drivers[0].expect if len(self._drivers) == 1 else self._arm_each
-        lingers = getattr(self._drivers[0], "spin_wait", None) if len(self._drivers) == 1 else None
-        self.look: Callable[[CounterId, int], int] = lingers or self._look_once
-        self._counters: dict[int, ImmCounter] = {}
+        self.poll: Callable[[CounterId, int], int] = self._read_total
+        # With several drivers a count may come by any of them, and busy-polling one would delay the others.
+        if len(opened) == 1 and opened[0].capabilities.spins and isinstance(opened[0].driver, SpinningDriver):
+            self.poll = opened[0].driver.spin_wait
+        self._counters: dict[int, CounterState] = {}
         self._fresh = 0  # slots below it have been used
         self._slots: deque[int] = deque()  # those that are free again
         self._generations: dict[int, int] = {}
-        self._poison: dict[int, Callable[[], AioTransferError]] = {}
-        self._early: dict[int, set[bytes]] = {}  # promises for well-known counters that are not open yet
-        self.on_wait: Callable[[], None] = lambda: None
+        self._early_failures: dict[int, Callable[[], AioTransferError]] = {}
+        self._early_sources: dict[int, set[bytes]] = {}
+        self._on_wait = on_wait
 
-    def create(self, number: int | None, sources: Iterable[bytes]) -> ImmCounter:
+    def create(self, number: int | None = None, sources: Iterable[bytes] = (), *, guarded: bool = False) -> ImmCounter:
         """Make a private counter, or open a well-known one.
 
+        :param guarded: the caller fails it itself when a peer is lost; see :class:`CounterState`
         :raises UsageError: the id is out of range
         :raises BusyError: a counter of that id is open
         """
@@ -59,17 +73,17 @@ class CounterTable:
             raise UsageError(message)
         elif number in self._counters:
             raise BusyError(f"counter {number:#x}", "using")
-        counter = self._counters[number] = ImmCounter(self, CounterId(number))
-        counter.sources.update(sources, self._early.pop(number, ()))
-        poison = self._poison.pop(number, None)
-        if poison is not None:
-            counter._state.fail(poison)  # noqa: SLF001 - the table is its other half
+        state = self._counters[number] = CounterState(CounterId(number), guarded=guarded)
+        state.sources.update(sources, self._early_sources.pop(number, ()))
+        failure = self._early_failures.pop(number, None)
+        if failure is not None:
+            state.fail(failure)
         try:
-            self.refresh(counter)
+            self.refresh(state)
         except BaseException:
             del self._counters[number]
             raise
-        return counter
+        return ImmCounter(self, state)
 
     def _take_slot(self) -> int:
         # The slot that has been free for longest: its next generation comes as late as possible.
@@ -82,19 +96,18 @@ class CounterTable:
         generation = self._generations[slot] = (self._generations.get(slot, -1) + 1) % _GENERATIONS
         return PRIVATE_COUNTER_BIT | generation << 16 | slot
 
-    def refresh(self, counter: ImmCounter) -> None:
-        """Deliver the present total and arm every driver so that the next one that matters is told."""
-        state = counter._state  # noqa: SLF001
+    def refresh(self, state: CounterState) -> None:
+        """Deliver the present total and arm every driver for the total that the first waiter needs."""
         while True:
             need = state.awaited
-            state.deliver(self._arm(counter.id, need))
+            state.deliver(self._arm(state.number, need))
             left = state.awaited
             if left:
-                self.on_wait()
+                self._on_wait()
             if not left or left == need:  # a driver that had enough has disarmed the counter
                 return
 
-    def _look_once(self, number: CounterId, _: int) -> int:
+    def _read_total(self, number: CounterId, _: int) -> int:
         return self._arm(number, 0)
 
     def _arm_each(self, number: CounterId, need: int) -> int:
@@ -108,61 +121,72 @@ class CounterTable:
                 return self._arm_each(number, need)
         return total
 
-    def reached(self, number: int, total: int) -> None:
+    def on_counter_event(self, number: int, _status: int, total: int, _payload: bytes) -> None:
         """Handle a driver's COUNTER event."""
-        counter = self._counters.get(number)
-        if counter is None:
+        state = self._counters.get(number)
+        if state is None:
             return
         if len(self._drivers) == 1:
-            counter._state.deliver(total)  # noqa: SLF001 - the table is its other half
-            if not counter._state.queue:  # noqa: SLF001
+            state.deliver(total)
+            if not state.queue:
                 return
-        self.refresh(counter)
+        self.refresh(state)
 
-    def promise(self, number: int, source: bytes) -> None:
-        """Take note that a peer will raise a counter of ours."""
-        counter = self._counters.get(number)
-        if counter is not None:
-            counter.sources.add(source)
-        elif number < PRIVATE_COUNTER_BIT and (number in self._early or len(self._early) < _MAX_EARLY):
-            self._early.setdefault(number, set()).add(source)
+    def add_source(self, number: int, source: bytes) -> None:
+        """Remember that a peer has announced counts for one of our counters."""
+        state = self._counters.get(number)
+        if state is not None:
+            state.sources.add(source)
+        elif number < PRIVATE_COUNTER_BIT and (number in self._early_sources or len(self._early_sources) < _MAX_EARLY):
+            self._early_sources.setdefault(number, set()).add(source)
 
     def fail(self, number: int, failure: Callable[[], AioTransferError]) -> None:
-        """Poison one counter: counts promised to it will not come."""
-        counter = self._counters.get(number)
-        if counter is not None:
-            self.refresh(counter)
-            counter._state.fail(failure)  # noqa: SLF001
-        elif number < PRIVATE_COUNTER_BIT and len(self._poison) < _MAX_EARLY:
-            self._poison[number] = failure  # well-known, and not opened yet: kept, as its counts are
+        """Poison one counter: counts that were announced for it will not come."""
+        state = self._counters.get(number)
+        if state is not None:
+            self.refresh(state)
+            state.fail(failure)
+        elif number < PRIVATE_COUNTER_BIT and len(self._early_failures) < _MAX_EARLY:
+            self._early_failures[number] = failure  # well-known, and not opened yet: kept, as its counts are
 
     def fail_source(self, source: bytes, failure: Callable[[], AioTransferError], owed: set[int] | None = None) -> None:
-        """Poison every counter that depends on a peer, but for guarded ones.
+        """Poison every counter that depends on a lost peer, except guarded ones.
 
         :param owed: only these of them
         """
         depending: list[int] = [
-            counter.id for counter in self._counters.values() if source in counter.sources and not counter.guarded
+            state.number for state in self._counters.values() if source in state.sources and not state.guarded
         ]
-        depending += [number for number, sources in self._early.items() if source in sources]
+        depending += [number for number, sources in self._early_sources.items() if source in sources]
         for number in depending:
             if owed is None or number in owed:
                 self.fail(number, failure)
 
-    def forget(self, counter: ImmCounter) -> None:
-        """Drop a counter in every driver, and let its slot be used again."""
-        if self._counters.pop(counter.id, None) is None:
+    def forget(self, state: CounterState) -> None:
+        """Drop a counter in every driver, and free its slot."""
+        if self._counters.pop(state.number, None) is None:
             return
         for driver in self._drivers:
-            driver.expect(counter.id, -1)
-        if counter.id & PRIVATE_COUNTER_BIT:
-            self._slots.append(counter.id & (_SLOTS - 1))
+            driver.expect(state.number, -1)
+        if state.number & PRIVATE_COUNTER_BIT:
+            self._slots.append(state.number & (_SLOTS - 1))
 
     def close(self) -> None:
         """Close every counter."""
-        for counter in tuple(self._counters.values()):
-            counter.close()
+        for state in tuple(self._counters.values()):
+            ImmCounter(self, state).close()
 
-    def __iter__(self) -> Iterator[ImmCounter]:
-        """Go through the open counters."""
+    def awaited(self) -> list[CounterState]:
+        """Return the counters with waiters, each with its present total."""
+        waiting = [state for state in self._counters.values() if state.queue]
+        for state in waiting:
+            self.refresh(state)
+        return [state for state in waiting if state.queue]
+
+    def __len__(self) -> int:
+        """Return the number of open counters."""
+        return len(self._counters)
+
+    def __iter__(self) -> Iterator[CounterState]:
+        """Iterate over the open counters."""
         return iter(tuple(self._counters.values()))

@@ -1,17 +1,20 @@
-"""Driver seam: what the engine calls on a transport, and what a transport reports back.
+"""Driver seam: the protocol between the engine and a transport, and the declaration of a backend with its options.
 
-Authors of backends import everything from here. Finding backends by name is in ``backend_registry``, mapping driver
-statuses to exceptions in ``error_mapping``. No transport is in this package.
+Authors of backends import everything from here. Finding and opening backends by name is in ``backend_registry``,
+mapping driver statuses to exceptions in ``error_mapping``. No transport is in this package.
 """
 
+from aio_transfer.driver.backend import Backend
 from aio_transfer.driver.event_queue import EventQueue
+from aio_transfer.driver.options import Option, OptionTable
 from aio_transfer.driver.protocol import (
     Capabilities,
     Driver,
-    DriverFactory,
     Endpoint,
     LocalMemory,
+    PreparedDriver,
     RemoteMemory,
+    SpinningDriver,
 )
 from aio_transfer.driver.records import (
     ANY_REGION,
@@ -47,20 +50,24 @@ __all__ = (
     "RUN",
     "RUN_STRUCT",
     "Access",
+    "Backend",
     "Capabilities",
     "CounterId",
     "Driver",
-    "DriverFactory",
     "Endpoint",
     "Event",
     "EventKind",
     "EventQueue",
     "LocalMemory",
     "Op",
+    "Option",
+    "OptionTable",
     "PeerNumber",
     "PieceFlag",
+    "PreparedDriver",
     "RegionNumber",
     "RemoteMemory",
+    "SpinningDriver",
     "Status",
     "TransferId",
     "TransportPath",

@@ -1,4 +1,4 @@
-"""What every driver in Python keeps: the counters that peers raise, and the events that the engine is to hear of."""
+"""Event queue for drivers in Python: counters that peers raise, events for the engine, and an eventfd as doorbell."""
 
 from __future__ import annotations
 
@@ -34,39 +34,40 @@ class EventQueue:
     def __init__(self) -> None:
         """Open the eventfd.
 
-        :raises OSError: there is none to be had
+        :raises OSError: the process has no file descriptor left
         """
         self._fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        # One for all three, or a total could be reached between an expect()'s look and its return (rule 5).
+        # One lock for counters and events: expect() reads the total and arms the threshold in one step, so no count
+        # that arrives in between goes unreported (docs/explanation/contract.md, rule 5).
         self._lock = Lock()
         self._counts: dict[int, int] = {}
-        self._armed: dict[int, int] = {}
+        self._thresholds: dict[int, int] = {}
         self._events: list[Event] = []
         self.totals = dict.fromkeys(("writes", "nbytes", "counts"), 0)
 
     def count(self, immediate: int) -> None:
-        """Raise the counter that an arrived immediate names. The payload is in place already, and visible (rule 2)."""
+        """Raise the counter named by an immediate that arrived. Its payload must be in place and visible (rule 2)."""
         counter, counts = immediate & MAX_COUNTER_ID, (immediate >> COUNTER_ID_BITS) + 1
         with self._lock:
             if counter not in self._counts and (counter & PRIVATE_COUNTER_BIT or len(self._counts) >= MAX_COUNTERS):
-                return  # a private one that its owner has forgotten, or never had
+                return  # a private counter that its owner has closed or never created, or one too many
             total = self._counts[counter] = self._counts.get(counter, 0) + counts
             self.totals["counts"] += counts
-            if total >= self._armed.get(counter, total + 1):
-                del self._armed[counter]
+            if total >= self._thresholds.get(counter, total + 1):
+                del self._thresholds[counter]
                 self._emit(EventKind.COUNTER, counter, code=total)
 
     def expect(self, counter: CounterId, counts: int) -> int:
-        """Arm, disarm (0) or forget (−1) a counter; return its total."""
+        """Arm, disarm (0) or delete (−1) a counter; return its total."""
         with self._lock:
             total = self._counts.setdefault(counter, 0) if counts >= 0 else self._counts.pop(counter, 0)
-            self._armed.pop(counter, None)
+            self._thresholds.pop(counter, None)
             if total < counts:
-                self._armed[counter] = counts
+                self._thresholds[counter] = counts
             return total
 
     def emit(self, kind: EventKind, number: int, status: int = 0, code: int = 0, payload: bytes = b"") -> None:
-        """Have the engine hear of something."""
+        """Add an event for the engine."""
         with self._lock:
             self._emit(kind, number, status, code, payload)
 
@@ -75,7 +76,7 @@ class EventQueue:
         os.eventfd_write(self._fd, 1)
 
     def ring(self) -> None:
-        """Make :meth:`fileno` readable: the driver itself has more to do at the next ``drain``."""
+        """Make :meth:`fileno` readable without an event: the driver has work for the next ``drain``."""
         os.eventfd_write(self._fd, 1)
 
     def fileno(self) -> int:
@@ -83,16 +84,16 @@ class EventQueue:
         return self._fd
 
     def take(self, limit: int) -> list[Event]:
-        """Return events, oldest first; what is left keeps the eventfd readable."""
+        """Remove and return up to ``limit`` events, oldest first; the eventfd stays readable while any are left."""
         with self._lock:
             taken, self._events = self._events[:limit], self._events[limit:]
             if not self._events:
-                with suppress(BlockingIOError):  # nothing has rung
+                with suppress(BlockingIOError):  # it was not readable
                     os.eventfd_read(self._fd)
             return taken
 
     def __len__(self) -> int:
-        """Return how many events wait."""
+        """Return the number of events in the queue."""
         return len(self._events)
 
     def close(self) -> None:

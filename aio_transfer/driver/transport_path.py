@@ -9,10 +9,10 @@ __all__ = ("TransportPath",)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransportPath:
-    """What really carries the bytes to a peer.
+    """The backend, provider and NICs that carry the bytes to a peer.
 
-    :param rails: the NICs, by name
-    :param protocol: how a write is done, in words
+    :param rails: names of the NICs
+    :param protocol: how a write is done, as text
     """
 
     backend: str

@@ -1,4 +1,4 @@
-"""Memory of a GPU, which NICs reach through a dma-buf and this process's instructions do not."""
+"""Device memory as a dma-buf: NICs reach it, this process's CPU instructions do not."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ __all__ = ("DeviceBuffer", "DeviceBytes", "DmaBuf")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DmaBuf:
-    """Part of a dma-buf: memory that the driver of a device has exported for others to reach.
+    """Part of a dma-buf: memory that a device driver has exported to other drivers.
 
-    Arrays of CuPy, torch and Numba on a CUDA device need none: ``engine.register`` exports them itself. This is for
-    memory of other makers' devices, and for CUDA memory whose export somebody else holds.
+    Arrays of CuPy, torch and Numba on a CUDA device do not need it: ``engine.register`` exports them itself. It is for
+    memory of other vendors' devices, and for CUDA memory that was exported elsewhere.
 
-    :param fd: the export. ``engine.register`` duplicates it, and leaves yours to you.
-    :param address: what its first byte is called here: the device's pointer, or where it is mapped. Within a page of
-        the host it lies as ``offset`` does.
-    :param nbytes: how much of it is meant
-    :param offset: where in the dma-buf that begins
+    :param fd: the export. ``engine.register`` duplicates it; closing yours is up to you.
+    :param address: of its first byte: the device pointer, or where it is mapped. Its offset within a host page equals
+        that of ``offset``.
+    :param nbytes: length in bytes
+    :param offset: of the first byte in the dma-buf
     :param cuda_device: the number of the CUDA device whose memory it is; ``None`` for memory that this process reaches
         at ``address``
-    :raises UsageError: the numbers cannot mean anything
+    :raises UsageError: a number is out of range
     """
 
     fd: int
@@ -51,7 +51,7 @@ class DmaBuf:
 
 
 class DeviceBuffer:
-    """A dma-buf, and the object whose memory it is, held until :meth:`release`; a driver registers it.
+    """A dma-buf and the object that owns its memory, held until :meth:`release`; a driver registers it.
 
     :ivar owner: the object, kept alive
     :ivar readonly: peers may read it, nobody may write
@@ -60,7 +60,7 @@ class DeviceBuffer:
     __slots__ = ("_dmabuf", "address", "nbytes", "owner", "readonly")
 
     def __init__(self, owner: object, dmabuf: DmaBuf, *, readonly: bool = False) -> None:
-        """Take a dma-buf whose fd is ours from now on."""
+        """Take ownership of a dma-buf's fd."""
         self._dmabuf: DmaBuf | None = dmabuf
         self.owner: object | None = owner
         self.address = dmabuf.address
@@ -69,7 +69,7 @@ class DeviceBuffer:
 
     @classmethod
     def of_dmabuf(cls, dmabuf: DmaBuf) -> DeviceBuffer:
-        """Duplicate the fd of a dma-buf of the caller's.
+        """Duplicate the fd of a caller's dma-buf.
 
         :raises ProviderError: it is not open
         """
@@ -96,19 +96,19 @@ class DeviceBuffer:
             offset=exported.offset,
             cuda_device=exported.device,
         )
-        # What exports the memory keeps it; some makers of arrays have one object for that and another for users.
+        # The exporting object keeps the memory; some array libraries have one object for that and another for users.
         return cls((owner, memory.keeper), part, readonly=memory.readonly)
 
     @property
     def array(self) -> NoReturn:
-        """Nothing: these bytes are not this process's to read.
+        """Raise: these bytes cannot be read by this process.
 
         :raises UnsupportedError: always
         """
-        raise UnsupportedError("looking at device memory", needs="host memory", has=repr(self))
+        raise UnsupportedError("reading device memory as an array", needs="host memory", has=repr(self))
 
     def local_memory(self, access: Access) -> LocalMemory:
-        """Put it in the form in which a driver registers it.
+        """Return the form in which a driver registers it.
 
         :raises ClosedError: after :meth:`release`
         """
@@ -126,20 +126,20 @@ class DeviceBuffer:
         )
 
     def release(self) -> None:
-        """Let go of the object, and close the fd. Idempotent."""
+        """Release the object and close the fd. Idempotent."""
         part, self._dmabuf, self.owner = self._dmabuf, None, None
         if part is not None:
             os.close(part.fd)
 
     def __repr__(self) -> str:
-        """Say where and how large."""
+        """Show address and size."""
         return f"<DeviceBuffer {self.address:#x} {self.nbytes} B>"
 
 
 class DeviceBytes(NamedTuple):
-    """Where an array's bytes lie, in the words of its device.
+    """Address and size of an array's bytes in device memory.
 
-    :ivar keeper: what keeps them there for as long as it lives
+    :ivar keeper: keeps them in place for as long as it lives
     """
 
     address: int

@@ -1,4 +1,4 @@
-"""What we ask of NVIDIA's driver, without CuPy or torch: a dma-buf of memory that it allocated.
+"""CUDA driver API by ``dlopen``, without CuPy or torch: exports device memory as a dma-buf.
 
 :source: the CUDA driver API, ``cuMemGetHandleForAddressRange`` (CUDA 11.7 or later, with the open kernel modules)
 """
@@ -26,7 +26,7 @@ RANGE_DMA_BUF_FD: Final = 1
 
 
 class _Function(Protocol):
-    """What ctypes makes of a function that returns a ``CUresult``."""
+    """A ctypes function that returns a ``CUresult``."""
 
     def __call__(self, *arguments: object) -> int: ...
 
@@ -34,9 +34,9 @@ class _Function(Protocol):
 class Export(NamedTuple):
     """A dma-buf that holds a range of device memory.
 
-    :ivar fd: ours to close
-    :ivar offset: where in it the range begins, in bytes
-    :ivar device: the number of the CUDA device
+    :ivar fd: to be closed by the caller
+    :ivar offset: of the range in the dma-buf, in bytes
+    :ivar device: number of the CUDA device
     """
 
     fd: int
@@ -45,9 +45,9 @@ class Export(NamedTuple):
 
 
 def export(address: int, nbytes: int) -> Export:
-    """Get a dma-buf of device memory.
+    """Export device memory as a dma-buf.
 
-    Whole pages of the host are exported, so that its neighbours within them are reached too by whoever holds the fd.
+    Whole host pages are exported: a holder of the fd also reaches the neighbours within these pages.
 
     :param address: a device pointer, of any context of this process
     :raises UsageError: the CUDA driver does not know the address
@@ -58,7 +58,7 @@ def export(address: int, nbytes: int) -> Export:
     device, supported = ctypes.c_int(), ctypes.c_int()
     code = _driver().cuPointerGetAttribute(ctypes.byref(device), POINTER_DEVICE_ORDINAL, ctypes.c_uint64(address))
     if code == INVALID_VALUE:
-        message = f"{address:#x} is no memory of a CUDA device"
+        message = f"{address:#x} is not memory of a CUDA device"
         raise UsageError(message)
     _check("cuPointerGetAttribute", code)
     _call("cuDeviceGetAttribute", ctypes.byref(supported), DEVICE_DMA_BUF_SUPPORTED, device)
@@ -82,7 +82,7 @@ def export(address: int, nbytes: int) -> Export:
 
 @contextlib.contextmanager
 def _context(device: ctypes.c_int) -> Iterator[None]:
-    """Make the device's primary context current: this thread may never have used the device."""
+    """Make the device's primary context current: this thread may not have used the device before."""
     context = ctypes.c_void_p()
     _call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
     try:

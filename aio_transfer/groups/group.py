@@ -1,71 +1,71 @@
-"""Peer groups: the same peers again and again, with scatters and a true barrier."""
+"""Peer group: a fixed set of engines that scatter to each other and meet in barriers."""
 
 from __future__ import annotations
 
-import hashlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from aio_transfer.errors import BusyError, ClosedError, UsageError
-from aio_transfer.groups.membership import MembershipTable
+from aio_transfer.groups.prepared_scatter import PreparedScatter
+from aio_transfer.transfers.scatter import submit_scatter
 from aio_transfer.transfers.validation import counter_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from types import TracebackType
 
-    from aio_transfer.counters.counter import ImmCounter
-    from aio_transfer.engine.engine import TransferEngine
-    from aio_transfer.groups.prepared_scatter import PreparedScatter
+    from aio_transfer.context import EngineContext
+    from aio_transfer.groups.membership import MembershipTable
+    from aio_transfer.groups.membership_state import Membership
     from aio_transfer.regions.descriptor import CounterRef
     from aio_transfer.regions.region import Region, RemoteRegion, RemoteSlice, Slice
     from aio_transfer.topology.peer_info import PeerInfo
     from aio_transfer.transfers.transfer import Transfer
 
-__all__ = ("PeerGroup",)
+__all__ = ("PeerGroup", "open_group")
+
+
+async def open_group(context: EngineContext, table: MembershipTable, peers: Sequence[PeerInfo], name: str) -> PeerGroup:
+    """Connect to some peers and make a group of them and this engine.
+
+    :raises UsageError: a peer is named twice, or is this engine
+    :raises BusyError: this group is open here already
+    :raises PeerLostError: a member cannot be reached
+    """
+    return PeerGroup(context, table, await table.open(peers, name), peers, name)
 
 
 class PeerGroup:
-    """Some peers and this engine, in a fixed membership.
+    """Some peers and this engine, in a fixed membership; ``engine.group`` makes it.
 
-    Every member makes the group with the same peers (each names the others) and the same ``name``.
+    Every member makes the group with the same peers (each names the others) and the same ``name``. Leaving a ``with``
+    block closes it.
 
     :ivar peers: the other members
+    :ivar name: distinguishes groups of the same members
     """
 
-    def __init__(self, engine: TransferEngine, board: MembershipTable, peers: Sequence[PeerInfo], name: str) -> None:
-        """Claim the membership; use ``engine.group``.
+    __slots__ = ("_context", "_membership", "_table", "_waiting", "name", "peers")
 
-        :raises UsageError: a peer is named twice, or is this engine
-        :raises BusyError: this group is open here already
-        """
+    def __init__(
+        self,
+        context: EngineContext,
+        table: MembershipTable,
+        membership: Membership,
+        peers: Sequence[PeerInfo],
+        name: str,
+    ) -> None:
+        """Take over an open membership; use ``engine.group``."""
         self.peers = tuple(peers)
         self.name = name
-        incarnations = {peer.incarnation for peer in self.peers}
-        if len(incarnations) != len(self.peers) or engine.address.incarnation in incarnations:
-            raise UsageError("a group names each other member once, and not this engine")
-        self._engine = engine
-        self._board = board
-        members = sorted((*incarnations, engine.address.incarnation))
-        self.key = hashlib.sha256(b"\0".join((b"aio-transfer group", name.encode(), *members))).digest()
-        # Two counters, for even and odd epochs. A member can be one epoch ahead of the slowest, and not two: it leaves
-        # epoch k + 1 only when everybody has entered it. So a count of epoch k is never taken for one of k + 1.
-        board.open(self)
-        self._counters: tuple[ImmCounter, ImmCounter] = (engine.counter(), engine.counter())
-        for counter in self._counters:
-            counter.guarded = True
-        self._epoch = 0
-        self.entered = False
-        """Whether members are told that we are in the present epoch's barrier."""
-        self._joined = False
-        self.told: set[bytes] = set()
-        """Members that may know our counters, and take us for one of theirs."""
+        self._context = context
+        self._table = table
+        self._membership = membership
         self._waiting = False
-        self._closed = False
-        self._notes: list[tuple[int, Transfer]] = []
 
     @property
     def epoch(self) -> int:
-        """How many barriers have been passed."""
-        return self._epoch
+        """Number of barriers passed."""
+        return self._membership.barrier.epoch
 
     async def scatter(
         self,
@@ -90,16 +90,10 @@ class PeerGroup:
         *,
         counters: Sequence[CounterRef | None] | None = None,
     ) -> Transfer:
-        """Start what :meth:`scatter` does, and return at once."""
+        """Start the writes of :meth:`scatter`, and return at once."""
         self._check()
         self._require_members([target.region.peer for target in targets])
-        return self._engine.submit_scatter(sources, targets, counters=counters)
-
-    def _require_members(self, peers: Sequence[PeerInfo]) -> None:
-        members = {peer.incarnation for peer in self.peers}
-        for peer in peers:
-            if peer.incarnation not in members:
-                raise UsageError(f"{peer.label} is no member of the group")
+        return submit_scatter(self._context.submission, self._context.operands, sources, targets, counters)
 
     async def prepare_scatter(
         self,
@@ -108,7 +102,7 @@ class PeerGroup:
         *,
         counters: Sequence[CounterRef | None] | None = None,
     ) -> PreparedScatter:
-        """Connect to those who are scattered to again and again; each scatter then names offsets and lengths alone.
+        """Connect to the targets of many scatters; each scatter then names offsets and lengths alone.
 
         :param source: our region
         :param targets: regions of members that grant REMOTE_WRITE, at most one of each
@@ -120,11 +114,12 @@ class PeerGroup:
         self._require_members([target.peer for target in targets])
         if counters is not None and len(counters) != len(targets):
             raise UsageError(f"{len(counters)} counters for {len(targets)} targets")
+        self._context.operands.require_own(source)
         numbers = [
             counter_of(target, None if counters is None else counters[index]) for index, target in enumerate(targets)
         ]
-        prepared = self._engine.prepare_scatter(source, targets, numbers)
-        await prepared.connect()
+        prepared = PreparedScatter(self._context, source, targets, numbers)
+        await prepared._connect()
         return prepared
 
     async def barrier(self) -> None:
@@ -140,52 +135,44 @@ class PeerGroup:
         self._check()
         if self._waiting:
             raise BusyError(f"the barrier of group {self.name!r}", "waiting in")
+        membership = self._membership
+        barrier = membership.barrier
         self._waiting = True
         try:
-            if not self._joined:
-                await self._board.join(self)
-                self._joined = True
-            self._board.require_members(self)
-            parity = self._epoch % 2
-            if not self.entered:
-                self.entered = True
-                self._notes = [note for note in self._notes if not _kept(note[1])]
+            if not membership.is_joined:
+                await self._table.join(membership, self.peers)
+            self._table.require_members(membership)
+            counter = membership.counters[barrier.parity]
+            if barrier.enter():
                 for peer in self.peers:
-                    note = self._engine.poster.notify(peer, self._board.counters_of(self, peer)[parity])
-                    self._notes.append((self._epoch, note))
-            await self._counters[parity].wait(len(self.peers))
-            self.entered = False
-            self._epoch += 1
+                    number = membership.counter_of(peer.incarnation)
+                    barrier.add_notification(self._context.submission.notify(peer, number))
+            await counter.wait(len(self.peers))
+            barrier.complete()
         finally:
             self._waiting = False
 
-    def close(self, *, engine_closes: bool = False) -> None:
+    def close(self) -> None:
         """Leave the group; members still in a barrier get :class:`TransferAbortedError`. Idempotent."""
-        if self._closed:
-            return
-        self._closed = True
-        self._board.leave(self, closing=engine_closes)
-        for counter in self._counters:
-            counter.close()
+        self._table.leave(self._membership)
 
-    def kept(self, *, closing: bool) -> int:
-        """Return how many barriers were passed of which every other member is told.
+    def __enter__(self) -> Self:
+        """Return the group, to be closed at the end of the block."""
+        return self
 
-        :param closing: the engine closes, so what is under way still will not arrive
-        """
-        broken = (epoch for epoch, note in self._notes if (closing if not note.done else note.exception()))
-        return min([self._epoch, *broken])
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the group; see :meth:`close`."""
+        self.close()
 
-    @property
-    def counter_ids(self) -> tuple[int, int]:
-        """What the other members raise."""
-        return self._counters[0].id, self._counters[1].id
+    def _require_members(self, peers: Sequence[PeerInfo]) -> None:
+        members = self._membership.members
+        for peer in peers:
+            if peer.incarnation not in members:
+                raise UsageError(f"{peer.label} is no member of the group")
 
     def _check(self) -> None:
-        self._engine.check()
-        if self._closed:
+        self._context.check()
+        if self._membership.is_closed:
             raise ClosedError(f"group {self.name!r}")
-
-
-def _kept(note: Transfer) -> bool:
-    return note.done and note.exception() is None

@@ -1,194 +1,177 @@
-"""Group membership: which members of which groups have joined, left or been lost."""
+"""Membership table of one engine: connects the loop-free membership state to connections, counters and waiting tasks.
+
+The rules are in :mod:`~aio_transfer.groups.membership_state`.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+import hashlib
+import os
+from typing import TYPE_CHECKING
 
 import anyio
 
-from aio_transfer.control.frames import GroupJoin, GroupLeave
-from aio_transfer.errors import BusyError, PeerLostError, TransferAbortedError
+from aio_transfer.control.frames import MEMBERSHIP_NBYTES
+from aio_transfer.errors import BusyError, PeerLostError, TransferAbortedError, UsageError
+from aio_transfer.groups.barrier_state import Departure
+from aio_transfer.groups.membership_state import Membership, MembershipState
 from aio_transfer.runtime.concurrency import for_each_concurrently
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from aio_transfer.engine.engine import TransferEngine
+    from aio_transfer.context import EngineContext
+    from aio_transfer.control.frames import GroupJoin, GroupLeave
+    from aio_transfer.counters.counter import ImmCounter
     from aio_transfer.errors import AioTransferError
-    from aio_transfer.groups.group import PeerGroup
+    from aio_transfer.groups.membership_state import Frames
     from aio_transfer.peers.connection import Connection
     from aio_transfer.topology.peer_info import PeerInfo
 
 __all__ = ("MembershipTable",)
 
-_MAX_GROUPS: Final = 4096
-
-
-def _discard(members: dict[bytes, set[bytes]], key: bytes, member: bytes) -> bool:
-    """Take a member out; whether it was in."""
-    known = members.get(key, set())
-    if member not in known:
-        return False
-    known.discard(member)
-    if not known:
-        del members[key]
-    return True
-
 
 class MembershipTable:
-    """Which members of which groups have told us their barrier counters."""
+    """Memberships of one engine: sends and receives their frames, and wakes the tasks that wait for members."""
 
-    def __init__(self, engine: TransferEngine) -> None:
-        """Begin empty."""
-        self._engine = engine
-        self._open: dict[bytes, PeerGroup] = {}
-        self._joins: dict[bytes, dict[bytes, tuple[int, int]]] = {}
-        self._left: dict[bytes, set[bytes]] = {}
-        # A group that was closed can be made again, and members are not equally fast. Who has left and joined before we
-        # left is in the next one already, unless it was not told of ours: then that is the one it is in. Who was still
-        # in ours when we left will leave the one that is over.
-        self._ahead: dict[bytes, set[bytes]] = {}
-        self._behind: dict[bytes, set[bytes]] = {}
-        self._passed: dict[bytes, dict[bytes, int]] = {}  # how many barriers a member had passed when it left
-        # Members whose connection ended after one side had told the other: that is forgotten, also if they meet again.
-        self._parted: dict[bytes, set[bytes]] = {}
+    def __init__(self, context: EngineContext) -> None:
+        """Begin without memberships."""
+        self._context = context
+        self._state = MembershipState()
         self._changed = anyio.Event()
 
-    def open(self, group: PeerGroup) -> None:
-        """Claim a membership.
+    async def open(self, peers: Sequence[PeerInfo], name: str) -> Membership:
+        """Connect to the other members and begin a membership.
 
-        :raises BusyError: it is open
+        :raises UsageError: a peer is named twice, or is this engine
+        :raises BusyError: this group is open here already
+        :raises PeerLostError: a member cannot be reached
         """
-        if group.key in self._open:
-            raise BusyError(f"group {group.name!r}", "using")
-        self._open[group.key] = group
+        me = self._context.address.incarnation
+        members = {me, *(peer.incarnation for peer in peers)}
+        if len(members) != len(peers) + 1:
+            raise UsageError("a group names each other member once, and not this engine")
+        key = hashlib.sha256(b"\0".join((b"aio-transfer group", name.encode(), *sorted(members)))).digest()
+        if key in self._state.open:
+            raise BusyError(f"group {name!r}", "using")
+        labels = [(peer.incarnation, peer.label) for peer in peers]
+        membership = Membership(key, os.urandom(MEMBERSHIP_NBYTES), me, labels, (self._counter(), self._counter()))
+        self._state.claim(membership)
+        try:
+            await self._connect(membership, peers)
+        except BaseException:
+            self.leave(membership)
+            raise
+        return membership
 
-    async def join(self, group: PeerGroup) -> None:
-        """Tell every member our counters, and wait for theirs."""
-        await for_each_concurrently(group.peers, lambda peer: self._tell(group, peer))
-        while True:
-            joined = self._joins.get(group.key, {})
-            missing = [peer for peer in group.peers if peer.incarnation not in joined]
-            if not missing:
-                return
-            for peer in missing:
-                gone = peer.incarnation in self._left.get(group.key, set()) | self._parted.get(group.key, set())
-                if gone or self._engine.connections.peers.get(peer.incarnation) is None:
-                    error = self._gone(group, peer.incarnation, peer.label)
-                    raise error()
+    def _counter(self) -> ImmCounter:
+        # Failed here, when a member departs: the table would fail it for one that has passed, too.
+        return self._context.counters.create(guarded=True)
+
+    async def _connect(self, membership: Membership, peers: Sequence[PeerInfo]) -> None:
+        connections = [self._context.connections.ensure(peer) for peer in peers]
+        # Those that are up at once, before another task runs: what comes over them from here on is for this membership.
+        pending = [connection for connection in connections if not connection.is_up]
+        for connection in connections:
+            if connection.is_up:
+                self._state.attach(membership, connection.incarnation, connection.number)
+        for connection in pending:
+            await connection.wait_ready()
+            self._state.attach(membership, connection.incarnation, connection.number)
+        for connection in connections:
+            await connection.wait_ready()
+
+    async def join(self, membership: Membership, peers: Sequence[PeerInfo]) -> None:
+        """Wait until every other member is in the same instance of the group.
+
+        :raises TransferAbortedError: a member has left
+        :raises PeerLostError: a member is gone
+        :cancellation: we stay willing to join; the next call goes on waiting
+        """
+        self._require_connected(membership)
+        await for_each_concurrently(peers, lambda peer: self._context.routes.resolve(peer, None))
+        self._require_connected(membership)  # what is bound may be another connection by now
+        self._send(self._state.start(membership))
+        while not membership.is_joined:
+            self.require_members(membership)
+            self._require_connected(membership)
             await self._changed.wait()
 
-    async def _tell(self, group: PeerGroup, peer: PeerInfo) -> None:
-        bound = await self._engine.poster.bind(peer, None)
-        group.told.add(peer.incarnation)
-        self._engine.connections.send_frame(bound.peer, GroupJoin(group=group.key, counters=group.counter_ids))
-
-    def counters_of(self, group: PeerGroup, peer: PeerInfo) -> tuple[int, int]:
-        """Return a joined member's counters."""
-        return self._joins[group.key][peer.incarnation]
-
-    def require_members(self, group: PeerGroup) -> None:
-        """Refuse a barrier that somebody can never enter.
+    def require_members(self, membership: Membership) -> None:
+        """Refuse a barrier that a member can never enter.
 
         :raises TransferAbortedError: a member has left after fewer barriers than we have passed
         :raises PeerLostError: a member is gone
         """
-        joined = self._joins.get(group.key, {})
-        parted = self._parted.get(group.key, ())
-        passed = self._passed.get(group.key, {})
-        for peer in group.peers:
-            if group.entered and passed.get(peer.incarnation, -1) > group.epoch:
-                continue  # it was in this one, and so is everybody
-            if peer.incarnation not in joined or peer.incarnation in parted or self._has_left(group, peer.incarnation):
-                error = self._gone(group, peer.incarnation, peer.label)
+        blocked = membership.blocked_by()
+        if blocked is not None:
+            error = self._failure(membership, *blocked)
+            raise error()
+
+    def _require_connected(self, membership: Membership) -> None:
+        for incarnation, member in membership.members.items():
+            connection = self._context.connections.peers.get(incarnation)
+            if connection is None or connection.number != member.connection:
+                self.require_members(membership)  # its end may be handled already, and is the better reason
+                error = self._failure(membership, incarnation, Departure.LOST)
                 raise error()
 
-    def _has_left(self, group: PeerGroup, incarnation: bytes) -> bool:
-        """Whether a member has left the group as we know it; it may be in the next already."""
-        return incarnation in self._left.get(group.key, ()) or incarnation in self._ahead.get(group.key, ())
-
-    def _gone(self, group: PeerGroup, incarnation: bytes, label: str) -> Callable[[], AioTransferError]:
-        if self._has_left(group, incarnation):
+    def _failure(
+        self, membership: Membership, incarnation: bytes, departure: Departure
+    ) -> Callable[[], AioTransferError]:
+        label = membership.members[incarnation].label
+        if departure is Departure.LEFT:
             return lambda: TransferAbortedError("barrier", "it left the group", peer=label)
-        reason = self._engine.connections.lost.get(incarnation, "it is gone")
+        reason = self._context.connections.lost.get(incarnation, "it is gone")
         return lambda: PeerLostError(label, reason, operation="barrier")
 
-    def on_join(self, peer: Connection, frame: GroupJoin) -> None:
-        """Note a member's counters, also before our own member object exists."""
-        _discard(self._behind, frame.group, peer.incarnation)
-        if frame.group in self._joins or len(self._joins) < _MAX_GROUPS:
-            self._joins.setdefault(frame.group, {})[peer.incarnation] = frame.counters
-            if _discard(self._left, frame.group, peer.incarnation) and self._is_told(frame.group, peer.incarnation):
-                self._ahead.setdefault(frame.group, set()).add(peer.incarnation)
-            else:
-                self._passed.get(frame.group, {}).pop(peer.incarnation, None)
-            self._notify()
+    def leave(self, membership: Membership, *, closing: bool = False) -> None:
+        """End a membership; members still in a barrier get :class:`TransferAbortedError`. Idempotent.
 
-    def _is_told(self, key: bytes, member: bytes) -> bool:
-        group = self._open.get(key)
-        return group is not None and member in group.told
-
-    def on_leave(self, peer: Connection, frame: GroupLeave) -> None:
-        """Note that a member is gone after so many barriers; those it has entered can still be passed."""
-        if _discard(self._behind, frame.group, peer.incarnation):
+        :param closing: because the engine closes
+        """
+        if membership.is_closed:
             return
-        was_ahead = _discard(self._ahead, frame.group, peer.incarnation)  # what it leaves now is the next one
-        if frame.group in self._open and not was_ahead:
-            self._passed.setdefault(frame.group, {})[peer.incarnation] = frame.epoch
-        if frame.closing:
-            return  # its goodbye follows, and says so better
-        if frame.group in self._open:
-            self._left.setdefault(frame.group, set()).add(peer.incarnation)
-        self._remove(frame.group, peer)
-
-    def on_fenced(self, peer: Connection) -> None:
-        """Break the groups of a peer that is gone, except for barriers that it had passed when it took its leave."""
-        for key, group in self._open.items():
-            if any(member.incarnation == peer.incarnation for member in group.peers):
-                self._parted.setdefault(key, set()).add(peer.incarnation)
-        for members in (self._ahead, self._behind):
-            for key in tuple(members):
-                _discard(members, key, peer.incarnation)
-        for key in tuple(self._joins):
-            if peer.incarnation in self._joins[key]:
-                self._remove(key, peer)
-        self._notify()
-
-    def _remove(self, key: bytes, peer: Connection) -> None:
-        joins = self._joins.get(key, {})
-        joins.pop(peer.incarnation, None)
-        if not joins:
-            self._joins.pop(key, None)
-        group = self._open.get(key)
-        passed = self._passed.get(key, {}).get(peer.incarnation, -1)
-        if group is not None and peer.incarnation in group.told and passed <= group.epoch:
-            for number in group.counter_ids:
-                self._engine.counters.fail(number, self._gone(group, peer.incarnation, peer.label))
-        self._notify()
-
-    def leave(self, group: PeerGroup, *, closing: bool) -> None:
-        """Give a membership up."""
-        self._open.pop(group.key, None)
-        ahead = self._ahead.pop(group.key, set())
-        joins = self._joins.pop(group.key, {})
-        if ahead:
-            self._joins[group.key] = {member: joins[member] for member in ahead}
-        if joins.keys() - ahead and len(self._behind) < _MAX_GROUPS:
-            self._behind.setdefault(group.key, set()).update(joins.keys() - ahead)
-        self._left.pop(group.key, None)
-        self._passed.pop(group.key, None)
-        self._parted.pop(group.key, None)
-        for peer in group.peers:
-            connection = self._engine.connections.peers.get(peer.incarnation)
-            if connection is not None and connection.is_up:
-                leave = GroupLeave(group=group.key, epoch=group.kept(closing=closing), closing=closing)
-                self._engine.connections.send_frame(connection, leave)
+        self._send(self._state.leave(membership, closing=closing))
+        for counter in membership.counters:
+            counter.close()
 
     def close(self) -> None:
-        """Close every group."""
-        for group in tuple(self._open.values()):
-            group.close(engine_closes=True)
+        """End every membership, since the engine closes."""
+        for membership in tuple(self._state.open.values()):
+            self.leave(membership, closing=True)
 
-    def _notify(self) -> None:
+    def on_join(self, peer: Connection, frame: GroupJoin, _: tuple[int, ...] = ()) -> None:
+        """Handle a member's join."""
+        self._send(self._state.on_join(peer.incarnation, peer.number, frame))
+        self._on_change(self._state.open.get(frame.group))
+
+    def on_leave(self, peer: Connection, frame: GroupLeave, _: tuple[int, ...] = ()) -> None:
+        """Handle a member's leave."""
+        self._state.on_leave(peer.incarnation, peer.number, frame)
+        self._on_change(self._state.open.get(frame.group))
+
+    def on_fenced(self, peer: Connection) -> None:
+        """Handle the end of a connection, after all of its counts have been delivered."""
+        self._state.on_end(peer.incarnation, peer.number)
+        for membership in self._state.open.values():
+            if peer.incarnation in membership.members:
+                self._on_change(membership)
+
+    def _send(self, frames: Frames) -> None:
+        for number, frame in frames:
+            connection = self._context.connections.find(number)
+            if connection is not None and connection.is_up:
+                self._context.connections.send_frame(connection, frame)
+
+    def _on_change(self, membership: Membership | None) -> None:
+        """Wake those who wait for members, and fail a barrier that cannot be passed any more."""
+        if membership is None:
+            return
+        blocked = membership.barrier.blocked_by()
+        if blocked is not None:
+            failure = self._failure(membership, blocked, membership.barrier.departures[blocked])
+            for counter in membership.counters:
+                self._context.counters.fail(counter.id, failure)
         self._changed.set()
         self._changed = anyio.Event()

@@ -1,4 +1,4 @@
-"""A scatter whose peers, regions and counters are known beforehand: only offsets and lengths are filled in.
+"""Prepared scatter: peers, regions and counters are resolved once; each scatter names offsets and lengths alone.
 
 An expert-parallel dispatch scatters from one buffer to the same peers hundreds of times a second. Everything that
 stays the same is written into the records once, and one native call posts to all peers.
@@ -9,77 +9,80 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
-from aio_transfer.backends.native import NativeDriver
+from aio_transfer.driver.protocol import PreparedDriver
+from aio_transfer.regions.descriptor import CounterRef
 from aio_transfer.runtime.concurrency import for_each_concurrently
+from aio_transfer.transfers.scatter import submit_scatter
 from aio_transfer.transfers.scatter_planner import ScatterPlanner, Spans, require_writable, slices_of, spans_of
-from aio_transfer.transfers.submission import MAX_PREPARED
+from aio_transfer.transfers.submission import MAX_PREPARED, PreparedPost
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import ArrayLike
 
-    from aio_transfer.engine.engine import TransferEngine
+    from aio_transfer.context import EngineContext
     from aio_transfer.regions.region import Region, RemoteRegion
-    from aio_transfer.transfers.submission import AnnouncedCounts, ResolvedRoute
+    from aio_transfer.transfers.announcements import AnnouncedCounts
     from aio_transfer.transfers.transfer import Transfer
 
 __all__ = ("PreparedScatter",)
 
 
 class PreparedScatter:
-    """One chunk of one region of ours to each of the same targets, again and again: ``group.prepare_scatter`` makes it.
+    """Repeated scatter from one region of ours to the same targets; ``group.prepare_scatter`` makes it.
 
     :ivar source: our region
     :ivar targets: the peers' regions
     """
 
     def __init__(
-        self, engine: TransferEngine, source: Region, targets: Sequence[RemoteRegion], counters: Sequence[int | None]
+        self, context: EngineContext, source: Region, targets: Sequence[RemoteRegion], counters: Sequence[int | None]
     ) -> None:
-        """Remember what stays the same; nobody is connected yet.
+        """Store what all scatters share; no peer is connected yet.
 
         :raises UsageError: a peer grants no write
         """
+        context.check()
+        context.operands.require_own(source)
         require_writable(targets)
-        self._engine = engine
+        self._context = context
         self.source = source
         self.targets = tuple(targets)
         self._counters = tuple(counters)
-        self._promises: list[AnnouncedCounts] = [() if counter is None else ((counter, 1),) for counter in counters]
+        self._announced: list[AnnouncedCounts] = [() if counter is None else ((counter, 1),) for counter in counters]
         self._label = f"{len(self.targets)} peers"
         self._cursor = itertools.count()
         self._known = -1
-        self._bounds: list[ResolvedRoute] = []
-        self._driver: NativeDriver | None = None
+        self._post: PreparedPost | None = None
         self._planner: ScatterPlanner | None = None
 
-    async def connect(self) -> None:
-        """Connect to every peer, and make its region known, at the same time.
+    async def _connect(self) -> None:
+        """Connect to all peers concurrently, and import their regions.
 
-        :raises AioTransferError: why one of them cannot be reached
+        :raises AioTransferError: the first peer's reason that cannot be reached
         """
-        poster = self._engine.poster
-        pairs = zip(self.targets, self._promises, strict=True)
-        await for_each_concurrently(pairs, lambda pair: poster.bind(pair[0].peer, pair[0], pair[1]))
+        routes = self._context.routes
+        pairs = zip(self.targets, self._announced, strict=True)
+        await for_each_concurrently(pairs, lambda pair: routes.resolve(pair[0].peer, pair[0], pair[1]))
         self._resolve()
 
     def _resolve(self) -> None:
-        """Take the routes as they are now. They hold until one of the engine's is dropped."""
-        poster = self._engine.poster
-        self._known = poster.routes_dropped
+        """Resolve the present routes. They are valid until the engine drops any of its routes."""
+        table = self._context.routes
+        self._known = table.generation
         self._planner = None
-        bounds = [poster.bound(target) for target in self.targets]
-        there = [bound for bound in bounds if bound is not None]
-        driver = there[0].one.driver if there else None
-        if not isinstance(driver, NativeDriver) or len(there) < len(bounds) or len(bounds) > MAX_PREPARED:
+        known = [table.known.get(target.key) for target in self.targets]
+        resolved = [route for route in known if route is not None]
+        driver = resolved[0].driver.driver if resolved else None
+        if not isinstance(driver, PreparedDriver) or len(resolved) < len(known) or len(known) > MAX_PREPARED:
             return
-        if any(bound.one.driver is not driver for bound in there):
+        if any(route.driver.driver is not driver for route in resolved):
             return
-        for bound, promises in zip(there, self._promises, strict=True):
-            poster.promise(bound.peer, promises)
-        self._driver, self._bounds = driver, there
-        routes = [bound.route for bound in there]
+        for route, announced in zip(resolved, self._announced, strict=True):
+            self._context.announcements.announce(route.connection, announced)
+        self._post = PreparedPost(driver, self._label, resolved, self._announced, self.source)
+        routes = [route.route for route in resolved]
         self._planner = ScatterPlanner(self.source, self.targets, routes, counters=self._counters)
 
     async def scatter(self, local_offsets: ArrayLike, remote_offsets: ArrayLike, nbytes: ArrayLike) -> None:
@@ -92,14 +95,14 @@ class PreparedScatter:
         :raises PeerLostError: a peer died; what went to the others is unharmed
         :cancellation: the await ends at once; the writes go on and the source stays leased
         """
-        await self.submit(local_offsets, remote_offsets, nbytes)
+        await self.submit_scatter(local_offsets, remote_offsets, nbytes)
 
-    def submit(self, local_offsets: ArrayLike, remote_offsets: ArrayLike, nbytes: ArrayLike) -> Transfer:
-        """Start what :meth:`scatter` does, and return at once."""
-        self._engine.check()
-        if self._planner is None or self._engine.poster.routes_dropped != self._known:
+    def submit_scatter(self, local_offsets: ArrayLike, remote_offsets: ArrayLike, nbytes: ArrayLike) -> Transfer:
+        """Start the writes of :meth:`scatter`, and return at once."""
+        self._context.check()
+        if self._planner is None or self._context.routes.generation != self._known:
             self._resolve()
-        if self._planner is None or self._driver is None:
+        if self._planner is None or self._post is None:
             return self._submit_slices(spans_of(local_offsets, remote_offsets, nbytes, len(self.targets)))
         plan = self._planner.plan_whole(local_offsets, remote_offsets, nbytes, cursor := next(self._cursor))
         if plan is None:
@@ -107,15 +110,13 @@ class PreparedScatter:
             plan = self._planner.plan_whole(*spans, cursor)
             if plan is None:
                 return self._submit_slices(spans)
-        return self._engine.poster.submit_prepared(
-            self._driver, self._label, self._bounds, plan, self._promises, self.source
-        )
+        return self._context.submission.submit_prepared(self._post, plan)
 
     def _submit_slices(self, spans: Spans) -> Transfer:
-        """Go the long way: a connection has ended, and is made again; or pieces are to be cut."""
+        """Submit an ordinary scatter: a connection has ended and is made again, or a chunk needs several pieces."""
         refs = [
-            None if counter is None else self._engine.counter_ref(target, counter)
+            None if counter is None else CounterRef(target.peer, counter)
             for target, counter in zip(self.targets, self._counters, strict=True)
         ]
         sources, targets = slices_of(self.source, self.targets, spans)
-        return self._engine.submit_scatter(sources, targets, counters=refs)
+        return submit_scatter(self._context.submission, self._context.operands, sources, targets, refs)

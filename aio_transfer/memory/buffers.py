@@ -1,171 +1,31 @@
-"""Memory that can be registered: what we allocate, and what the caller already has.
-
-Our own comes from a memfd: a peer on the same host maps the very pages through the fd, nothing has a name in
-``/dev/shm``, and after ``kill -9`` the kernel takes everything back.
-"""
+"""Registrable memory: the bytes of arrays, tensors and buffers, held in place without a copy."""
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import math
-import mmap
-import operator
-import os
-import re
-import sys
-import weakref
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from aio_transfer.driver.protocol import LocalMemory
-from aio_transfer.errors import BackendUnavailableError, ClosedError, ProviderError, UsageError
+from aio_transfer.errors import ClosedError, UsageError
 from aio_transfer.gpu.dmabuf import DeviceBuffer, DmaBuf
+from aio_transfer.memory.allocation import find_allocation
 from aio_transfer.memory.dlpack import SupportsDlpack, cuda_array_bytes, dlpack_bytes, dlpack_device_bytes, is_on_cuda
 
 if TYPE_CHECKING:
-    from numpy.typing import DTypeLike, NDArray
+    from numpy.typing import NDArray
 
     from aio_transfer.driver.records import Access
 
-__all__ = ("Allocation", "Buffer", "allocate", "find_allocation", "memory_of")
-
-MAX_NBYTES: Final = 2**63 - 1
-SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-"""A peer that holds the fd can neither resize the file (SIGBUS here) nor add a seal that would stop writes."""
-HINTS: Final = {
-    errno.EMFILE: "this process has no file descriptor left: raise `ulimit -n`",
-    errno.ENFILE: "the system has no file descriptor left: raise `sysctl fs.file-max`",
-    errno.ENOMEM: "out of memory or address space: see `ulimit -v`, `sysctl vm.overcommit_memory vm.nr_hugepages`",
-    errno.EFBIG: "beyond the file size limit: see `ulimit -f`",
-}
-
-
-class _Mapping(mmap.mmap):
-    """Every view of the memory ends here: it is unmapped when the last one goes, never before."""
-
-    address: int
-    nbytes: int
-    fd: int
-    closer: weakref.finalize[..., _Mapping]
-
-
-# By fd, since a number of ours cannot be given out twice while it is open; addresses can, between munmap and here.
-_live: weakref.WeakValueDictionary[int, _Mapping] = weakref.WeakValueDictionary()
-
-
-class Allocation:
-    """Shareable memory: an fd and a mapping of it, zero-filled and page-aligned."""
-
-    __slots__ = ("_mapping",)
-
-    def __init__(self, mapping: _Mapping) -> None:
-        """Take a mapping; use :func:`allocate`."""
-        self._mapping = mapping
-
-    @property
-    def address(self) -> int:
-        """Where it begins in this process."""
-        return self._mapping.address
-
-    @property
-    def nbytes(self) -> int:
-        """What was asked for; with huge pages the file may be longer."""
-        return self._mapping.nbytes
-
-    @property
-    def fd(self) -> int:
-        """The memfd, to be duplicated by whoever outlives :meth:`close`.
-
-        :raises ClosedError: after :meth:`close`
-        """
-        if self.closed:
-            raise ClosedError(repr(self))
-        return self._mapping.fd
-
-    @property
-    def closed(self) -> bool:
-        """Whether :meth:`close` was called."""
-        return not self._mapping.closer.alive
-
-    def array(self, shape: int | Sequence[int] | None = None, dtype: DTypeLike = np.uint8) -> NDArray[Any]:
-        """View the memory as an array, which keeps it mapped for as long as the array lives.
-
-        :param shape: in elements; ``None`` for one dimension with all of it
-        :raises UsageError: it is larger than the allocation, or ``dtype`` holds objects
-        :raises ClosedError: after :meth:`close`
-        """
-        kind = np.dtype(dtype)
-        if kind.hasobject or kind.itemsize == 0:
-            message = f"dtype {kind} cannot lie in shared memory"
-            raise UsageError(message)
-        extents = (self.nbytes // kind.itemsize,) if shape is None else _extents(shape)
-        count = math.prod(extents)
-        if any(extent < 0 for extent in extents) or count * kind.itemsize > self.nbytes or not count:
-            message = f"shape {shape} of {kind} does not fit into {self.nbytes} B"
-            raise UsageError(message)
-        if self.closed:
-            raise ClosedError(repr(self))
-        return np.frombuffer(self._mapping, kind, count).reshape(extents)
-
-    def close(self) -> None:
-        """Close the fd. Idempotent; the pages stay mapped until the last array of them is gone."""
-        if not self.closed:
-            _live.pop(self._mapping.fd, None)
-            self._mapping.closer()
-
-    def __repr__(self) -> str:
-        """Say where and how large."""
-        return f"<Allocation {self.address:#x} {self.nbytes} B>"
-
-
-def allocate(nbytes: int, *, huge_pages: bool = False) -> Allocation:
-    """Make zero-filled memory that a peer on this host can map.
-
-    Pages are supplied on first touch, as for any mapping; huge pages are reserved here and now.
-
-    :param nbytes: 1 … 2**63 − 1
-    :param huge_pages: back it with the system's default huge page size; there is no silent fall-back
-    :raises UsageError: ``nbytes`` is out of range
-    :raises BackendUnavailableError: this system has no memfd
-    :raises ProviderError: a limit on memory or file descriptors was hit; ``code`` is the errno, the message says which
-    """
-    if not 0 < nbytes <= MAX_NBYTES:
-        message = f"cannot allocate {nbytes} B: 1 … 2**63 - 1 B are possible"
-        raise UsageError(message)
-    if not hasattr(os, "memfd_create"):
-        raise BackendUnavailableError("memfd", f"{sys.platform} has no memfd_create", "run on Linux")
-    unit = _huge_page_nbytes() if huge_pages else 1
-    try:
-        return Allocation(_map(nbytes, -(-nbytes // unit) * unit, huge_pages=huge_pages))
-    except (OSError, OverflowError, ValueError) as error:
-        code = error.errno or 0 if isinstance(error, OSError) else errno.ENOMEM
-        name = errno.errorcode.get(code, "error")
-        reason = HINTS.get(code, str(error))
-        raise ProviderError("allocation", nbytes=nbytes, code=code, code_name=f"{name}, {reason}") from error
-
-
-def find_allocation(address: int, nbytes: int) -> Allocation | None:
-    """Return the allocation of ours that holds these bytes entirely, if one does and is not closed.
-
-    Found by address, since a tensor made from one of our arrays does not say where its memory came from. It looks
-    at each allocation: 0.1 µs for one, on a path that goes on to register memory, where one call costs more.
-    """
-    for reference in _live.valuerefs():
-        mapping = reference()
-        if mapping is not None and mapping.address <= address <= mapping.address + mapping.nbytes - nbytes:
-            return Allocation(mapping)
-    return None
+__all__ = ("Buffer", "memory_of")
 
 
 class Buffer:
-    """Bytes of some object, held where they are until :meth:`release`.
+    """Bytes of an object, held in place until :meth:`release`.
 
     :ivar owner: the object they belong to, kept alive
     :ivar readonly: peers may read them, nobody may write
-    :ivar allocation: ours, in which they lie; else ``None``
+    :ivar allocation: the shareable allocation that contains them, or ``None``
     """
 
     __slots__ = ("_array", "address", "allocation", "nbytes", "owner", "readonly")
@@ -190,7 +50,7 @@ class Buffer:
         return self._array
 
     def local_memory(self, access: Access) -> LocalMemory:
-        """Put it in the form in which a driver registers it.
+        """Return the form in which a driver registers it.
 
         :raises ClosedError: after :meth:`release`, or when the allocation was closed meanwhile
         """
@@ -203,24 +63,24 @@ class Buffer:
         return LocalMemory(addr=self.address, nbytes=self.nbytes, access=access, fd=home.fd, fd_offset=offset)
 
     def release(self) -> None:
-        """Let go of the object and of its export. Idempotent."""
+        """Release the object and its buffer export. Idempotent."""
         self._array = self.owner = self.allocation = None
 
     def __repr__(self) -> str:
-        """Say where, how large and whose."""
+        """Show address, size and type of the owner."""
         return f"<Buffer {self.address:#x} {self.nbytes} B of {type(self.owner).__name__}>"
 
 
 def memory_of(obj: object) -> Buffer | DeviceBuffer:
     """Find the bytes of an object and hold them there: no copy, and no resize or ``close`` of the object meanwhile.
 
-    Only ``torch.Tensor.resize_`` heeds no export; do not call it on memory that is registered.
+    Only ``torch.Tensor.resize_`` ignores exports; do not call it on memory that is registered.
 
     :param obj: a NumPy array, anything with ``__dlpack__`` in host or CUDA memory (torch, jax, CuPy), anything with
         ``__cuda_array_interface__``, a :class:`DmaBuf`, or anything with the buffer protocol (``bytearray``,
         ``memoryview``, ``mmap``, ``array.array``, ``bytes``); C-contiguous
-    :raises UsageError: no memory, none left of it, scattered memory, or memory that holds Python objects
-    :raises UnsupportedError: memory of another device, or which its driver does not export
+    :raises UsageError: no memory, an empty object, memory that is not contiguous, or that holds Python objects
+    :raises UnsupportedError: memory of another device, or memory that its driver does not export
     :raises BackendUnavailableError: there is no CUDA driver
     """
     if isinstance(obj, np.ndarray):
@@ -267,36 +127,3 @@ def _buffer_bytes(obj: object) -> NDArray[np.uint8]:
         raise UsageError(message)
     # The array holds `view`, and that the export: a bytearray cannot be resized, an mmap cannot be closed.
     return np.frombuffer(view, np.uint8) if view.nbytes else np.empty(0, np.uint8)
-
-
-def _map(nbytes: int, file_nbytes: int, *, huge_pages: bool) -> _Mapping:
-    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | (os.MFD_HUGETLB if huge_pages else 0)
-    fd = os.memfd_create("aio-transfer", flags)
-    try:
-        os.ftruncate(fd, file_nbytes)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
-        if sys.version_info >= (3, 13):
-            mapping = _Mapping(fd, file_nbytes, trackfd=False)
-        else:  # keeps a second fd of its own, until it is unmapped
-            mapping = _Mapping(fd, file_nbytes)
-    except BaseException:
-        os.close(fd)
-        raise
-    mapping.address = int(np.frombuffer(mapping, np.uint8, 1).__array_interface__["data"][0])
-    mapping.nbytes, mapping.fd = nbytes, fd
-    _live[fd] = mapping
-    mapping.closer = weakref.finalize(mapping, os.close, fd)
-    mapping.closer.atexit = False  # arrays may be in use until the process ends, and then the kernel closes it
-    return mapping
-
-
-def _extents(shape: int | Sequence[int]) -> tuple[int, ...]:
-    return tuple(map(operator.index, shape)) if isinstance(shape, Sequence) else (operator.index(shape),)
-
-
-def _huge_page_nbytes() -> int:
-    with open("/proc/meminfo", encoding="ascii") as file:
-        found = re.search(r"^Hugepagesize:\s+(\d+) kB", file.read(), re.MULTILINE)
-    if found is None:
-        raise BackendUnavailableError("memfd", "this kernel has no huge pages")
-    return int(found[1]) * 1024

@@ -1,8 +1,8 @@
-"""Look into a DLPack capsule, or at ``__cuda_array_interface__``, without the library that made it.
+"""DLPack and ``__cuda_array_interface__``: address, size and layout of a tensor, read without its library.
 
-NumPy's own ``from_dlpack`` knows neither bfloat16 nor float8, the types KV caches and weights are made of. We need no
-type at all, only address, size and layout, so the capsule is read in place. It is never consumed: as long as it lives
-its producer keeps the memory, and its destructor gives the memory back.
+NumPy's ``from_dlpack`` knows neither bfloat16 nor float8, the types of KV caches and weights. No type is needed here,
+only address, size and layout, so the capsule is read in place. It is never consumed: as long as it lives its producer
+keeps the memory, and its destructor releases the memory.
 
 :source: dlpack.h 1.1 (``DLManagedTensor``, ``DLManagedTensorVersioned``); the array API's ``__dlpack__`` protocol
 """
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
 __all__ = ("SupportsDlpack", "cuda_array_bytes", "dlpack_bytes", "dlpack_device_bytes", "is_on_cuda")
 
 HOST_DEVICES: Final = {1: "CPU", 3: "CUDA pinned host", 11: "ROCm pinned host"}
-"""``DLDeviceType``: what a NIC and this process both reach as ordinary memory."""
+"""``DLDeviceType`` of memory that both a NIC and this process reach as ordinary memory."""
 CUDA: Final = 2
 OTHER_DEVICES: Final = {2: "CUDA", 4: "OpenCL", 7: "Vulkan", 8: "Metal", 10: "ROCm", 13: "CUDA managed", 14: "oneAPI"}
 READ_ONLY_FLAG: Final = 1
 NO_SYNCHRONIZATION: Final = -1
-"""As a stream: the bytes are not looked at now, so nothing has to be waited for."""
+"""The ``stream`` argument for an export that waits for no stream: the bytes are not read now."""
 KNOWN_MAJOR: Final = 1
 
 
 @runtime_checkable
 class SupportsDlpack(Protocol):
-    """An array of any library that speaks the array API's exchange protocol."""
+    """An array of any library that implements the array API's exchange protocol."""
 
     def __dlpack__(self, **options: object) -> object:
         """Return a capsule."""
@@ -85,10 +85,10 @@ _get_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_cha
 
 
 def dlpack_bytes(tensor: SupportsDlpack) -> NDArray[np.uint8]:
-    """Show a tensor's bytes as an array, which holds them in place for as long as it lives.
+    """View a tensor's bytes as an array, which keeps them in place for as long as it lives.
 
     :raises UnsupportedError: the tensor is not in host memory
-    :raises UsageError: it is not C-contiguous, or its library refuses to export it (it requires grad, is sparse …)
+    :raises UsageError: it is not C-contiguous, or its library refuses to export it (requires grad, sparse …)
     """
     memory = _bytes_of(tensor, HOST_DEVICES)
     if not memory.nbytes:
@@ -97,12 +97,12 @@ def dlpack_bytes(tensor: SupportsDlpack) -> NDArray[np.uint8]:
 
 
 def is_on_cuda(tensor: SupportsDlpack) -> bool:
-    """Whether a tensor's memory is a CUDA device's own; memory that CUDA manages may be anywhere, and is not."""
+    """Whether a tensor's memory is on a CUDA device; managed memory may be anywhere, and does not count."""
     return _device_of(tensor)[0] == CUDA
 
 
 def dlpack_device_bytes(tensor: SupportsDlpack) -> DeviceBytes:
-    """Find a CUDA tensor's bytes. Its streams are not waited for.
+    """Return the address and size of a CUDA tensor. It waits for no stream.
 
     :raises UsageError: as :func:`dlpack_bytes`
     """
@@ -110,9 +110,9 @@ def dlpack_device_bytes(tensor: SupportsDlpack) -> DeviceBytes:
 
 
 def cuda_array_bytes(array: object) -> DeviceBytes:
-    """Find the bytes of an array that speaks ``__cuda_array_interface__`` (Numba's); no stream is waited for.
+    """Return the address and size of an array with ``__cuda_array_interface__`` (Numba's). It waits for no stream.
 
-    :raises UsageError: it is not C-contiguous, or says nonsense
+    :raises UsageError: it is not C-contiguous, or its description is malformed
     :source: the CUDA array interface, version 3
     """
     try:
@@ -122,7 +122,7 @@ def cuda_array_bytes(array: object) -> DeviceBytes:
         if strides is not None:
             strides = tuple(int(stride) // kind.itemsize for stride in strides)
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        message = f"the CUDA memory of {type(array).__name__} is not described as it should be: {error!r}"
+        message = f"__cuda_array_interface__ of {type(array).__name__} is malformed: {error!r}"
         raise UsageError(message) from error
     nbytes = math.prod(shape) * kind.itemsize
     if nbytes:
@@ -142,7 +142,7 @@ def _bytes_of(tensor: SupportsDlpack, devices: Mapping[int, str], **options: obj
 
 
 class _Memory:
-    """The base of the array that shows a capsule's bytes: while the array lives, so does the capsule."""
+    """The base of an array over a capsule's bytes: it keeps the capsule alive."""
 
     def __init__(self, capsule: object, address: int, nbytes: int, *, readonly: bool) -> None:
         self._capsule = capsule
@@ -168,7 +168,7 @@ def _export(tensor: SupportsDlpack, **options: object) -> object:
     with _refusing(tensor):
         try:
             return tensor.__dlpack__(max_version=(KNOWN_MAJOR, 0), **options)
-        except TypeError:  # a producer from before DLPack 1.0 knows no such keyword
+        except TypeError:  # producers older than DLPack 1.0 do not know the keyword
             return tensor.__dlpack__(**options)
 
 

@@ -1,4 +1,4 @@
-"""What an engine says of itself."""
+"""Statistics snapshot of one engine."""
 
 from __future__ import annotations
 
@@ -15,20 +15,19 @@ __all__ = ("Statistics", "paths_of")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Statistics:
-    """A snapshot of one engine.
+    """Snapshot of one engine.
 
-    :param peers: label → the path its bytes take, for every connected peer; where two have one label, its incarnation
-        follows
+    :param peers: label → transport path, for every connected peer; equal labels get their incarnation appended
     :param regions: registered now
-    :param transfers_under_way: submitted and not stopped
-    :param stalls: how many were reported so far
+    :param transfers_in_flight: submitted and not stopped
+    :param stalls: stalls reported so far
     :param drivers: per backend, its own running totals: ``writes``, ``reads``, ``nbytes``, ``counts``, ``handles`` …
     """
 
     peers: Mapping[str, str]
     regions: int
     counters: int
-    transfers_under_way: int
+    transfers_in_flight: int
     stalls: int
     drivers: Mapping[str, Mapping[str, int]]
 

@@ -449,6 +449,10 @@ class ConnectionManager:
         if peer is not None:
             self.disconnect(peer, PeerState.LOST, f"its data path broke: {reason}")
 
+    def reject(self, peer: Connection, reason: str) -> None:
+        """End the connection of a peer that broke the protocol."""
+        self.disconnect(peer, PeerState.LOST, reason)
+
     def find(self, number: int) -> Connection | None:
         """Return the connection of that number, also one that is ending."""
         return self._by_number.get(number)

@@ -144,6 +144,18 @@ class Messenger:
         self._arrived.append((peer, payload))
         self._arrival.set()
 
+    def on_message_frame(self, peer: Connection, frame: Message, _: tuple[int, ...]) -> None:
+        """Handle a message that came over the control connection."""
+        self.on_message(peer, frame.payload)
+
+    def on_ack_frame(self, peer: Connection, frame: MessageAck, _: tuple[int, ...]) -> None:
+        """Handle an acknowledgement."""
+        self.on_ack(peer, frame.count)
+
+    def on_down(self, peer: Connection) -> None:
+        """Wake the senders that wait for room on a connection that is over."""
+        peer.acked_message.set()
+
     def on_ack(self, peer: Connection, count: int) -> None:
         """Let those go on who wait for the window."""
         peer.unacked = max(0, peer.unacked - count)

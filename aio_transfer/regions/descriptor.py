@@ -1,13 +1,13 @@
-"""What travels between programs: where a peer is, and what one of its regions is.
+"""Region descriptors: the capability that lets a peer reach one registered region.
 
-A descriptor is a capability: whoever holds the bytes can name that memory, as far as its access allows. The bytes are
-framed so that a cut, a mix-up or a flipped bit is refused here instead of becoming a write to a wrong place::
+A program that holds the bytes can reach that memory, as far as its access allows. The bytes are framed, so that a
+truncated, mixed-up or damaged descriptor is refused here instead of becoming a write to a wrong address::
 
     b"aioT"  u16 version  u32 length  MessagePack map  u32 CRC-32 of everything before   (little-endian)
 
-The checksum is against accidents, not forgery: who may speak to us at all is the control plane's affair.
+The checksum detects accidents, not forgery: the control plane decides which peers may connect.
 
-:source: design.md section 2, rule 9
+:source: docs/explanation/contract.md, rule 9
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MAGIC: Final = b"aioT"
 HEAD: Final = struct.Struct("<4sHI")
 TAIL: Final = struct.Struct("<I")
 MAX_DESCRIPTOR_NBYTES: Final = 64 * 1024
-"""32 NICs' addresses and keys come to about 4 KiB."""
+"""The addresses and keys of 32 NICs take about 4 KiB."""
 
 _BackendName: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 _RailKey: TypeAlias = Annotated[bytes, msgspec.Meta(max_length=4096)]
@@ -51,11 +51,11 @@ class RegionDescriptor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """One registered region of a peer, as ``bytes(region.descriptor())`` hands it out.
 
     :param region: its number in its owner's engine
-    :param generation: which region of that number: a later one must not be mistaken for it
+    :param generation: tells it from a later region of the same number
     :param nbytes: 1 … 2**63 − 1
     :param access: bits of :class:`~aio_transfer.driver.records.Access`
-    :param keys: per backend, what its driver's ``register`` returned, one per rail
-    :param counter: the counter its owner waits on, when it named one
+    :param keys: per backend, the keys that its driver's ``register`` returned, one per rail
+    :param counter: the counter that its owner waits on, if it named one
     """
 
     peer: PeerInfo
@@ -82,7 +82,7 @@ class RegionDescriptor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     def from_bytes(cls, blob: bytes | bytearray | memoryview) -> RegionDescriptor:
         """Read the wire form.
 
-        :raises UsageError: it is cut short, damaged, of another version, too long, or says something impossible
+        :raises UsageError: it is truncated, damaged, of another version, too long, or has impossible values
         """
         payload = _unframe(bytes(blob))
         try:

@@ -1,7 +1,7 @@
-"""Many equal pieces of one region, named by number: the pages of a KV cache.
+"""Page lists: many equal pieces of one region, named by number, such as the pages of a KV cache.
 
-Page ``i`` of a region begins at ``offset_nbytes + ids[i] * stride_nbytes`` and is ``page_nbytes`` long. Everything is
-checked once, here, on a copy of the ids: what a plan later writes is what was checked.
+Page ``i`` of a region begins at ``offset_nbytes + ids[i] * stride_nbytes`` and is ``page_nbytes`` long. The ids are
+checked once, on a copy: what a plan later writes is what was checked.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ RegionT = TypeVar("RegionT", bound=_Sized)
 
 
 class PageList(Generic[RegionT]):
-    """What pages of our own and of a peer's region have in common."""
+    """Common base of :class:`Pages` and :class:`RemotePages`."""
 
     __slots__ = ("ids", "offset_nbytes", "page_nbytes", "region", "stride_nbytes")
 
@@ -58,11 +58,11 @@ class PageList(Generic[RegionT]):
 
     @property
     def nbytes(self) -> int:
-        """Bytes in all pages together."""
+        """Total length of all pages, in bytes."""
         return self.ids.size * self.page_nbytes
 
-    def place(self, out: NDArray[np.uint64], base: int) -> None:
-        """Write where each page begins, counted from ``base``, into ``out``; no temporary is made."""
+    def _write_addresses(self, out: NDArray[np.uint64], base: int) -> None:
+        """Write the address of each page, counted from ``base``, into ``out``; no temporary is made."""
         np.multiply(self.ids, np.uint64(self.stride_nbytes), out=out)
         np.add(out, np.uint64(base + self.offset_nbytes), out=out)
 
@@ -71,11 +71,11 @@ class PageList(Generic[RegionT]):
         return self.ids.size
 
     def __repr__(self) -> str:
-        """Say how many of what, of which region."""
+        """Show number and size of the pages, and the region."""
         return f"<{type(self).__name__} {len(self)} x {self.page_nbytes} B of {self.region.name}>"
 
     def _require_inside(self, largest: int) -> None:
-        # In Python's integers, so that nothing wraps; then no 64-bit sum in `place` can.
+        # In Python's integers, so that nothing wraps; then no 64-bit sum in `_write_addresses` can.
         room = self.region.nbytes - self.offset_nbytes - self.page_nbytes
         if room >= 0 and (self.stride_nbytes == 0 or largest <= room // self.stride_nbytes):
             return
@@ -138,7 +138,7 @@ def _as_array(values: ArrayLike, what: str) -> NDArray[Any]:
 
 
 def _from_sequence(values: ArrayLike, array: NDArray[Any], what: str) -> NDArray[np.uint64]:
-    """Explain why a sequence did not become integers; an empty one, and numbers NumPy read as floats, are fine."""
+    """Convert a sequence that NumPy did not read as integers: an empty one, or large numbers read as floats."""
     if not isinstance(values, Sequence):
         message = f"{what} must be integers, not {array.dtype}"
         raise UsageError(message)

@@ -1,4 +1,4 @@
-"""The same for several at once, with the first failure raised as it is and not in a group."""
+"""Concurrent calls, one per item; the first error is raised unwrapped, not in an exception group."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _T = TypeVar("_T")
 
 
 async def for_each_concurrently(items: Iterable[_T], call: Callable[[_T], Awaitable[object]]) -> None:
-    """Await a call for each item, all at the same time.
+    """Await one call per item, all concurrently.
 
     :raises AioTransferError: of the first call that failed; the others are cancelled
     """
@@ -26,7 +26,7 @@ async def for_each_concurrently(items: Iterable[_T], call: Callable[[_T], Awaita
     async def one(item: _T) -> None:
         try:
             await call(item)
-        except AioTransferError as error:  # not out of the task group, which would wrap it
+        except AioTransferError as error:  # caught here: the task group would wrap it
             failures.append(error)
             tasks.cancel_scope.cancel()
 

@@ -1,10 +1,10 @@
-"""The event loops: the one file that names asyncio and trio.
+"""Event loop adapter for asyncio and trio: the only file that names them.
 
 A :class:`EventLoop` watches file descriptors and parks tasks; everything above it is the same on both. On asyncio a
 reader is registered once per fd (a wake costs 11 µs on uvloop, 16 on asyncio; registering per wait costs 25–39). On
 trio one task per fd waits for it and drains for everybody.
 
-:source: shared/reading/anchors.md section 4.1 (measured)
+:source: benchmarks/log.md (measured costs of waking)
 """
 
 from __future__ import annotations
@@ -27,27 +27,28 @@ if TYPE_CHECKING:
 __all__ = ("EventLoop", "Waiter", "current_event_loop")
 
 _AWAITS_PER_TURN: Final = 64
-"""A turn of asyncio's loop takes as long as a write of some KiB; so it costs such a write 2 %, and others 0.3 ms."""
+"""Awaits that complete at once between two turns of asyncio's loop. A turn takes as long as a write of some KiB, so it
+costs such a write 2 %, and delays other tasks by at most 0.3 ms."""
 
 
 class Waiter(Protocol):
-    """One task's parking place; used once."""
+    """One-shot wake-up for a single task."""
 
     def wake(self) -> None:
-        """Let the task go on, now or as soon as it parks. Idempotent."""
+        """Wake the task, now or as soon as it parks. Idempotent."""
         ...
 
     def wait(self) -> Awaitable[None]:
         """Park until woken; awaited at once.
 
-        :cancellation: frees the task at once; a wake that came in the same tick is lost to it, and the caller must
-            undo what the wake stood for
+        :cancellation: ends the wait at once; a wake in the same tick is lost, and the caller must undo its
+            cause
         """
         ...
 
 
 class EventLoop(Protocol):
-    """What the engine needs of the event loop it runs on."""
+    """The event loop that an engine runs on."""
 
     @property
     def is_forked(self) -> bool:
@@ -70,19 +71,19 @@ class EventLoop(Protocol):
         ...
 
     def waiter(self) -> Waiter:
-        """Make a parking place."""
+        """Make a one-shot waiter."""
         ...
 
     def is_turn_due(self) -> bool:
-        """Whether an await that need not wait shall let others have a turn, so that good luck starves nobody.
+        """Whether an await that completes immediately should still yield to the event loop (fairness).
 
-        On trio always, as that library demands. On asyncio, as with its own queues and locks, such an await returns at
-        once; here others have a turn once in 64 times.
+        On trio always, as that library requires. On asyncio such an await returns at once, as with asyncio's own queues
+        and locks; here it yields once in 64 times.
         """
         ...
 
     def time(self) -> float:
-        """Return ``anyio.current_time()``, in seconds, without finding out anew which library runs."""
+        """Return ``anyio.current_time()``, in seconds, without detecting the library again."""
         ...
 
     def call_soon(self, call: Callable[[], None]) -> None:
@@ -90,7 +91,7 @@ class EventLoop(Protocol):
         ...
 
     def spawn(self, task: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
-        """Run a task that belongs to no other, so that no caller's cancel scope reaches it. It must not raise."""
+        """Run a task outside any caller's cancel scope. It must not raise."""
         ...
 
 
@@ -120,7 +121,7 @@ os.register_at_fork(after_in_child=_count_fork)
 
 
 class _OfThisProcess:
-    """Knows whether it is used in a forked child, where the engine's threads and devices are the parent's."""
+    """Detects use in a forked child, where the engine's threads and devices are the parent's."""
 
     def __init__(self) -> None:
         self._born = _forks
@@ -162,7 +163,7 @@ class _AsyncioLoop(_OfThisProcess):
         self._tasks: set[asyncio.Task[None]] = set()
 
     def check(self, what: str) -> None:
-        # No thread runs two loops at a time. get_running_loop says the same, with a getpid per call before Python 3.12.
+        # A thread runs one loop at a time. get_running_loop gives the same answer, with a getpid per call before 3.12.
         if get_ident() != self._thread or not self._is_running() or self._born != _forks:
             raise _wrong_place(what, self)
 

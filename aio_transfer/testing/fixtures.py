@@ -84,8 +84,8 @@ def leftovers(engine: TransferEngine) -> str:
     parts = [f"{count} native handles of {name}" for name, count in handles.items()]
     if now.regions:
         parts.append(f"{now.regions} regions")
-    if now.transfers_under_way:
-        parts.append(f"{now.transfers_under_way} transfers")
+    if now.transfers_in_flight:
+        parts.append(f"{now.transfers_in_flight} transfers")
     if now.peers:
         parts.append(f"connections to {', '.join(now.peers)}")
     return f"{engine!r} is left with {', '.join(parts)} after everything was taken back" if parts else ""
@@ -93,7 +93,7 @@ def leftovers(engine: TransferEngine) -> str:
 
 def _is_open(engine: TransferEngine) -> bool:
     try:
-        engine.check()
+        engine._life.check()
     except ClosedError:
         return False
     return True

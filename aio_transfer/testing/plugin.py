@@ -24,7 +24,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from aio_transfer.driver.backend_registry import open_one
+from aio_transfer.driver.backend_registry import open_driver
 from aio_transfer.errors import BackendUnavailableError
 from aio_transfer.testing.assertions import ConformanceError
 from aio_transfer.testing.fuzz.schedule import run_schedule, run_schedules
@@ -108,10 +108,10 @@ def unavailable(spec: Spec) -> str:
     :raises UsageError: there is no such backend, or it does not take these options
     """
     try:
-        one = open_one(spec.backend, spec.options)
+        opened = open_driver(spec.backend, spec.options)
     except BackendUnavailableError as error:
         return str(error)
-    one.driver.close()
+    opened.driver.close()
     return ""
 
 

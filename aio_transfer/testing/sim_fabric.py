@@ -255,10 +255,11 @@ class SimFabric:
         """
         for node in self._nodes_of(engine):
             self._wire.kill(node)
+        life = engine._life
         if self._asking:  # from the hook, inside of what may be this very engine
-            engine.counters.loop.call_soon(engine.connections.abort_all)
+            life.loop.call_soon(life.connections.abort_all)
         else:
-            engine.connections.abort_all()
+            life.connections.abort_all()
 
     def _set(self, engine: TransferEngine, what: str, value: int, nic: int | None = None) -> None:
         nodes = self._nodes_of(engine)

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import numpy as np
 
+from aio_transfer.driver.backend_registry import load, open_driver
+from aio_transfer.driver.protocol import PreparedDriver, SpinningDriver
 from aio_transfer.engine.engine import TransferEngine
+from aio_transfer.errors import BackendUnavailableError
 from aio_transfer.testing.timeouts import patient
 
 if TYPE_CHECKING:
@@ -16,7 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ("BOUNDARIES", "Needs", "Spec")
 
-Needs: TypeAlias = Literal["foreign_memory", "fork", "messages", "reads", "same_host", "several_rails"]
+Needs: TypeAlias = Literal[
+    "foreign_memory", "fork", "messages", "post_each", "reads", "same_host", "several_rails", "spin_wait"
+]
 """A capability without which a check is skipped."""
 
 BOUNDARIES: Final = (4 << 10, 16 << 10, 128 << 10, 256 << 10, 1 << 20)
@@ -62,7 +67,25 @@ class Spec:
         """Say whether checks that need ``capability`` apply."""
         if capability == "several_rails":
             return self.rails > 1
+        if capability in {"post_each", "spin_wait"}:
+            return capability in self._optional_methods()
         return bool(getattr(self, capability))
+
+    def _optional_methods(self) -> frozenset[str]:
+        """Return the names of the driver's optional methods; it is opened for a moment to find out."""
+        try:
+            opened = open_driver(self.backend, self.spinning().options)
+        except BackendUnavailableError:
+            return frozenset()
+        opened.driver.close()
+        spins = opened.capabilities.spins and isinstance(opened.driver, SpinningDriver)
+        offered = {"post_each": isinstance(opened.driver, PreparedDriver), "spin_wait": spins}
+        return frozenset(name for name, is_offered in offered.items() if is_offered)
+
+    def spinning(self) -> Spec:
+        """Return the same with ``progress="spin"``, where the backend has that option."""
+        has_option = "progress" in load(self.backend).options
+        return replace(self, options={**self.options, "progress": "spin"}) if has_option else self
 
     def engine(self, **overrides: Any) -> TransferEngine:
         """Make an engine on this backend alone, not yet entered.

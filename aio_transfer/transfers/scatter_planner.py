@@ -1,4 +1,4 @@
-"""Scatter planner: one chunk of a local region to each of the same remote regions, planned again and again."""
+"""Scatter planner: fills offsets and lengths into prepared records of a scatter to fixed targets."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from aio_transfer.regions.region import Region, RemoteRegion, RemoteSlice, Slice
-    from aio_transfer.transfers.striping import Plan, Route
+    from aio_transfer.transfers.striping import Batch, Route
 
 __all__ = ("ScatterPlanner", "Spans", "require_writable", "slices_of", "spans_of")
 
 
 class ScatterPlanner:
-    """One chunk from ``local`` to each of ``remotes``, again and again."""
+    """Prepared records of a scatter: one chunk of ``local`` to each of ``remotes``."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class ScatterPlanner:
         *,
         counters: Sequence[int | None] | None = None,
     ) -> None:
-        """Fill in what stays the same.
+        """Fill in everything but offsets and lengths.
 
         :param counters: per target the id of its peer's counter; ``None`` for no count
         :raises UsageError: the sequences differ in length, or a peer grants no write
@@ -71,8 +71,8 @@ class ScatterPlanner:
         """Return the number of targets."""
         return len(self._remotes)
 
-    def plan(self, local_offsets: ArrayLike, remote_offsets: ArrayLike, nbytes: ArrayLike, *, cursor: int = 0) -> Plan:
-        """Plan one scatter. Its arrays belong to this object, and hold until the next call of this method.
+    def plan(self, local_offsets: ArrayLike, remote_offsets: ArrayLike, nbytes: ArrayLike, *, cursor: int = 0) -> Batch:
+        """Plan one scatter. Its arrays belong to this object, and are valid until the next call.
 
         :param local_offsets: per target, in bytes from the beginning of our region
         :param remote_offsets: per target, in bytes from the beginning of the peer's region
@@ -91,11 +91,11 @@ class ScatterPlanner:
 
     def plan_whole(
         self, local_offsets: ArrayLike, remote_offsets: ArrayLike, nbytes: ArrayLike, cursor: int
-    ) -> Plan | None:
+    ) -> Batch | None:
         """Plan one scatter with one piece per target.
 
-        ``None`` if that is not to be: one is too large for it or not inside of its regions, or what names them are not
-        arrays of 64-bit integers, one for each target. :meth:`spans` tells.
+        Returns ``None`` where that is not possible: a piece is too large or outside its regions, or the arguments are
+        not arrays of 64-bit integers, one per target. :meth:`spans` finds out which.
         """
         total = fill_pieces(
             self._memory,
@@ -111,10 +111,10 @@ class ScatterPlanner:
             return None
         if self._many_rails:
             self._runs["rail"] = (self._first_rails + np.uint64(cursor)) % self._rails
-        return striping.Plan(self._runs, self._pieces, len(self), total)
+        return striping.Batch(self._runs, self._pieces, len(self), total)
 
     def spans(self, local_offsets: ArrayLike, remote_offsets: ArrayLike, nbytes: ArrayLike) -> Spans:
-        """Take what a caller names, of any kind.
+        """Convert a caller's offsets and lengths.
 
         :raises UsageError: not one number of each per target, or a target lies outside a region
         """
@@ -138,7 +138,7 @@ class ScatterPlanner:
 
 
 class Spans(NamedTuple):
-    """Per target, in bytes: where in our region, where in the peer's, and how much."""
+    """Per target, in bytes: offset in the local region, offset in the remote region, length."""
 
     begins: NDArray[np.uint64]
     remote_begins: NDArray[np.uint64]
@@ -146,7 +146,7 @@ class Spans(NamedTuple):
 
 
 def spans_of(local_offsets: ArrayLike, remote_offsets: ArrayLike, nbytes: ArrayLike, targets: int) -> Spans:
-    """Take what a caller names.
+    """Convert a caller's offsets and lengths.
 
     :raises UsageError: it is not one number of each per target
     """
@@ -166,7 +166,7 @@ def _numbers(values: ArrayLike, what: str, targets: int) -> NDArray[np.uint64]:
 
 
 def slices_of(local: Region, remotes: Sequence[RemoteRegion], spans: Spans) -> tuple[list[Slice], list[RemoteSlice]]:
-    """Cut what a scatter names out of its regions, one slice per target on either side."""
+    """Return the slices that a scatter names, one per target on either side."""
     begins, remote_begins, lengths = (numbers.tolist() for numbers in spans)
     sources = [local[begin : begin + length] for begin, length in zip(begins, lengths, strict=True)]
     targets = [
@@ -187,6 +187,6 @@ def require_writable(remotes: Sequence[RemoteRegion]) -> None:
 
 
 def _largest(route: Route, targets: int) -> int:
-    """Return up to what length one of several targets travels in one piece."""
+    """Return the largest length of one of several targets that travels in one piece."""
     largest = route.max_piece_nbytes if targets >= route.rails else route.whole_nbytes
     return min(largest, 2**64 - 1)

@@ -1,11 +1,11 @@
-"""How a chunk is cut into pieces, dealt to rails, and counted: what every plan is made with.
+"""Striping: splits a chunk into pieces, assigns them to rails (NICs), and adds the completion count.
 
 A *chunk* is what the caller named: one slice, one page, one target of a scatter. It raises its counter by exactly one
-count, however many pieces it travels in and by whichever rails. In one piece it carries the count itself. In several it
-is counted by an empty piece that starts once all of them have been delivered: nothing that fits the immediates of the
-pieces would tell the receiver which of them belong together.
+count, whatever the number of pieces and rails. A chunk in one piece carries its count. A chunk in several pieces is
+counted by an empty piece that starts once all of them have been delivered: the immediates of the pieces have no room
+for the information which of them belong together.
 
-:source: design.md section 2, rules 2 and 3; docs/decisions.md; drivers.py for the records
+:source: docs/explanation/contract.md, rules 2 and 3; docs/decisions.md; aio_transfer/driver/records.py
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = (
     "STRIPE_NBYTES",
     "WORD",
-    "Plan",
+    "Batch",
     "Route",
     "bounds",
     "counts",
@@ -49,11 +49,11 @@ __all__ = (
 )
 
 STRIPE_NBYTES: Final = 128 * 1024
-"""Above this a chunk is spread over rails; NIXL's libfabric backend does so too (reading/peers.md)."""
+"""A larger chunk is spread over rails; NIXL's libfabric backend uses the same threshold."""
 MIN_SHARES_PER_STRIPE: Final = 4
-"""A rail is given no less than a quarter of that: a post costs 0.45 µs, as long as 22 KiB take at 400 Gb/s."""
+"""A rail gets at least a quarter of that: a post costs 0.45 µs, the time of 22 KiB at 400 Gb/s."""
 GRAIN_NBYTES: Final = 4096
-"""Where a chunk is cut: NICs and memory both like whole pages."""
+"""Chunks are cut at multiples of this: NICs and memory are fastest on whole pages."""
 MAX_PIECES: Final = 2**32 - 1
 WORD: Final = np.dtype("<u8")
 """A PIECE record is four of them; the last is ``immediate`` in its low and ``flags`` in its high half."""
@@ -62,12 +62,12 @@ _IMMEDIATE: Final = int(PieceFlag.IMMEDIATE)
 _DELIVERED: Final = int(PieceFlag.DELIVERED)
 
 
-class Plan(Struct, gc=False):
+class Batch(Struct, gc=False):
     """One batch for :meth:`~aio_transfer.driver.protocol.Driver.post`.
 
     :param runs: RUN records
     :param pieces: PIECE records
-    :param chunks: how many chunks the caller named; with a counter, the counts that are promised
+    :param chunks: chunks that the caller named; with a counter, the counts that are announced
     :param nbytes: payload
     """
 
@@ -79,11 +79,11 @@ class Plan(Struct, gc=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """How one remote region is reached: resolved once by the engine, used by every plan.
+    """Route to one remote region: resolved once, used by every plan.
 
     :param peer: the connection's number
-    :param remote_region: the number its driver knows the region by
-    :param rails: how many NICs the connection has
+    :param remote_region: the region's number in the driver
+    :param rails: number of NICs of the connection
     :param max_piece_nbytes: the driver's limit for one piece
     :param stripe_nbytes: a chunk above this is spread over rails, when there are fewer chunks than rails
     """
@@ -94,19 +94,19 @@ class Route:
     max_piece_nbytes: int
     stripe_nbytes: int = STRIPE_NBYTES
     whole_nbytes: int = field(init=False)
-    """A single chunk up to this travels in one piece."""
+    """Largest single chunk that travels in one piece."""
     piece_nbytes: int = field(init=False)
-    """Pieces of a chunk that is cut are at most this large."""
+    """Largest piece of a chunk that is cut."""
     grain_nbytes: int = field(init=False)
 
     def __post_init__(self) -> None:
-        """Derive what every plan asks for."""
+        """Derive the sizes that every plan reads."""
         if self.rails < 1 or self.max_piece_nbytes < 1 or self.stripe_nbytes < 1:
             sizes = f"{self.rails} rails, pieces of {self.max_piece_nbytes} B, stripes of {self.stripe_nbytes} B"
             message = f"a route needs at least 1 of each, not {sizes}"
             raise UsageError(message)
         largest = self.max_piece_nbytes
-        # A small odd limit (tests have one) is used to the byte; of a large one 4 KiB are not missed.
+        # A small odd limit (as in tests) is used to the byte; rounding a large one down loses less than 4 KiB.
         grain = GRAIN_NBYTES if largest >= 256 * GRAIN_NBYTES or largest % GRAIN_NBYTES == 0 else 1
         object.__setattr__(self, "grain_nbytes", grain)
         object.__setattr__(self, "piece_nbytes", largest - largest % grain)
@@ -114,7 +114,7 @@ class Route:
 
 
 def pieces_per_chunk(nbytes: int, chunks: int, route: Route) -> int:
-    """Return how many pieces each chunk travels in: few, and the same load for every rail used."""
+    """Return the number of pieces per chunk: few, with the same load for every rail used."""
     if nbytes <= route.whole_nbytes or (nbytes <= route.max_piece_nbytes and chunks >= route.rails):
         return 1
     count = needed = 1 if nbytes <= route.max_piece_nbytes else -(-nbytes // route.piece_nbytes)
@@ -129,7 +129,7 @@ def pieces_per_chunk(nbytes: int, chunks: int, route: Route) -> int:
 
 
 def bounds(nbytes: int, count: int, grain: int) -> NDArray[np.uint64]:
-    """Return the ``count + 1`` places where a chunk is cut: nearly equal parts, at multiples of ``grain``."""
+    """Return the ``count + 1`` offsets where a chunk is cut: nearly equal parts, at multiples of ``grain``."""
     base, extra = divmod(-(-nbytes // grain), count)
     index = np.arange(count + 1, dtype=np.uint64)
     # base * index + min(index, extra): no product exceeds the number of grains, so nothing wraps.
@@ -146,12 +146,12 @@ def tag(pieces: int, counter: int | None) -> int:
 
 
 def records(words: NDArray[np.uint64]) -> NDArray[np.void]:
-    """See rows of four words as PIECE records."""
+    """View rows of four words as PIECE records."""
     return words.reshape(-1).view(PIECE)
 
 
 def runs(op: Op | int, route: Route, local_region: int, total: int, cursor: int) -> list[bytes]:
-    """Cut ``total`` pieces into contiguous, nearly equal ranges over the rails; one RUN record for each."""
+    """Divide ``total`` pieces into contiguous, nearly equal ranges, one per rail; return their RUN records."""
     if total > MAX_PIECES:
         message = f"{total} pieces in one batch: {MAX_PIECES} are possible"
         raise UsageError(message)
@@ -166,10 +166,10 @@ def runs(op: Op | int, route: Route, local_region: int, total: int, cursor: int)
     return packed
 
 
-def counts(  # noqa: PLR0913 - of one plan
+def counts(
     route: Route, counter: int, chunks: int, *, first: int, after: int, cursor: int
 ) -> tuple[bytes, NDArray[np.uint64]]:
-    """Count ``chunks`` that were cut, once the ``after`` runs before have stopped.
+    """Add the counts of ``chunks`` that were cut, sent once the ``after`` runs before have stopped.
 
     :param first: the index of its first piece
     :returns: a RUN record, and its pieces as rows of four words
@@ -185,7 +185,7 @@ def counts(  # noqa: PLR0913 - of one plan
 
 
 def immediate(counter: int, counts: int = 1) -> int:
-    """Return what raises a counter by 1 … 256.
+    """Return the immediate that raises a counter by 1 … 256.
 
     :raises UsageError: the id has more than 24 bits
     """

@@ -1,4 +1,4 @@
-"""From a checked operation to a posted batch, and from its end back to whoever awaits it.
+"""Submission: posts planned batches to drivers, and brings their end back to the transfers.
 
 A submit is never refused for being large or early: while the connection or the peer's region is not there yet, a
 background task waits for it and posts then.
@@ -6,26 +6,14 @@ background task waits for it and posts then.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 import anyio
 
-from aio_transfer.control.codec import clip
-from aio_transfer.control.frames import Abort, CountAnnouncement, GrantReply, GrantRequest
-from aio_transfer.driver.error_mapping import as_typed_error, error_factory, transfer_error
-from aio_transfer.driver.protocol import RemoteMemory
-from aio_transfer.driver.records import ANY_REGION, PeerNumber, RegionNumber, TransferId
-from aio_transfer.driver.transport_path import TransportPath
-from aio_transfer.errors import (
-    AioTransferError,
-    ClosedError,
-    StaleRegionError,
-    TransferAbortedError,
-    UnsupportedError,
-    UsageError,
-)
+from aio_transfer.driver.error_mapping import FailedOperation, as_typed_error, error_factory, transfer_error
+from aio_transfer.driver.records import ANY_REGION, PeerNumber, TransferId
+from aio_transfer.errors import AioTransferError, ClosedError, TransferAbortedError, UnsupportedError
 from aio_transfer.transfers.planner import plan_notify
 from aio_transfer.transfers.striping import Route
 from aio_transfer.transfers.transfer import Transfer
@@ -35,218 +23,230 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskGroup
 
-    from aio_transfer.backends.native import NativeDriver
-    from aio_transfer.driver.backend_registry import OpenDriver
+    from aio_transfer.driver.protocol import PreparedDriver
     from aio_transfer.peers.connection import Connection
     from aio_transfer.peers.connection_manager import ConnectionManager
-    from aio_transfer.regions.lease import Leased
-    from aio_transfer.regions.region import Pages, RemotePages, RemoteRegion, RemoteSlice, Slice
+    from aio_transfer.regions.lease import LeaseCounter
+    from aio_transfer.regions.region import Pages, Region, RemotePages, RemoteRegion, RemoteSlice, Slice
     from aio_transfer.runtime.event_loop import EventLoop
     from aio_transfer.topology.peer_info import PeerInfo
-    from aio_transfer.transfers.striping import Plan
+    from aio_transfer.transfers.announcements import AnnouncedCounts, CountAnnouncements
+    from aio_transfer.transfers.routes import ResolvedRoute, RouteTable
+    from aio_transfer.transfers.striping import Batch
 
-    Planner = Callable[[Sequence[Route], int], Plan]
+    Planner = Callable[[Sequence[Route], int], Batch]
 
-__all__ = ("MAX_PREPARED", "AnnouncedCounts", "Part", "PeerBatch", "ResolvedRoute", "Submission")
+__all__ = ("MAX_PREPARED", "InFlight", "PeerBatch", "PreparedPost", "Submission")
 
 _PROBE: Final = Route(peer=PeerNumber(0), remote_region=ANY_REGION, rails=1, max_piece_nbytes=2**62)
-"""Plans against it only find out whether the arguments are good."""
+"""A plan against it only checks the arguments."""
 MAX_PREPARED: Final = 1 << 16
-"""So many targets a prepared scatter may have: each has an id of its own, and they are taken all at once."""
+"""Targets of one prepared scatter: each has a transfer id of its own, and they are taken in one block."""
 LocalT = TypeVar("LocalT", "Slice", "Pages")
 RemoteT = TypeVar("RemoteT", "RemoteSlice", "RemotePages")
-_RegionKey = tuple[bytes, int, int]
-AnnouncedCounts = tuple[tuple[int, int], ...]
-"""The peer's counters a batch raises, each with how many counts."""
-
-
-class ResolvedRoute(NamedTuple):
-    """How a region of a peer's is reached, all names resolved."""
-
-    peer: Connection
-    one: OpenDriver
-    route: Route
-    path: TransportPath
 
 
 class PeerBatch(NamedTuple):
-    """What one operation does with one peer of several.
+    """The part of one operation that goes to one of several peers.
 
-    :param remotes: whose routes ``plan`` is called with, in this order
+    :ivar remotes: the regions whose routes ``plan`` is called with, in this order
     """
 
     peer: PeerInfo
     remotes: Sequence[RemoteRegion]
     plan: Planner
-    promises: AnnouncedCounts
+    announced: AnnouncedCounts
 
 
-class Part(NamedTuple):
-    """A batch under way."""
+class PreparedPost(NamedTuple):
+    """One run to each of several peers, posted by one call of their common driver.
+
+    :ivar routes: at most ``MAX_PREPARED``
+    :ivar announced: per route; the counters were announced when the routes were resolved
+    """
+
+    driver: PreparedDriver
+    label: str
+    routes: Sequence[ResolvedRoute]
+    announced: Sequence[AnnouncedCounts]
+    source: Region
+
+
+class InFlight(NamedTuple):
+    """A batch that a driver has accepted and not reported yet."""
 
     transfer: Transfer
-    peer: Connection
-    promises: AnnouncedCounts
+    connection: Connection
+    announced: AnnouncedCounts
     since: float
 
 
-def _lease(leases: tuple[Leased, ...]) -> None:
-    """Lease all, or none.
+def _acquire(leases: tuple[LeaseCounter, ...]) -> None:
+    """Acquire all leases, or none.
 
-    :raises ClosedError: one of them is closing
+    :raises ClosedError: one of the regions is closing
     """
     if len(leases) > 1:
-        for leased in leases:
-            leased.require_open()
-    for leased in leases:
-        leased.lease()
+        for lease in leases:
+            lease.require_open()
+    for lease in leases:
+        lease.acquire()
 
 
-def _again(
-    plan: Callable[[LocalT, RemoteT, Route, int | None, int], Plan], local: LocalT, remote: RemoteT, counter: int | None
+def _replan(
+    plan: Callable[[LocalT, RemoteT, Route, int | None, int], Batch],
+    local: LocalT,
+    remote: RemoteT,
+    counter: int | None,
 ) -> Planner:
-    # Not within submit(): what a function's lambda holds costs it something even where it makes none.
+    # Not within submit(): a function that contains a lambda pays for the lambda's cells on every call.
     return lambda routes, cursor: plan(local, remote, routes[0], counter, cursor)
 
 
 class Submission:
-    """Everything of one engine that is under way to its peers."""
+    """Batches of one engine on their way to its peers.
 
-    def __init__(self, loop: EventLoop, connections: ConnectionManager, tasks: TaskGroup) -> None:
-        """Begin with nothing under way."""
+    :ivar in_flight: accepted by a driver and not reported yet, by transfer id
+    """
+
+    def __init__(  # noqa: PLR0913 - the parts of an engine it works with, all keywords
+        self,
+        *,
+        loop: EventLoop,
+        connections: ConnectionManager,
+        routes: RouteTable,
+        announcements: CountAnnouncements,
+        tasks: TaskGroup,
+        transfer_ids: Iterator[TransferId],
+        partial_reach: Mapping[LeaseCounter, frozenset[str]],
+        on_post: Callable[[], None],
+        on_other_transfer: Callable[[int, str], None],
+    ) -> None:
+        """Begin with nothing in flight.
+
+        :param transfer_ids: shared with messages
+        :param partial_reach: of regions that not every driver reaches, by lease counter: the drivers that do
+        :param on_post: called after a batch was posted that is not over yet
+        :param on_other_transfer: called for TRANSFER events of ids that are no batch (messages)
+        """
         self._loop = loop
         self._connections = connections
+        self._routes = routes
+        self._known_routes = routes.known
+        self._announcements = announcements
         self._tasks = tasks
-        self.ids = cast("Iterator[TransferId]", itertools.count(1))
-        self._blocks = itertools.count(1 << 62, MAX_PREPARED)  # ids, so many at once
-        self._regions = itertools.count(1 << 31)  # imports; an engine's own regions are numbered from 1
-        self._requests = itertools.count(1)
+        self._ids = transfer_ids
+        self._id_blocks = itertools.count(1 << 62, MAX_PREPARED)
+        self._partial_reach = partial_reach
+        self._on_post = on_post
+        self._on_other_transfer = on_other_transfer
         self._cursor = 0
-        self._bound: dict[_RegionKey, ResolvedRoute] = {}
-        self.routes_dropped = 0
-        """Rises when a route that was known is no more."""
         self._deferred: set[Transfer] = set()
-        self.parts: dict[int, Part] = {}
-        self.partial: Mapping[Leased, frozenset[str]] = {}
-        """Of our own regions those that not every driver reaches, and which do."""
-        self.wake_stall_watch: Callable[[], None] = lambda: None
+        self.in_flight: dict[int, InFlight] = {}
 
     # ---------------------------------------------------------------------------------------------------- submitting
 
     def submit(
         self,
         operation: str,
-        plan: Callable[[LocalT, RemoteT, Route, int | None, int], Plan],
+        plan: Callable[[LocalT, RemoteT, Route, int | None, int], Batch],
         local: LocalT,
         remote: RemoteT,
         counter: int | None = None,
     ) -> Transfer:
-        """Start an operation between memory of ours and of one peer's, or queue it until it can start.
+        """Start an operation between local memory and memory of one peer, or queue it until it can start.
 
         :param plan: makes the batch for one route; called once more if the route is not known yet
-        :param local: part of a region, which must stay as it is meanwhile
+        :param local: part of a region, which is leased meanwhile
         :param counter: the peer's counter that the batch raises
         :raises UsageError: from ``plan``: the arguments do not fit; nothing was started
-        :raises ClosedError: our region is closing
+        :raises ClosedError: the local region is closing
         """
-        ours, theirs = local.region, remote.region
-        bound = self._bound.get(theirs.key)
+        lease, theirs = local.region._lease, remote.region
+        resolved = self._known_routes.get(theirs.key)
         self._cursor += 1
-        batch = plan(local, remote, _PROBE if bound is None else bound.route, counter, self._cursor)
-        ours.lease()
-        transfer = Transfer(self._loop, operation, theirs.peer.label, batch.nbytes, batch.chunks, (ours,))
+        batch = plan(local, remote, _PROBE if resolved is None else resolved.route, counter, self._cursor)
+        lease.acquire()
+        transfer = Transfer(self._loop, operation, theirs.peer.label, batch.nbytes, batch.chunks, (lease,))
         if not batch.chunks or (not batch.nbytes and counter is None):
-            transfer.finish_part()  # nothing moves and nobody counts
+            transfer._finish_part()  # nothing moves and nothing is counted
             return transfer
-        promises = () if counter is None else ((counter, batch.chunks),)
-        if bound is not None:
-            self._post(transfer, bound, batch, promises)
+        announced = () if counter is None else ((counter, batch.chunks),)
+        if resolved is not None:
+            self._post(transfer, resolved, batch, announced)
         else:
-            self._defer(transfer, theirs.peer, (theirs,), _again(plan, local, remote, counter), promises)
+            self._defer(transfer, theirs.peer, (theirs,), _replan(plan, local, remote, counter), announced)
         return transfer
 
     def notify(self, peer: PeerInfo, counter: int) -> Transfer:
         """Start to raise a peer's counter by one, without a payload."""
-        bound = self._bound.get((peer.incarnation, 0, 0))
+        resolved = self._known_routes.get((peer.incarnation, 0, 0))
         self._cursor += 1
-        batch = plan_notify(_PROBE if bound is None else bound.route, counter, self._cursor)
+        batch = plan_notify(_PROBE if resolved is None else resolved.route, counter, self._cursor)
         transfer = Transfer(self._loop, "notify", peer.label, 0, 1)
-        promises = ((counter, 1),)
-        if bound is not None:
-            self._post(transfer, bound, batch, promises)
+        announced = ((counter, 1),)
+        if resolved is not None:
+            self._post(transfer, resolved, batch, announced)
         else:
             self._defer(
-                transfer, peer, (None,), lambda routes, cursor: plan_notify(routes[0], counter, cursor), promises
+                transfer, peer, (None,), lambda routes, cursor: plan_notify(routes[0], counter, cursor), announced
             )
         return transfer
 
     def submit_each(
-        self, operation: str, jobs: Sequence[PeerBatch], *, leases: tuple[Leased, ...], nbytes: int, count: int
+        self, operation: str, batches: Sequence[PeerBatch], *, leases: tuple[LeaseCounter, ...], nbytes: int, count: int
     ) -> Transfer:
-        """Start one operation with several peers. Each is a part of its own: one lost peer fails nobody else's.
+        """Start one operation with several peers. Each is a part of its own: one lost peer fails no other.
 
         :raises UsageError: from a plan; nothing was started
-        :raises ClosedError: something leased is closing
+        :raises ClosedError: a leased region is closing
         """
         self._cursor += 1
-        for job in jobs:
-            job.plan([_PROBE] * len(job.remotes), 0)
-        label = ", ".join(job.peer.label for job in jobs[:4]) + f" and {len(jobs) - 4} more" * (len(jobs) > 4)  # noqa: PLR2004
-        _lease(leases)
-        transfer = Transfer(self._loop, operation, label, nbytes, count, leases)
-        for job in jobs:
-            transfer.add_part()
-            known = [self._bound.get(remote.key) for remote in job.remotes]
-            bounds = [bound for bound in known if bound is not None]
-            if len(bounds) == len(known):
-                batch = job.plan([bound.route for bound in bounds], self._cursor)
-                self._post(transfer, bounds[0], batch, job.promises)
+        for batch in batches:
+            batch.plan([_PROBE] * len(batch.remotes), 0)
+        _acquire(leases)
+        transfer = Transfer(self._loop, operation, _labels(batches), nbytes, count, leases)
+        for batch in batches:
+            transfer._add_part()
+            known = [self._known_routes.get(remote.key) for remote in batch.remotes]
+            resolved = [route for route in known if route is not None]
+            if len(resolved) == len(known):
+                planned = batch.plan([route.route for route in resolved], self._cursor)
+                self._post(transfer, resolved[0], planned, batch.announced)
             else:
-                self._defer(transfer, job.peer, job.remotes, job.plan, job.promises)
-        transfer.finish_part()
+                self._defer(transfer, batch.peer, batch.remotes, batch.plan, batch.announced)
+        transfer._finish_part()
         return transfer
 
-    def bound(self, remote: RemoteRegion) -> ResolvedRoute | None:
-        """Return how a peer's region is reached, if that is known."""
-        return self._bound.get(remote.key)
-
-    def submit_prepared(  # noqa: PLR0913, PLR0917 - one operation
-        self,
-        driver: NativeDriver,
-        label: str,
-        bounds: Sequence[ResolvedRoute],
-        plan: Plan,
-        promises: Sequence[AnnouncedCounts],
-        source: Leased,
-    ) -> Transfer:
+    def submit_prepared(self, prepared: PreparedPost, batch: Batch) -> Transfer:
         """Post one run to each of several peers, each a part of its own, by one call of their driver.
 
-        :param bounds: at most ``MAX_PREPARED``
-        :param plan: one run per bound, of one piece
-        :param promises: per bound; they were told when the routes were resolved
+        :param batch: one run per route, of one piece
         :raises ClosedError: the source is closing
         """
-        source.lease()
-        transfer = Transfer(self._loop, "scatter", label, plan.nbytes, plan.chunks, (source,))
-        transfer.path = bounds[0].path
-        first = TransferId(next(self._blocks))
+        driver, label, routes, announced, source = prepared
+        lease = source._lease
+        lease.acquire()
+        transfer = Transfer(self._loop, "scatter", label, batch.nbytes, batch.chunks, (lease,))
+        transfer.path = routes[0].path
+        first = TransferId(next(self._id_blocks))
         try:
-            if self.partial:
-                self._require_reach((source,), bounds[0].one.name)
-            left = driver.post_each(first, plan.runs, plan.pieces)
+            if self._partial_reach:
+                self._require_reach((lease,), routes[0].driver.name)
+            left = driver.post_each(first, batch.runs, batch.pieces)
         except Exception as raised:  # noqa: BLE001 - whatever a driver raises, the transfer ends with it
             error = as_typed_error(raised, "scatter", label)
-            for bound, promised in zip(bounds, promises, strict=True):
-                self._abort(bound.peer, promised, "scatter", str(error))
-            transfer.finish_part(error_factory(error))
+            for route, counts in zip(routes, announced, strict=True):
+                self._announcements.abort(route.connection, counts, "scatter", str(error))
+            transfer._finish_part(error_factory(error))
             return transfer
         if left:
             now = self._loop.time()
             for index in left:
-                self.parts[first + index] = Part(transfer, bounds[index].peer, promises[index], now)
-                transfer.add_part()
-            self.wake_stall_watch()
-        transfer.finish_part()
+                self.in_flight[first + index] = InFlight(transfer, routes[index].connection, announced[index], now)
+                transfer._add_part()
+            self._on_post()
+        transfer._finish_part()
         return transfer
 
     def _defer(
@@ -255,236 +255,112 @@ class Submission:
         peer: PeerInfo,
         remotes: Sequence[RemoteRegion | None],
         plan: Planner,
-        promises: AnnouncedCounts,
+        announced: AnnouncedCounts,
     ) -> None:
-        """Post as soon as the connection and the regions are there."""
+        """Post as soon as the routes are resolved."""
 
-        async def later() -> None:
+        async def resolve_and_post() -> None:
             try:
-                bounds = [await self.bind(peer, remote, promises) for remote in remotes]
-                batch = plan([bound.route for bound in bounds], self._cursor)
+                resolved = [await self._routes.resolve(peer, remote, announced) for remote in remotes]
+                batch = plan([route.route for route in resolved], self._cursor)
             except ClosedError:
                 self._give_up(transfer, peer.label)
             except AioTransferError as error:
                 connection = self._connections.peers.get(peer.incarnation)
                 if connection is not None:
-                    self._abort(connection, promises, transfer.operation, str(error))
-                transfer.finish_part(error_factory(error))
+                    self._announcements.abort(connection, announced, transfer.operation, str(error))
+                transfer._finish_part(error_factory(error))
             except BaseException:
                 self._give_up(transfer, peer.label)
                 raise
             else:
-                self._post(transfer, bounds[0], batch, promises)
+                self._post(transfer, resolved[0], batch, announced)
             finally:
                 self._deferred.discard(transfer)
 
         self._deferred.add(transfer)
-        self._tasks.start_soon(later, name=f"aio_transfer.{transfer.operation}({peer.label})")
+        self._tasks.start_soon(resolve_and_post, name=f"aio_transfer.{transfer.operation}({peer.label})")
 
     @staticmethod
     def _give_up(transfer: Transfer, peer: str) -> None:
         reason = "the engine was closed before it was posted"
-        transfer.finish_part(
+        transfer._finish_part(
             lambda: TransferAbortedError(transfer.operation, reason, peer=peer, nbytes=transfer.nbytes)
         )
 
-    def _post(self, transfer: Transfer, bound: ResolvedRoute, batch: Plan, promises: AnnouncedCounts) -> None:
-        peer = bound.peer
-        for counter, _ in promises:  # mostly known: a call less per write
-            if counter not in peer.promised:
-                self.promise(peer, promises)  # all of them
+    def _post(self, transfer: Transfer, resolved: ResolvedRoute, batch: Batch, announced: AnnouncedCounts) -> None:
+        connection = resolved.connection
+        for counter, _ in announced:  # mostly announced already: this saves a call per write
+            if counter not in connection.promised:
+                self._announcements.announce(connection, announced)
                 break
-        number = next(self.ids)
-        transfer.path = bound.path
+        number = next(self._ids)
+        transfer.path = resolved.path
         try:
-            if self.partial:
-                self._require_reach(transfer.leases, bound.one.name)
-            done = bound.one.driver.post(number, batch.runs, batch.pieces)
+            if self._partial_reach:
+                self._require_reach(transfer._leases, resolved.driver.name)
+            done = resolved.driver.driver.post(number, batch.runs, batch.pieces)
         except Exception as raised:  # noqa: BLE001 - whatever a driver raises, the transfer ends with it
-            error = as_typed_error(raised, transfer.operation, peer.label)
-            self._abort(peer, promises, transfer.operation, str(error))
-            transfer.finish_part(error_factory(error))
+            error = as_typed_error(raised, transfer.operation, connection.label)
+            self._announcements.abort(connection, announced, transfer.operation, str(error))
+            transfer._finish_part(error_factory(error))
             return
         if done:
-            transfer.finish_part()
+            transfer._finish_part()
             return
-        self.parts[number] = Part(transfer, peer, promises, self._loop.time())
-        self.wake_stall_watch()
+        self.in_flight[number] = InFlight(transfer, connection, announced, self._loop.time())
+        self._on_post()
 
-    def _require_reach(self, leases: tuple[Leased, ...], backend: str) -> None:
-        for leased in leases:
-            reaching = self.partial.get(leased)
+    def _require_reach(self, leases: tuple[LeaseCounter, ...], backend: str) -> None:
+        for lease in leases:
+            reaching = self._partial_reach.get(lease)
             if reaching is not None and backend not in reaching:
-                raise UnsupportedError(f"moving {leased.name} over {backend}", needs=" or ".join(reaching), has=backend)
+                raise UnsupportedError(f"moving {lease.name} over {backend}", needs=" or ".join(reaching), has=backend)
 
-    def on_transfer_event(self, number: int, status: int, code: int, payload: bytes) -> bool:
-        """Handle a driver's TRANSFER event; ``False`` when it is no batch of ours."""
-        part = self.parts.pop(number, None)
+    # ----------------------------------------------------------------------------------------------------- completing
+
+    def on_transfer_event(self, number: int, status: int, code: int, payload: bytes) -> None:
+        """Handle a driver's TRANSFER event."""
+        part = self.in_flight.pop(number, None)
         if part is None:
-            return False
+            self._on_other_transfer(number, payload.decode(errors="replace") or "the transport failed")
+            return
         if status == 0:
-            part.transfer.finish_part()
-            return True
-        transfer, peer = part.transfer, part.peer
+            part.transfer._finish_part()
+            return
+        transfer, connection = part.transfer, part.connection
         text = payload.decode(errors="replace")
-        self._abort(peer, part.promises, transfer.operation, text)
-        if peer.is_over:
-            text = peer.reason
-        transfer.finish_part(
-            transfer_error(status, code, text, operation=transfer.operation, peer=peer.label, nbytes=transfer.nbytes)
-        )
-        return True
+        self._announcements.abort(connection, part.announced, transfer.operation, text)
+        if connection.is_over:
+            text = connection.reason
+        failed = FailedOperation(transfer.operation, connection.label, transfer.nbytes)
+        transfer._finish_part(transfer_error(status, code, text, failed))
 
-    def promise(self, peer: Connection, promises: AnnouncedCounts) -> None:
-        """Let the receiver know whom it depends on, before anything is written."""
-        for counter, _ in promises:
-            if counter not in peer.promised:
-                peer.promised.add(counter)
-                self._connections.send_frame(peer, CountAnnouncement([counter]))
+    def pending(self) -> set[Transfer]:
+        """Return every transfer that has not stopped."""
+        return {part.transfer for part in self.in_flight.values()} | self._deferred
 
-    def _abort(self, peer: Connection, promises: AnnouncedCounts, operation: str, reason: str) -> None:
-        """Poison the counts that were promised: the receiver must not wait for what cannot come."""
-        for counter, count in promises:
-            if peer.is_up:
-                abort = Abort(counter=counter, operation=operation, reason=clip(reason), counts=count)
-                self._connections.send_frame(peer, abort)
-
-    # ------------------------------------------------------------------------------------------------------- routes
-
-    async def bind(
-        self, address: PeerInfo, remote: RemoteRegion | None, promises: AnnouncedCounts = ()
-    ) -> ResolvedRoute:
-        """Connect to a peer and make its region known to the driver.
-
-        :param promises: told as soon as there is a connection: it may end while the region is asked for
-        :raises AioTransferError: why that cannot be
-        """
-        key = remote.key if remote is not None else (address.incarnation, 0, 0)
-        while True:
-            peer = self._connections.ensure(address)
-            await peer.wait_ready()
-            self.promise(peer, promises)
-            bound = self._bound.get(key)  # after the wait: another task may have been first
-            if bound is not None:
-                return bound
-            under_way = peer.importing.get(key)
-            if under_way is not None:
-                await under_way.wait()
-                if not peer.is_up:
-                    raise peer.lost_error()
-                continue
-            under_way = peer.importing[key] = anyio.Event()
-            try:
-                return await self._import(peer, remote, key)
-            finally:
-                del peer.importing[key]
-                under_way.set()
-
-    async def _import(self, peer: Connection, remote: RemoteRegion | None, key: _RegionKey) -> ResolvedRoute:
-        one = peer.driver
-        if one is None:
-            raise peer.lost_error()
-        number = ANY_REGION
-        if remote is not None:
-            number = RegionNumber(next(self._regions))
-            await self._ask(peer, one, remote, number)
-            if key not in peer.imports:  # taken back while we were told that we may have it
-                raise StaleRegionError(f"{remote.descriptor.region:#x}", peer.label)
-        has = one.capabilities
-        route = Route(
-            peer=peer.number, remote_region=number, rails=len(has.rails), max_piece_nbytes=has.max_piece_nbytes
-        )
-        bound = self._bound[key] = ResolvedRoute(peer, one, route, one.path)
-        return bound
-
-    async def _ask(self, peer: Connection, one: OpenDriver, remote: RemoteRegion, number: RegionNumber) -> None:
-        """Ask the owner for the region, and register what comes (with its fds, while they are open)."""
-        reaching = remote.descriptor.keys
-        if one.name not in reaching:
-            needs = f"{' or '.join(reaching)}, which reaches this memory of its owner's"
-            raise UnsupportedError(f"moving {remote.name} over {one.name}", needs=needs, has=one.name)
-        answered = anyio.Event()
-        failure: list[AioTransferError] = []
-
-        def take(reply: GrantReply, fds: tuple[int, ...]) -> None:
-            answered.set()
-            if not reply.ok:
-                failure.append(StaleRegionError(f"{remote.descriptor.region:#x}", peer.label, reply.reason))
-                return
-            known = reaching[one.name]
-            if remote.descriptor.access & ~reply.access or remote.nbytes != reply.nbytes or known != (reply.keys,):
-                failure.append(UsageError(f"the descriptor of {remote.name} claims more than its owner grants"))
-                return
-            memory = RemoteMemory(peer=peer.number, nbytes=remote.nbytes, keys=reply.keys, fds=fds)
-            try:
-                one.driver.register(number, memory)
-            except Exception as error:  # noqa: BLE001 - as above
-                failure.append(as_typed_error(error, "register", peer.label))
-            else:
-                peer.imports[remote.key] = number  # at once: the next frame may take it back
-
-        request = next(self._requests) & 0xFFFF_FFFF
-        peer.grants[request] = take
-        descriptor = remote.descriptor
-        self._connections.send_frame(
-            peer,
-            GrantRequest(request=request, region=descriptor.region, generation=descriptor.generation, backend=one.name),
-        )
-        try:
-            await answered.wait()
-        finally:
-            peer.grants.pop(request, None)
-        if not peer.is_up:
-            raise peer.lost_error()
-        if failure:
-            raise failure[0]
-
-    def forget(self, peer: Connection, region: int) -> None:
-        """Drop a region that its owner has taken back."""
-        self.routes_dropped += 1
-        for key in [key for key in peer.imports if key[1] == region]:
-            self._bound.pop(key, None)
-            number = peer.imports.pop(key)
-            if peer.driver is not None:
-                peer.driver.driver.deregister(number)
-
-    def drop(self, peer: Connection) -> None:
-        """Forget every route of a connection that is over, and let those who wait for one know."""
-        self.routes_dropped += 1
-        for key in [key for key, bound in self._bound.items() if bound.peer is peer]:
-            del self._bound[key]
-        for number in peer.imports.values():
-            if peer.driver is not None:
-                with contextlib.suppress(Exception):  # it has failed as a whole; the others still have to know
-                    peer.driver.driver.deregister(number)
-        peer.imports.clear()
-        for answer in tuple(peer.grants.values()):
-            answer(GrantReply(request=0, ok=False, reason=peer.reason), ())
-        peer.grants.clear()
-
-    # ------------------------------------------------------------------------------------------------------- closing
-
-    @property
-    def under_way(self) -> Iterator[Transfer]:
-        """Every transfer that has not stopped."""
-        yield from {part.transfer for part in self.parts.values()} | self._deferred
-
-    async def settle(self, grace_s: float) -> None:
-        """Wait until nothing is under way, at most ``grace_s``."""
+    async def drain(self, grace_s: float) -> None:
+        """Wait until nothing is in flight, at most ``grace_s`` seconds."""
         with anyio.move_on_after(grace_s):
-            for transfer in tuple(self.under_way):
+            for transfer in self.pending():
                 try:
                     await transfer.wait()
                 except AioTransferError:
-                    continue  # whoever awaits it is told; here only that it has stopped matters
+                    continue  # its awaiters get the error; here it only matters that it has stopped
 
-    def abandon(self, reason: str) -> None:
-        """End every part whose driver is closed: nothing moves any more."""
-        parts, self.parts = self.parts, {}
+    def abort_all(self, reason: str) -> None:
+        """End every transfer whose driver is closed: nothing moves any more."""
+        parts, self.in_flight = self.in_flight, {}
         for part in parts.values():
-            transfer = part.transfer
-            transfer.finish_part(
-                lambda transfer=transfer: TransferAbortedError(  # type: ignore[misc]
-                    transfer.operation, reason, peer=transfer.peer, nbytes=transfer.nbytes
-                )
-            )
+            part.transfer._finish_part(_aborted(part.transfer, reason))
+
+
+def _aborted(transfer: Transfer, reason: str) -> Callable[[], AioTransferError]:
+    return lambda: TransferAbortedError(transfer.operation, reason, peer=transfer.peer, nbytes=transfer.nbytes)
+
+
+def _labels(batches: Sequence[PeerBatch], shown: int = 4) -> str:
+    """Name the first peers of an operation, and how many more there are."""
+    more = f" and {len(batches) - shown} more" if len(batches) > shown else ""
+    return ", ".join(batch.peer.label for batch in batches[:shown]) + more

@@ -1,4 +1,4 @@
-"""One submitted operation, from the moment its arguments were found good until every piece of it has stopped."""
+"""``Transfer``: one submitted operation, until every piece of it has stopped moving."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ if TYPE_CHECKING:
 
     from aio_transfer.driver.transport_path import TransportPath
     from aio_transfer.errors import AioTransferError
-    from aio_transfer.regions.lease import Leased
+    from aio_transfer.regions.lease import LeaseCounter
     from aio_transfer.runtime.event_loop import EventLoop, Waiter
 
 __all__ = ("Transfer",)
 
 
 class Transfer(Struct, eq=False):
-    """An operation under way. Await it, as often and from as many tasks as you like.
+    """An operation in flight. Await it as often, and from as many tasks, as you like.
 
     ``await transfer`` returns when the source memory may be reused, and raises only after every piece has stopped.
 
-    :ivar operation: ``"write"``, ``"write_pages"``, ``"scatter"``, ``"notify"`` or ``"read"``
+    :ivar operation: ``"write"``, ``"write_pages"``, ``"scatter"``, ``"notify"``, ``"read"`` or ``"read_pages"``
     :ivar peer: label of the peer, or of all of them
-    :ivar nbytes: payload
-    :ivar count: chunks: the counts that were promised, if a counter was named
-    :ivar path: what carries it; ``None`` while the connection is still being made
+    :ivar nbytes: payload in bytes
+    :ivar count: chunks: the counts that were announced, if a counter was named
+    :ivar path: the transport that carries it; ``None`` while the connection is still being made
     :cancellation: the await ends at once; the operation goes on and its source stays leased
     """
 
@@ -36,8 +36,7 @@ class Transfer(Struct, eq=False):
     peer: str
     nbytes: int
     count: int
-    leases: tuple[Leased, ...] = ()
-    """Each is leased by who made this, and given back with the last part."""
+    _leases: tuple[LeaseCounter, ...] = ()  # acquired by the submitter; released with the last part
     path: TransportPath | None = None
     _parts: int = 1
     _failure: Callable[[], AioTransferError] | None = None
@@ -49,34 +48,34 @@ class Transfer(Struct, eq=False):
         return self._parts == 0
 
     def exception(self) -> AioTransferError | None:
-        """Return why it failed; ``None`` when it ended well or goes on."""
+        """Return why it failed; ``None`` when it ended well or is still in flight."""
         return self._failure() if self._failure is not None and self._parts == 0 else None
 
-    def add_part(self) -> None:
-        """Take note of another batch that must stop first."""
+    def _add_part(self) -> None:
+        """Add a batch that must stop before the transfer is over."""
         self._parts += 1
 
-    def finish_part(self, failure: Callable[[], AioTransferError] | None = None) -> None:
-        """Take note that one batch has stopped; the first failure is the one that is told."""
+    def _finish_part(self, failure: Callable[[], AioTransferError] | None = None) -> None:
+        """Record that one batch has stopped; the first failure becomes the transfer's."""
         if failure is not None and self._failure is None:
             self._failure = failure
         self._parts -= 1
         if self._parts:
             return
-        leases, self.leases = self.leases, ()
-        for leased in leases:
-            leased.release()
+        leases, self._leases = self._leases, ()
+        for lease in leases:
+            lease.release()
         if self._waiters is not None:
             waiters, self._waiters = self._waiters, None
             for waiter in waiters:
                 waiter.wake()
 
     async def wait(self) -> None:
-        """Wait until every piece has stopped: what ``await transfer`` does.
+        """Wait until every piece has stopped: the same as ``await transfer``.
 
-        :raises PeerLostError: a peer died before it was acknowledged
+        :raises PeerLostError: a peer died before the transfer was acknowledged
         :raises StaleRegionError: a peer has deregistered the target
-        :raises TransferAbortedError: it was given up here, because the engine closed
+        :raises TransferAbortedError: it was aborted here, because the engine closed
         :raises ProviderError: the transport failed
         """
         await self
@@ -104,6 +103,6 @@ class Transfer(Struct, eq=False):
             raise
 
     def __repr__(self) -> str:
-        """Say what, to whom, how much and in what state."""
-        state = "failed" if self._failure and self.done else "done" if self.done else f"{self._parts} parts under way"
+        """Show operation, size, peer and state."""
+        state = "failed" if self._failure and self.done else "done" if self.done else f"{self._parts} parts in flight"
         return f"<Transfer {self.operation} of {self.nbytes} B with {self.peer}: {state}>"

@@ -1,47 +1,100 @@
-"""What callers pass, checked as far as no peer is needed for it."""
+"""Validation of the arguments of public calls, as far as no peer is needed for it."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from aio_transfer.control.frames import MAX_MESSAGE_NBYTES
 from aio_transfer.errors import UsageError
 from aio_transfer.peers.connection import Peer
-from aio_transfer.regions.region import Pages, RemotePages, RemoteRegion, RemoteSlice, Slice
+from aio_transfer.regions.region import Pages, RemoteRegion, Slice
 from aio_transfer.topology.peer_info import PeerInfo
-from aio_transfer.transfers.planner import plan_scatter
-from aio_transfer.transfers.submission import PeerBatch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from aio_transfer.regions.descriptor import CounterRef
+    from aio_transfer.regions.region import Region, RemotePages, RemoteSlice
+    from aio_transfer.regions.region_registry import RegionRegistry
 
-__all__ = ("address_of", "counter_of", "kind_of", "require_kinds", "scatter_job")
+__all__ = ("OperandCheck", "address_of", "counter_of", "kind_of", "require_message")
 
-_CUTS: Final = {Slice: "[a:b]", Pages: ".pages(ids, page_nbytes)"}
+_EXPRESSIONS: Final = {Slice: "[a:b]", Pages: ".pages(ids, page_nbytes)"}
+
+
+class OperandCheck:
+    """Checks of the memory and the peers that operations of one engine name.
+
+    :ivar check: refuses use before open, after close, and from another thread, loop or process
+    """
+
+    __slots__ = ("_incarnation", "_registry", "check")
+
+    def __init__(self, check: Callable[[], None], registry: RegionRegistry, address: PeerInfo) -> None:
+        """Remember the engine's registry and address."""
+        self.check = check
+        self._registry = registry
+        self._incarnation = address.incarnation
+
+    def check_pair(
+        self, local: Slice | Pages, remote: RemoteSlice | RemotePages, ours: type[Slice | Pages], theirs: type
+    ) -> None:
+        """Check both ends of an operation.
+
+        :raises UsageError: wrong types, a region of another engine, or memory of this engine as the remote end
+        :raises ClosedError: the engine or the region is closed
+        """
+        self.check()
+        if type(local) is not ours or type(remote) is not theirs:
+            _require_types(local, remote, ours, theirs)
+        if local.region._owner is not self._registry:
+            self._registry.require_registered(local.region)
+        peer = remote.region.peer
+        if peer.incarnation == self._incarnation:
+            self.check_peer(peer)
+
+    def require_own(self, region: Region) -> None:
+        """Refuse a region that is closing, or that another engine registered.
+
+        :raises ClosedError: it is closing
+        :raises UsageError: it is registered with another engine
+        """
+        region._lease.require_open()
+        self._registry.require_registered(region)
+
+    def check_peer(self, peer: PeerInfo) -> None:
+        """Refuse this engine itself as a peer.
+
+        :raises UsageError: it is this engine
+        """
+        if peer.incarnation == self._incarnation:
+            raise UsageError("this engine is no peer of itself: copy with NumPy")
 
 
 def kind_of(given: object) -> str:
-    """Name what was given, for a message."""
+    """Return the type's name, for a message."""
     return type(given).__name__
 
 
-def require_kinds(
+def _require_types(
     local: Slice | Pages, remote: RemoteSlice | RemotePages, ours: type[Slice | Pages], theirs: type
 ) -> None:
-    """Refuse what only looks like a part of a region.
+    """Refuse operands of other types.
 
-    :raises UsageError: saying how the right thing is made
+    :raises UsageError: naming the expected types and the expressions that give them
     """
     if not isinstance(local, ours) or not isinstance(remote, theirs):
+        expression = _EXPRESSIONS[ours]
         raise UsageError(
-            f"between {kind_of(local)} and {kind_of(remote)}: it takes {ours.__name__} and {theirs.__name__}, as "
-            f"region{_CUTS[ours]} and remote{_CUTS[ours]} give them"
+            f"expected {ours.__name__} and {theirs.__name__} (use region{expression}, remote{expression}), "
+            f"got {kind_of(local)} and {kind_of(remote)}"
         )
 
 
 def address_of(peer: PeerInfo | Peer | RemoteRegion) -> PeerInfo:
-    """Find whom the caller means.
+    """Return the address of a peer in any of the forms callers have.
 
-    :raises UsageError: it is nobody
+    :raises UsageError: it is none of them
     """
     if isinstance(peer, PeerInfo):
         return peer
@@ -49,32 +102,28 @@ def address_of(peer: PeerInfo | Peer | RemoteRegion) -> PeerInfo:
         return peer.peer
     if isinstance(peer, Peer):
         return peer.info
-    raise UsageError(
-        f"{kind_of(peer)} is no peer: give remote.peer, the other engine's address, or what connect() gave"
-    )
+    raise UsageError(f"{kind_of(peer)} is no peer: give remote.peer, the other engine's address, or connect()'s result")
 
 
 def counter_of(remote: RemoteRegion, counter: CounterRef | None) -> int | None:
-    """Return the id to raise: the one given, else the descriptor's.
+    """Return the id of the counter to raise: the one given, else the descriptor's.
 
-    :raises UsageError: it is another engine's counter than the target's
+    :raises UsageError: the counter and the target belong to different engines
     """
     if counter is None:
         return remote.descriptor.counter
     if counter.peer.incarnation != remote.peer.incarnation:
-        raise UsageError(f"the counter is {counter.peer.label}'s, and the target {remote.peer.label}'s")
+        raise UsageError(f"the counter is {counter.peer.label}'s, but the target is {remote.peer.label}'s")
     return counter.id
 
 
-def scatter_job(sources: list[Slice], targets: list[RemoteSlice], counters: list[int | None]) -> PeerBatch:
-    """Describe what a scatter does with one peer."""
-    promises: dict[int, int] = {}
-    for counter in counters:
-        if counter is not None:
-            promises[counter] = promises.get(counter, 0) + 1
-    return PeerBatch(
-        targets[0].region.peer,
-        [target.region for target in targets],
-        lambda routes, cursor: plan_scatter(sources, targets, routes, counters=counters, cursor=cursor),
-        tuple(promises.items()),
-    )
+def require_message(payload: object) -> None:
+    """Refuse what is no message.
+
+    :raises UsageError: it is not bytes, or longer than a message may be
+    """
+    if not isinstance(payload, bytes | bytearray | memoryview):
+        raise UsageError(f"a message is bytes, not {kind_of(payload)}")
+    nbytes = memoryview(payload).nbytes
+    if nbytes > MAX_MESSAGE_NBYTES:
+        raise UsageError(f"a message of {nbytes} B: at most {MAX_MESSAGE_NBYTES} B are possible; write larger data")

@@ -12,9 +12,9 @@ constexpr std::uint64_t kLive = 0x80;
 
 constexpr std::uint64_t tag_of(std::uint32_t id) noexcept { return (kLive | ((id >> 16) & kGenerationMask)) << 56; }
 
-constexpr unsigned kLooks = 32;  // between two looks at the clock
+constexpr unsigned kPollsPerClock = 32;  // reading the clock takes longer than polling
 
-// Leaves the core to its other thread for a moment, and the bus to whoever writes what we look at.
+// Gives the processor's other hardware thread a moment, and the memory bus to the writer of what is polled.
 void pause() noexcept {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
@@ -27,20 +27,22 @@ constexpr bool is_private(std::uint32_t id) noexcept { return (id & kPrivateBit)
 
 }  // namespace
 
-void Bell::ring() const noexcept {
-  // seq_cst pairs with the owner's "set parked, then look again": one of the two must see the other's store.
+void Doorbell::ring() const noexcept {
+  // seq_cst pairs with the loop's "set parked, then look again" (event_queue.h): one of the two sees the other's store.
+  // The exchange makes one of many producers write to the eventfd.
   if (parked->load(std::memory_order_seq_cst) != 0 && parked->exchange(0, std::memory_order_seq_cst) != 0) {
-    aio::ring(fd);
+    signal_eventfd(fd);
   }
 }
 
-void Doorbell::ring() const noexcept {
-  if (held == nullptr || !held->holding) return Bell::ring();
+void DeferrableDoorbell::ring() const noexcept {
+  if (held == nullptr || !held->holding) return Doorbell::ring();
+  // seq_cst, as in Doorbell::ring(): the counts are added before `parked` is read. It is taken back when this rings.
   if (parked->load(std::memory_order_seq_cst) != 0) held->bells.push_back(*this);
 }
 
-void HeldBells::ring_all() noexcept {
-  for (const Bell& bell : bells) bell.ring();
+void DeferredDoorbells::ring_all() noexcept {
+  for (const Doorbell& bell : bells) bell.ring();
   bells.clear();
 }
 
@@ -49,6 +51,7 @@ int CounterTable::find(std::uint32_t id, bool insert) const noexcept {
   const std::uint32_t key = id + 1;
   std::uint32_t at = (id * 2654435761u) >> 20;  // Fibonacci hashing to 12 bits
   for (std::uint32_t probe = 0; probe < kWellKnownSlots; ++probe, at = (at + 1) & (kWellKnownSlots - 1)) {
+    // acquire pairs with the exchange below: an id is written once, by whichever process first needs it.
     std::uint32_t seen = memory_->well_known[at].load(std::memory_order_acquire);
     if (seen == 0 && insert && memory_->well_known[at].compare_exchange_strong(seen, key, std::memory_order_acq_rel)) {
       return static_cast<int>(kPrivateSlots + at);
@@ -66,6 +69,8 @@ std::uint32_t CounterTable::id_of(std::uint32_t slot) const noexcept {
 }
 
 void CounterTable::mark(std::uint32_t slot) noexcept {
+  // First the bit, then its summary, then the doorbell, in the order in which harvest() takes them back; seq_cst since
+  // the doorbell's `parked` is loaded after them.
   memory_->dirty[slot / 64].fetch_or(1ull << (slot % 64), std::memory_order_seq_cst);
   memory_->summary[slot / 4096].fetch_or(1ull << (slot / 64 % 64), std::memory_order_seq_cst);
   bell_.ring();
@@ -74,7 +79,7 @@ void CounterTable::mark(std::uint32_t slot) noexcept {
 void CounterTable::add(std::uint32_t id, std::uint64_t counts) noexcept {
   const int found = find(id, true);
   if (found < 0) {
-    memory_->dropped.fetch_add(1, std::memory_order_relaxed);
+    memory_->dropped.fetch_add(1, std::memory_order_relaxed);  // a statistic, as `counts` below
     return;
   }
   CounterSlot& slot = memory_->slots[found];
@@ -87,7 +92,7 @@ void CounterTable::add(std::uint32_t id, std::uint64_t counts) noexcept {
         memory_->dropped.fetch_add(1, std::memory_order_relaxed);
         return;
       }
-      // seq_cst on success: it releases the payload, and orders before the load of `threshold` below.
+      // seq_cst on success: it releases the payload, and comes before the load of `threshold` below.
     } while (
         !slot.word.compare_exchange_weak(word, word + counts, std::memory_order_seq_cst, std::memory_order_relaxed));
     total = (word + counts) & kCountsMask;
@@ -95,6 +100,7 @@ void CounterTable::add(std::uint32_t id, std::uint64_t counts) noexcept {
     total = (slot.word.fetch_add(counts, std::memory_order_seq_cst) + counts) & kCountsMask;
   }
   memory_->counts.fetch_add(counts, std::memory_order_relaxed);
+  // seq_cst pairs with expect(): this sees the threshold, or expect() sees the counts.
   const std::uint64_t threshold = slot.threshold.load(std::memory_order_seq_cst);
   if (threshold != 0 && total >= threshold) mark(static_cast<std::uint32_t>(found));
 }
@@ -113,7 +119,7 @@ std::uint64_t CounterTable::expect(std::uint32_t id, std::int64_t counts) {
       slot.word.store(0, std::memory_order_seq_cst);  // no live bit: no tag matches, so arrivals are dropped
       return word & kCountsMask;
     }
-    // Only the owner changes the tag, so a plain store can lose nobody's add: with another tag there are none.
+    // Only the owner changes the tag, so a plain store loses no add: with another tag there are none.
     if ((word & ~kCountsMask) != tag_of(id)) slot.word.store(tag_of(id), std::memory_order_seq_cst);
   } else if (counts < 0) {
     slot.threshold.store(0, std::memory_order_relaxed);
@@ -126,13 +132,13 @@ std::uint64_t CounterTable::expect(std::uint32_t id, std::int64_t counts) {
   return total;
 }
 
-std::uint64_t CounterTable::linger(std::uint32_t id, std::uint64_t counts, std::chrono::nanoseconds most) const {
+std::uint64_t CounterTable::spin_wait(std::uint32_t id, std::uint64_t counts, std::chrono::nanoseconds timeout) const {
   const int found = find(id, false);
   if (found < 0) return 0;
   const std::atomic<std::uint64_t>& word = memory_->slots[found].word;
-  const auto until = std::chrono::steady_clock::now() + most;
+  const auto until = std::chrono::steady_clock::now() + timeout;
   for (;;) {
-    for (unsigned look = 0; look < kLooks; ++look) {
+    for (unsigned poll = 0; poll < kPollsPerClock; ++poll) {
       // acquire pairs with the add: the payload is visible.
       const std::uint64_t total = word.load(std::memory_order_acquire) & kCountsMask;
       if (total >= counts) return total;
@@ -144,19 +150,22 @@ std::uint64_t CounterTable::linger(std::uint32_t id, std::uint64_t counts, std::
 
 bool CounterTable::harvest(std::vector<Event>& out, std::size_t limit) {
   for (std::uint32_t group = 0; group < std::size(memory_->summary); ++group) {
-    if (memory_->summary[group].load(std::memory_order_relaxed) == 0) continue;
+    if (memory_->summary[group].load(std::memory_order_relaxed) == 0) continue;  // the caller looks again, seq_cst
+    // seq_cst: the summary is taken before its words, and each word before its counters are read. A mark that comes in
+    // between sets its bit again.
     std::uint64_t words = memory_->summary[group].exchange(0, std::memory_order_seq_cst);
     for (; words != 0; words &= words - 1) {
       const std::uint32_t word = group * 64 + static_cast<std::uint32_t>(std::countr_zero(words));
       std::uint64_t bits = memory_->dirty[word].exchange(0, std::memory_order_seq_cst);
       for (; bits != 0; bits &= bits - 1) {
-        if (out.size() >= limit) {  // put back what was taken: the next drain finds it
+        if (out.size() >= limit) {  // put back what was taken, bits before their summary: the next drain finds it
           memory_->dirty[word].fetch_or(bits, std::memory_order_seq_cst);
           memory_->summary[group].fetch_or(words, std::memory_order_seq_cst);
           return false;
         }
         const std::uint32_t at = word * 64 + static_cast<std::uint32_t>(std::countr_zero(bits));
         CounterSlot& slot = memory_->slots[at];
+        // relaxed: this thread alone stores thresholds. acquire pairs with the add: the payload is visible.
         const std::uint64_t threshold = slot.threshold.load(std::memory_order_relaxed);
         const std::uint64_t total = slot.word.load(std::memory_order_acquire) & kCountsMask;
         if (threshold == 0 || total < threshold) continue;
@@ -176,6 +185,7 @@ void CounterTable::rescan() noexcept {
 
 bool CounterTable::any_dirty() const noexcept {
   for (const auto& word : memory_->summary) {
+    // seq_cst: after the loop has announced that it parks (event_queue.h).
     if (word.load(std::memory_order_seq_cst) != 0) return true;
   }
   return false;

@@ -1,12 +1,17 @@
-// Owners of what the kernel lends us.
+// RAII owners of file descriptors and mappings.
 #pragma once
 
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <utility>
+
+#include "types.h"
 
 namespace aio {
 
@@ -34,10 +39,22 @@ class Fd {
   int fd_ = -1;
 };
 
-// Makes an eventfd readable. It can only fail when the counter is full, and then it is readable already.
-inline void ring(int eventfd) noexcept {
+inline Fd make_eventfd() {
+  const int fd = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  if (fd < 0) throw Failure(Failure::Kind::provider, "eventfd", std::strerror(errno), errno);
+  return Fd(fd);
+}
+
+// Makes an eventfd readable. That fails only when its counter is full, and then it is readable already.
+inline void signal_eventfd(int eventfd) noexcept {
   const std::uint64_t one = 1;
   [[maybe_unused]] const auto written = ::write(eventfd, &one, sizeof one);
+}
+
+// Makes it unreadable again.
+inline void clear_eventfd(int eventfd) noexcept {
+  std::uint64_t value = 0;
+  [[maybe_unused]] const auto got = ::read(eventfd, &value, sizeof value);
 }
 
 class Mapping {

@@ -1,4 +1,4 @@
-// The records that cross the seam, laid out as aio_transfer/drivers.py declares them.
+// Records that cross the driver seam, laid out as the Python side declares them, and the failures that domains throw.
 #pragma once
 
 #include <cstddef>
@@ -17,7 +17,8 @@ using TransferId = std::uint64_t;
 enum class Op : std::uint16_t { write = 0, read = 1 };
 
 inline constexpr std::uint32_t kPieceImmediate = 1;
-// Report it as stopped only when its payload is visible in the target's memory, whichever rail a later piece takes.
+// The piece is reported as stopped only when its payload is visible in the target's memory, whichever rail a later
+// piece takes.
 inline constexpr std::uint32_t kPieceDelivered = 2;
 
 struct Piece {
@@ -40,7 +41,7 @@ struct Run {
   RegionNumber remote_region;
   std::uint32_t first;
   std::uint32_t count;
-  std::uint32_t after;  // so many runs just before this one must have stopped well before it starts
+  std::uint32_t after;  // so many runs just before this one must have succeeded before it starts
 };
 static_assert(sizeof(Run) == 28);
 
@@ -64,7 +65,7 @@ struct Event {
   std::string payload;
 };
 
-// Why pieces stopped. `reason` holds the provider's own words.
+// How pieces have ended. `reason` is the provider's own text.
 struct Outcome {
   Status status = Status::ok;
   std::int64_t code = 0;
@@ -72,7 +73,7 @@ struct Outcome {
 
   [[nodiscard]] bool ok() const noexcept { return status == Status::ok; }
 };
-// An Outcome holds a string, so that none is made to say that all is well.
+// Success. An Outcome holds a string, so that none is made for each piece that has ended well.
 inline const Outcome kDone;
 
 inline constexpr unsigned access_remote_read = 1;
@@ -82,7 +83,7 @@ struct LocalMemory {
   std::uint64_t addr;
   std::uint64_t nbytes;
   unsigned access;
-  int fd;  // -1: neither memory of ours nor a dma-buf
+  int fd;  // -1: neither memory from the engine nor a dma-buf
   std::uint64_t fd_offset;
   bool is_dmabuf = false;
   int cuda_device = -1;  // of a dma-buf: whose memory it is; -1 where this process reaches it at addr
@@ -100,7 +101,7 @@ struct Endpoint {
   std::vector<int> fds;  // borrowed
 };
 
-// Thrown on the control path only; the binding turns it into the Python error of the same fault.
+// Error of the control path; the binding turns it into the Python error of the same fault.
 class Failure : public std::runtime_error {
  public:
   enum class Kind { unavailable, provider, stale, usage, peer_lost };
@@ -116,7 +117,7 @@ class Failure : public std::runtime_error {
   Kind kind;
   std::string subject;  // the backend, the operation, or the region
   std::string reason;   // in words; for `provider`, the code's name
-  std::string hint;     // the command that mends it
+  std::string hint;     // the command that fixes it
   std::int64_t code;
 };
 

@@ -1,39 +1,34 @@
-"""libfabric, loaded at run time: plain TCP everywhere, EFA on AWS. ``README.md`` lists settings and quirks."""
+"""libfabric backend: EFA on AWS and TCP, through a libfabric loaded at run time. ``README.md`` describes quirks."""
 
 import importlib.metadata
 import sys
 from pathlib import Path
 
+from aio_transfer.backends.libfabric.options import OPTIONS
 from aio_transfer.backends.native import NativeDriver
+from aio_transfer.driver.backend import Backend
 
-__all__ = ("create",)
+__all__ = ("BACKEND", "create")
 
 
-def create(**options: object) -> NativeDriver:
-    """Make an unopened libfabric driver.
+def create(*, near: str = "", topology: str = "", **options: object) -> NativeDriver:
+    """Make an unopened driver from checked options.
 
-    :param options: ``provider`` (``"tcp"``, ``"efa"``), ``address`` or ``interface``, ``rails``, ``library``; all of
-        them in ``backends/libfabric/domain.h``. With efa also ``near``, a GPU's PCI address or ``"numa0"``: the devices
-        nearest to it, all of them unless ``rails`` is given, with the worker on the cores there; and ``topology``, a
-        file that tells what is near: ``nearest.py``
-    :raises UsageError: nothing is near
+    :raises UsageError: no device is near what ``near`` names
     """
-    given = {name: value for name, value in options.items() if value is not None}
-    near, topology = given.pop("near", None), given.pop("topology", "")
-    if near is not None:
-        from aio_transfer.backends.libfabric.nearest import place_of
+    chosen: dict[str, object] = {}
+    if near:
+        from aio_transfer.backends.libfabric.nearest import nearest_devices_here
 
-        place = place_of(str(near), str(topology))
-        found: dict[str, object] = {"interfaces": ",".join(f"{device}-rdm" for device in place.devices)}
-        given = {"rails": len(place.devices), "cpus": ",".join(map(str, place.cores))} | found | given
-    return NativeDriver("libfabric", {"search": ":".join(_wheel_libraries()), **given})
+        nearest = nearest_devices_here(near, topology)
+        chosen["rails"] = len(nearest.devices)
+        chosen["cpus"] = nearest.cores
+        chosen["interfaces"] = tuple(f"{device}-rdm" for device in nearest.devices)
+    return NativeDriver("libfabric", {"search": ":".join(_wheel_libraries())} | chosen | options)
 
 
 def _wheel_libraries() -> list[str]:
-    """Find the library that the ``mpich`` wheel carries, which is what the extra ``libfabric`` installs.
-
-    :source: design.md section 5
-    """
+    """Find the library in the ``mpich`` wheel, which the extra ``libfabric`` installs."""
     try:
         files = importlib.metadata.files("mpich") or []
     except importlib.metadata.PackageNotFoundError:
@@ -41,3 +36,12 @@ def _wheel_libraries() -> list[str]:
     paths = [Path(str(file.locate())) for file in files if file.name == "libfabric.so.1"]
     paths.append(Path(sys.prefix, "lib", "mpich", "libfabric.so.1"))
     return list(dict.fromkeys(str(path.resolve()) for path in paths if path.is_file()))
+
+
+BACKEND = Backend(
+    name="libfabric",
+    create=create,
+    options=OPTIONS,
+    automatic=True,
+    summary="Elastic Fabric Adapter on AWS, and TCP sockets, through libfabric.",
+)

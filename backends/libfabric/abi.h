@@ -1,9 +1,9 @@
-// What we use of libfabric's binary interface (libfabric.so.1, ABI 1.7 and later), declared by us so that nothing has
-// to be installed to build. Written from fi_getinfo(3), fi_endpoint(3), fi_cq(3), fi_mr(3), fi_rma(3) and fi_av(3);
-// tests/abi/libfabric_check.cpp proves every size, offset and value against the real headers.
+// Declarations of libfabric's binary interface (libfabric.so.1, ABI 1.7 and later), so that nothing has to be installed
+// to build. Written from fi_getinfo(3), fi_endpoint(3), fi_cq(3), fi_mr(3), fi_rma(3) and fi_av(3);
+// tests/abi/libfabric_check.cpp checks every size, offset and value against the real headers.
 //
-// The library allocates what grows between versions (fi_info and its attributes), so fields that were added later are
-// simply at the end, and those that we never touch there are left out.
+// The library allocates the structures that grow between versions (fi_info and its attributes). Fields that were added
+// later are at their ends, and those that we never touch are left out.
 #pragma once
 
 #include <sys/types.h>
@@ -43,7 +43,7 @@ inline constexpr int opt_cuda_api_permitted = 10, opt_shared_memory_permitted = 
 inline constexpr int opt_efa_rnr_retry = -(0xefa << 16), opt_efa_emulated_write = -(0xefa << 16) + 2,
                      opt_efa_use_device_rdma = -(0xefa << 16) + 4;
 
-// ---- error numbers above errno's
+// ---- error numbers beyond errno's
 inline constexpr int err_avail = 259, err_nokey = 266;
 
 // ---- objects
@@ -249,7 +249,7 @@ struct MrDmabuf {
   void* base_addr;
 };
 struct MrAttr {
-  const void* iov;  // iovec, or MrDmabuf with the flag mr_dmabuf
+  const void* iov;  // iovec, or MrDmabuf with mr_dmabuf
   std::size_t iov_count;
   std::uint64_t access, offset, requested_key;
   void* context;
@@ -298,11 +298,11 @@ struct CqErrorEntry {
   std::size_t err_data_size;
   std::uint64_t src_addr;  // 1.20
 };
-struct Context {  // fi_context2, which is also large enough for fi_context
+struct Context {  // fi_context2; large enough for fi_context too
   void* internal[8];
 };
 
-// ---- calls through the tables; the names follow the C functions, and every result below 0 is a negated error number
+// ---- calls through the tables, named after the C functions; a result below 0 is a negated error number
 inline int close(Fid* fid) noexcept { return fid->ops->close(fid); }
 inline int bind(Fid* fid, Fid* to, std::uint64_t flags) noexcept { return fid->ops->bind(fid, to, flags); }
 inline int enable(Fid* fid) noexcept { return fid->ops->control(fid, control_enable, nullptr); }

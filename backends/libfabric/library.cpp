@@ -8,7 +8,6 @@
 #include <filesystem>
 #include <mutex>
 #include <optional>
-#include <set>
 #include <sstream>
 
 #include "../core/types.h"
@@ -18,15 +17,15 @@ namespace aio::libfabric {
 namespace {
 
 constexpr const char* kHint = "pip install 'aio-transfer[libfabric]'";
-constexpr const char* kAmazon = "/opt/amazon/efa/lib64/libfabric.so.1";
-// `tcp` carries reliable datagrams by itself from here on; Debian 12's 1.17 has them through rxm only, which completes
-// a write that the peer refuses as if all were well.
-constexpr std::uint32_t kOldest = abi::make_version(1, 18);
-constexpr std::uint32_t kDeclared = abi::make_version(2, 5);
-// The first whose rxm handles what a connection has brought before it frees the connection, not after.
-constexpr std::uint32_t kMendedRxm = abi::make_version(2, 7);
+constexpr const char* kAwsPath = "/opt/amazon/efa/lib64/libfabric.so.1";
+// From this version on `tcp` itself offers reliable datagrams. Debian 12's 1.17 offers them through rxm only, which
+// completes a write that the peer refuses as if it had succeeded.
+constexpr std::uint32_t kMinVersion = abi::make_version(1, 18);
+constexpr std::uint32_t kDeclaredVersion = abi::make_version(2, 5);
+// First version whose rxm handles what a connection has received before it frees the connection.
+constexpr std::uint32_t kFixedRxmVersion = abi::make_version(2, 7);
 
-std::string words(std::uint32_t version) {
+std::string to_string(std::uint32_t version) {
   return std::to_string(version >> 16) + "." + std::to_string(version & 0xffff);
 }
 
@@ -36,9 +35,9 @@ bool bind_symbol(void* handle, const char* name, Function*& slot) {
   return slot != nullptr;
 }
 
-// Nothing, and a reason added, when the library will not do.
-std::optional<Library> open_one(const std::string& path, std::vector<std::string>& reasons) {
-  // RTLD_LOCAL: an application may carry another libfabric, and neither must answer for the other.
+// Returns nothing, and appends a reason, if the library cannot be used.
+std::optional<Library> open_library(const std::string& path, std::vector<std::string>& reasons) {
+  // RTLD_LOCAL: an application may carry another libfabric, and neither must resolve symbols in the other.
   void* handle = ::dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (handle == nullptr) {
     const std::string why = ::dlerror();
@@ -53,12 +52,13 @@ std::optional<Library> open_one(const std::string& path, std::vector<std::string
       bind_symbol(handle, "fi_dupinfo", library.dupinfo) && bind_symbol(handle, "fi_fabric", library.fabric) &&
       bind_symbol(handle, "fi_strerror", library.strerror) && bind_symbol(handle, "fi_version", version);
   if (whole) library.version = version();
-  // Where it really came from: the loader's own search hides it, and so does a library that is already in the process.
+  // The path it was loaded from: the loader's search does not tell it, and the library may already have been loaded.
   Dl_info where{};
   if (whole && ::dladdr(reinterpret_cast<void*>(library.getinfo), &where) != 0) library.path = where.dli_fname;
-  if (whole && library.version >= kOldest) return library;
-  reasons.push_back(path + (whole ? ": version " + words(library.version) + " is older than " + words(kOldest)
-                                  : ": not a libfabric, a symbol is missing"));
+  if (whole && library.version >= kMinVersion) return library;
+  reasons.push_back(path + (whole
+                                ? ": version " + to_string(library.version) + " is older than " + to_string(kMinVersion)
+                                : ": not libfabric: a symbol is missing"));
   ::dlclose(handle);
   return std::nullopt;
 }
@@ -68,20 +68,20 @@ Library find(const Options& options) {
   std::optional<Library> best;
   const std::string only = option(options, "library", "");
   if (!only.empty()) {
-    best = open_one(only, reasons);
+    best = open_library(only, reasons);
   } else {
-    std::vector<std::string> paths{kAmazon, "libfabric.so.1"};
+    std::vector<std::string> paths{kAwsPath, "libfabric.so.1"};
     std::istringstream more(option(options, "search", ""));
     for (std::string path; std::getline(more, path, ':');) {
       if (!path.empty()) paths.push_back(path);
     }
     const bool efa = option(options, "provider", "tcp").starts_with("efa");
     for (const std::string& path : paths) {
-      auto found = open_one(path, reasons);
+      auto found = open_library(path, reasons);
       if (!found) continue;
       if (!best || found->version > best->version) best = std::move(found);
-      // AWS's own build belongs to its driver, whatever others may be newer.
-      if (efa && path == kAmazon) break;
+      // AWS's own build matches its driver, even if another one is newer.
+      if (efa && path == kAwsPath) break;
     }
   }
   if (best) return *best;
@@ -90,9 +90,9 @@ Library find(const Options& options) {
   throw Failure(Failure::Kind::unavailable, "libfabric", all, 0, kHint);
 }
 
-// Plug-ins lie beside the library in the `mpich` wheel, whose built-in search path is that of the machine that built
-// it. Only for providers that are plug-ins there: loading them all costs time and prints warnings.
-void offer_plugins(const Library& library) {
+// In the `mpich` wheel the plug-ins are beside the library, while its built-in search path is that of the build
+// machine. Set only for providers that are plug-ins there: loading all of them costs time and prints warnings.
+void set_plugin_path(const Library& library) {
   const std::filesystem::path plugins = std::filesystem::path(library.path).parent_path() / "libfabric";
   std::error_code ignored;
   if (library.path.find('/') == std::string::npos || !std::filesystem::is_directory(plugins, ignored)) return;
@@ -101,37 +101,37 @@ void offer_plugins(const Library& library) {
 
 void require_proven(const Library& library, const std::string& provider, const Options& options) {
   const bool rxm = is_rxm_over_verbs(provider);
-  const bool proven = rxm ? library.version >= kMendedRxm : provider == "tcp" || provider.starts_with("efa");
+  const bool proven = rxm ? library.version >= kFixedRxmVersion : provider == "tcp" || provider.starts_with("efa");
   if (proven || yes_or_no("libfabric", options, "unproven").value_or(false)) return;
-  throw Failure(
-      Failure::Kind::unavailable, "libfabric",
-      "provider " + provider + " breaks the contract" +
-          (rxm ? " before libfabric " + words(kMendedRxm) + ", and " + library.path + " is " + words(library.version)
-               : "") +
-          ": backends/libfabric/README.md says how",
-      0, "provider=\"tcp\", or unproven=True to try it all the same");
+  throw Failure(Failure::Kind::unavailable, "libfabric",
+                "provider " + provider + " breaks the contract" +
+                    (rxm ? " before libfabric " + to_string(kFixedRxmVersion) + ", and " + library.path + " is " +
+                               to_string(library.version)
+                         : "") +
+                    ": see backends/libfabric/README.md",
+                0, "provider=\"tcp\", or unproven=True to use it anyway");
 }
 
-// What ofi_rxm is to do unless the user has said otherwise. It is read as libfabric is loaded, so that it holds for the
-// whole process: where another engine was first it costs time and room over tcp, and over verbs a typed error.
-// FI_OFI_RXM_USE_SRX is left alone: unless it is set, receives are the endpoint's over tcp and each connection's own
-// over verbs, as they must be (Policy::close_reposts says why).
-void settle_rxm(const std::string& provider) {
+// Defaults for ofi_rxm, unless the user has set them. They are read when libfabric is loaded and hold for the whole
+// process; if another engine was first, the cost is time and memory over tcp, and a typed error over verbs.
+// FI_OFI_RXM_USE_SRX is not set: by default receives belong to the endpoint over tcp, and to each connection over
+// verbs, as required (see Policy::drain_before_close).
+void set_rxm_defaults(const std::string& provider) {
   const bool verbs = is_rxm_over_verbs(provider);
-  // See Policy::slot_nbytes, which these hold.
+  // Holds a whole message: see Policy::slot_nbytes.
   ::setenv("FI_OFI_RXM_BUFFER_SIZE", "8192", 0);
-  // It makes 1,024 of them at a time, and would ask for 4,096. Over verbs they are a connection's.
+  // rxm allocates 1,024 at a time, and its default is 4,096. Over verbs they belong to a connection.
   ::setenv("FI_OFI_RXM_MSG_RX_SIZE", verbs ? "256" : "1024", 0);
   ::setenv("FI_OFI_RXM_MSG_TX_SIZE", "120", 0);
-  // Its queue has room for that many connections (1,024 unless told) with all that they may have under way, and
-  // rdma_rxe's holds 32,767. Ours have one for each NIC of a peer. Others size address tables by it.
+  // rxm sizes its CQ for this many connections (default 1,024) with all their operations, and rdma_rxe's CQ holds
+  // 32,767 entries. Our endpoints have one connection per NIC of a peer. Other providers size address tables by it.
   if (verbs) ::setenv("FI_UNIVERSE_SIZE", "16", 0);
-  // It looks every 10 ms only for connections that come and go, and end_connections() would end none.
+  // rxm checks for new and closed connections only every 10 ms by default; shut_down_connections() would close none.
   ::setenv("FI_OFI_RXM_CM_PROGRESS_INTERVAL", "0", 0);
 }
 
-// Settings of the efa provider that it reads when it is loaded, and never again: options that come first decide.
-void decide(const Options& options, bool fresh) {
+// The efa provider reads these when it is loaded, and never again: the first options decide.
+void apply_load_time_options(const Options& options, bool fresh) {
   constexpr std::pair<const char*, const char*> settings[] = {{"huge_pages", "FI_EFA_USE_HUGE_PAGE"},
                                                               {"fork_safe", "FI_EFA_FORK_SAFE"}};
   if (yes_or_no("libfabric", options, "huge_pages").value_or(false) &&
@@ -155,57 +155,33 @@ void decide(const Options& options, bool fresh) {
 
 }  // namespace
 
-std::uint32_t Library::api_version() const noexcept { return std::min(version, kDeclared); }
+std::uint32_t Library::api_version() const noexcept { return std::min(version, kDeclaredVersion); }
 
 const Library& load(const Options& options) {
   static std::mutex mutex;
-  static std::map<std::string, Library> loaded;  // by what was asked for: one process may use two
-  static std::map<std::string, pid_t> users;     // by path: the process that used it first
+  static std::map<std::string, Library> loaded;     // by requested paths: a process may use two
+  static std::map<std::string, pid_t> first_users;  // by path: the first process that used it
   const std::string provider = option(options, "provider", "tcp");
-  const bool plugged = provider.starts_with("efa") || provider.starts_with("verbs") || provider == "all";
-  const std::string asked =
-      option(options, "library", "") + "|" + option(options, "search", "") + (plugged ? "|p" : "");
+  const bool is_plugin = provider.starts_with("efa") || provider.starts_with("verbs");
+  const std::string requested =
+      option(options, "library", "") + "|" + option(options, "search", "") + (is_plugin ? "|p" : "");
   const std::lock_guard lock(mutex);
-  auto found = loaded.find(asked);
-  if (found == loaded.end()) found = loaded.emplace(asked, find(options)).first;
-  const auto user = users.find(found->second.path);
-  if (plugged && provider != "all" && user != users.end() && user->second != ::getpid()) {
+  auto found = loaded.find(requested);
+  if (found == loaded.end()) found = loaded.emplace(requested, find(options)).first;
+  const auto user = first_users.find(found->second.path);
+  if (is_plugin && user != first_users.end() && user->second != ::getpid()) {
     throw Failure(Failure::Kind::unavailable, "libfabric",
                   "provider " + provider +
-                      ": this process was forked from one that had used libfabric, and the devices are that one's",
+                      ": this process was forked from one that had used libfabric, which still owns the devices",
                   0, "multiprocessing.set_start_method('spawn'), or fork before libfabric is used");
   }
-  if (provider != "all") require_proven(found->second, provider, options);
-  if (plugged) offer_plugins(found->second);
-  if (is_rxm(provider)) settle_rxm(provider);
-  decide(options, user == users.end());
-  // Whoever loads it asks it something at once, and with the first question it opens all devices.
-  users.try_emplace(found->second.path, ::getpid());
+  require_proven(found->second, provider, options);
+  if (is_plugin) set_plugin_path(found->second);
+  if (is_rxm(provider)) set_rxm_defaults(provider);
+  apply_load_time_options(options, user == first_users.end());
+  // Loading is followed by fi_getinfo, and the first fi_getinfo opens all devices.
+  first_users.try_emplace(found->second.path, ::getpid());
   return found->second;
-}
-
-std::vector<ProviderEntry> list_providers(const Options& options) {
-  Options all = options;
-  all["provider"] = "all";
-  const Library& library = load(all);
-  abi::Info* list = nullptr;
-  const int result = library.getinfo(library.api_version(), nullptr, nullptr, 0, nullptr, &list);
-  if (result < 0) {
-    throw Failure(Failure::Kind::provider, "fi_getinfo", library.strerror(-result), -result);
-  }
-  const InfoPtr owner(list, InfoDeleter{&library});
-  std::vector<ProviderEntry> entries;
-  std::set<std::string> seen;
-  const auto text = [](const char* words_or_null) {
-    return std::string(words_or_null == nullptr ? "" : words_or_null);
-  };
-  for (const abi::Info* info = list; info != nullptr; info = info->next) {
-    ProviderEntry entry{text(info->fabric_attr->prov_name), text(info->fabric_attr->name),
-                        text(info->domain_attr->name), words(info->fabric_attr->prov_version), 0};
-    if (info->nic != nullptr && info->nic->link_attr != nullptr) entry.bits_per_second = info->nic->link_attr->speed;
-    if (seen.insert(entry.name + '\n' + entry.fabric + '\n' + entry.domain).second) entries.push_back(std::move(entry));
-  }
-  return entries;
 }
 
 }  // namespace aio::libfabric

@@ -1,29 +1,29 @@
-// Registrations, and taking them back.
+// Registration and revocation of regions.
 //
-// Closing a registration is no fence in software. Read in libfabric 2.5's tcp provider (xnet_handle_write): the key is
-// looked up when an operation's header has arrived, and the payload is then received into the memory for as long as it
-// takes, registration or not; nothing tells the owner that one is in progress. And a header with an unknown key ends
-// the whole connection, so that innocent operations die with it. So a region is taken back in two rounds of questions:
+// In software, closing a registration is no fence. In libfabric 2.5's tcp provider (xnet_handle_write) the key is
+// looked up when the header of an operation has arrived; the payload is then received into the memory for as long as it
+// takes, registered or not, and the owner cannot tell that an operation is in progress. A header with an unknown key
+// ends the whole connection, with unrelated operations on it. So a region is revoked by two rounds of queries:
 //
-//   1. Every NIC of every peer is told to forget the region. It stops what it has not posted yet (stale_region), and
-//      answers. The answer leaves after what it had posted (one connection per NIC, in order), so nothing of it is
-//      under way now, and no connection breaks.
-//   2. The registration is closed, and all are asked once more. For a well-behaved peer this is idle. For one that went
-//      on writing, the answer proves that the header of any write that was let in before the closing lies behind us in
-//      the stream, with its payload; and since our question left after the responses to its reads, that those have left
-//      our memory too.
+//   1. Every NIC of every peer is told to stop using the region. It fails what it has not posted yet (stale_region) and
+//      replies. The reply leaves after what it had posted (one connection per NIC, in order), so nothing for the region
+//      is in flight any more, and no connection breaks.
+//   2. The registration is closed, and every NIC gets another query. For a correct peer nothing happens. For one that
+//      kept writing, the reply proves that any write accepted before the registration was closed is behind us in the
+//      stream, with its payload; and since our query left after the responses to its reads, that those have left our
+//      memory too.
 //
-// Then the memory is released. A peer that does not answer holds it until it is fenced: that is contract 8.
+// Then the memory is released. A peer that does not reply keeps it until the peer is fenced: contract 8.
 #include <cerrno>
 #include <random>
 
-#include "fabric_domain.h"
+#include "domain.h"
 
 namespace aio::libfabric {
 
 Handle<abi::Mr> FabricDomain::register_memory(const LocalMemory& memory, std::uint64_t access, std::uint64_t* count) {
   const iovec where{reinterpret_cast<void*>(memory.addr), memory.nbytes};
-  // Its base is where the whole dma-buf would begin.
+  // The base is where the whole dma-buf would begin.
   const abi::MrDmabuf exported{memory.fd, memory.fd_offset, memory.nbytes,
                                reinterpret_cast<void*>(memory.addr - memory.fd_offset)};
   abi::MrAttr attr{};
@@ -42,30 +42,30 @@ Handle<abi::Mr> FabricDomain::register_memory(const LocalMemory& memory, std::ui
   abi::Mr* mr = nullptr;
   int result = -abi::err_nokey;
   for (int attempt = 0; attempt < 8 && result == -abi::err_nokey; ++attempt) {
-    // Keys of our own choice are random: over tcp a key is all that guards the memory.
+    // Keys of our choice are random: over tcp the key is the only protection of the memory.
     if (ours) attr.requested_key = (std::uint64_t{random()} << 32 | random()) & mask;
     result = domain_->mr->regattr(domain_.fid(), &attr, memory.is_dmabuf ? abi::mr_dmabuf : 0, &mr);
   }
   check("fi_mr_regattr", result);
   Handle<abi::Mr> handle(mr, count);
   if ((domain.mr_mode & abi::mr_endpoint) != 0) {
-    check("fi_mr_bind", abi::bind(&mr->fid, shared_->endpoint.fid(), 0));
+    check("fi_mr_bind", abi::bind(&mr->fid, shared_channel_->endpoint.fid(), 0));
     check("fi_mr_enable", abi::enable(&mr->fid));
   }
   return handle;
 }
 
-// Memory of this domain's, which no peer is told of.
+// Registers memory of the domain itself, whose key no peer gets.
 Handle<abi::Mr> FabricDomain::register_own(void* base, std::size_t nbytes, std::uint64_t access, std::uint64_t* count) {
   return register_memory({reinterpret_cast<std::uint64_t>(base), nbytes, 0, -1, 0}, access, count);
 }
 
 std::string FabricDomain::register_local(RegionNumber number, const LocalMemory& memory) {
   if (memory.nbytes == 0) throw Failure(Failure::Kind::usage, "register", "the memory is empty");
-  // A provider that knows of no GPU would take the address for one of main memory, and some day copy from it.
+  // A provider without GPU support would take the address for main memory, and copy from it.
   if (memory.cuda_device >= 0 && (info_->caps & abi::hmem) == 0) {
-    throw Failure(Failure::Kind::unavailable, kind(), "this libfabric reaches no CUDA memory (no FI_HMEM)", ENOSYS,
-                  "install AWS's own (/opt/amazon/efa), and look for FI_HMEM in fi_info -p efa -v");
+    throw Failure(Failure::Kind::unavailable, path_name(), "this libfabric does not support CUDA memory (no FI_HMEM)",
+                  ENOSYS, "install AWS's libfabric (/opt/amazon/efa), and check fi_info -p efa -v for FI_HMEM");
   }
   std::uint64_t access = abi::read | abi::write;
   if ((memory.access & access_remote_read) != 0) access |= abi::remote_read;
@@ -83,12 +83,12 @@ std::string FabricDomain::register_local(RegionNumber number, const LocalMemory&
 void FabricDomain::register_remote(RegionNumber number, const RemoteMemory& memory) {
   if (memory.keys.size() != sizeof(KeyBlob)) {
     throw Failure(Failure::Kind::usage, "register",
-                  "the key is not one of libfabric's: " + std::to_string(memory.keys.size()) + " bytes");
+                  "not a key of libfabric: " + std::to_string(memory.keys.size()) + " bytes");
   }
   const Peer* peer = find(memory.peer);
   if (peer == nullptr) throw Failure(Failure::Kind::usage, "register", "the peer is not connected");
   const auto key = read_record<KeyBlob>(memory.keys);
-  if (peer->dead.contains(key.serial)) {
+  if (peer->stale_serials.contains(key.serial)) {
     throw Failure(Failure::Kind::stale, "region " + std::to_string(number), "the peer has deregistered it");
   }
   remote_regions_.insert_or_assign(number, RemoteRegion{memory.peer, memory.nbytes, key, false});
@@ -97,58 +97,58 @@ void FabricDomain::register_remote(RegionNumber number, const RemoteMemory& memo
 void FabricDomain::deregister(RegionNumber number) {
   remote_regions_.erase(number);
   const auto found = local_regions_.find(number);
-  if (found == local_regions_.end() || closing_regions_.contains(number)) return;
+  if (found == local_regions_.end() || deregistering_.contains(number)) return;
   const bool reachable = (found->second.access & (access_remote_read | access_remote_write)) != 0 && !peers_.empty();
-  closing_regions_.insert(number);
-  if (reachable && !policy_.close_revokes) revoke(found->second);
-  settle_regions();
+  deregistering_.insert(number);
+  if (reachable && !policy_.device_checks_keys) revoke(found->second);
+  finish_deregistrations();
 }
 
 void FabricDomain::revoke(LocalRegion& region) {
-  region.revoking = true;
+  region.queried = true;
   for (auto& [number, peer] : peers_) {
-    for (End& end : peer->ends) {
-      end.revoking.insert(region.serial);
-      ask(end);
+    for (RemoteNic& nic : peer->nics) {
+      nic.revocations.insert(region.serial);
+      schedule_query(nic);
     }
   }
 }
 
-// Moves every region that is being taken back as far as the answers allow.
-void FabricDomain::settle_regions() {
-  for (auto next = closing_regions_.begin(); next != closing_regions_.end();) {
+// Advances every deregistration as far as the replies allow.
+void FabricDomain::finish_deregistrations() {
+  for (auto next = deregistering_.begin(); next != deregistering_.end();) {
     const RegionNumber number = *next;
     LocalRegion& region = local_regions_.at(number);
     if (region.registration) {
-      bool told = true;
+      bool all_replied = true;
       for (const auto& [peer_number, peer] : peers_) {
-        for (const End& end : peer->ends) told &= !end.revoking.contains(region.serial);
+        for (const RemoteNic& nic : peer->nics) all_replied &= !nic.revocations.contains(region.serial);
       }
-      if (!told) {
+      if (!all_replied) {
         ++next;
         continue;
       }
       region.registration.reset();
-      if (region.revoking) {
+      if (region.queried) {
         for (auto& [peer_number, peer] : peers_) {
-          for (End& end : peer->ends) {
-            region.awaited[{peer_number, end.token}] = end.asked + 1;
-            ask(end);
+          for (RemoteNic& nic : peer->nics) {
+            region.waits_for[{peer_number, nic.token}] = nic.sent_query + 1;
+            schedule_query(nic);
           }
         }
       }
     }
-    std::erase_if(region.awaited, [this](const auto& awaited) {
-      const auto& [which, number] = awaited;
+    std::erase_if(region.waits_for, [this](const auto& entry) {
+      const auto& [which, number] = entry;
       Peer* peer = find(which.first);
-      const End* end = peer == nullptr ? nullptr : peer->find(which.second);
-      return end == nullptr || end->answered >= number;
+      const RemoteNic* nic = peer == nullptr ? nullptr : peer->find(which.second);
+      return nic == nullptr || nic->answered_query >= number;
     });
-    if (!region.awaited.empty()) {
+    if (!region.waits_for.empty()) {
       ++next;
       continue;
     }
-    next = closing_regions_.erase(next);
+    next = deregistering_.erase(next);
     local_regions_.erase(number);
     sink_.released(number);
   }

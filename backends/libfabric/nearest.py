@@ -1,4 +1,4 @@
-"""Which EFA devices are nearest to a GPU or a NUMA node, and which cores are: as the kernel or a file tells."""
+"""Nearest EFA devices: those closest to a GPU or a NUMA node, and the cores there, from sysfs or a topology file."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
     from aio_transfer.backends.verbs.discovery import RdmaPort
 
-__all__ = ("Place", "nearest", "place_of")
+__all__ = ("NearestDevices", "nearest_devices", "nearest_devices_here")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """What lies together.
+class NearestDevices:
+    """Devices at one place of the machine, and the cores there.
 
     :param devices: the kernel's names of the NICs
-    :param cpus: cores, as the kernel lists them (``"0-23,48-71"``); empty where it does not tell
+    :param cpus: cores, as the kernel lists them (``"0-23,48-71"``); empty where it reports none
     """
 
     devices: tuple[str, ...]
@@ -39,26 +39,26 @@ class Place:
 
 
 @functools.cache
-def place_of(near: str, topology: str = "") -> Place:
-    """Return what :func:`nearest` says of this machine; asked once, since its buses do not change.
+def nearest_devices_here(near: str, topology: str = "") -> NearestDevices:
+    """Return :func:`nearest_devices` of this machine; cached, since its buses do not change.
 
-    :source: ``SYSFS_PATH`` is where rdma-core and libfabric's provider look, too
+    ``SYSFS_PATH`` is where rdma-core and libfabric's efa provider look, too.
     """
     host = Host(root=Path(os.environ.get("SYSFS_PATH", "/sys")).parent)
-    return nearest(host, near, Path(topology) if topology else None)
+    return nearest_devices(host, near, Path(topology) if topology else None)
 
 
-def nearest(host: Host, near: str, topology: Path | None = None) -> Place:
-    """Find the EFA devices that are nearest to something.
+def nearest_devices(host: Host, near: str, topology: Path | None = None) -> NearestDevices:
+    """Find the EFA devices that are nearest to a GPU or a NUMA node.
 
     :param near: the PCI address of a GPU (``"0000:53:00.0"``), or ``"numa"`` and the number of a node
-    :param topology: a file that knows better, in virtual machines say: ``{near: {"devices": [...], "cpus": ""}}`` in
-        JSON; what it does not name is looked up all the same
+    :param topology: a JSON file that overrides what the kernel reports, for virtual machines:
+        ``{near: {"devices": [...], "cpus": ""}}``; names that are not in it are looked up all the same
     :raises UsageError: there is no such GPU or node, or no EFA device; or the file is malformed
     """
-    told = _told(near, topology)
-    if told is not None:
-        return told
+    listed = _read_topology(near, topology)
+    if listed is not None:
+        return listed
     ports = [port for port in rdma_ports(host) if port.driver == "efa"]
     distances = [(hops, port) for port in ports if (hops := _distance(port, near)) is not None]
     if not distances:
@@ -66,7 +66,7 @@ def nearest(host: Host, near: str, topology: Path | None = None) -> Place:
         raise UsageError(f"no EFA device is near {near!r}; there are {', '.join(known) or 'none'}")
     least = min(hops for hops, _ in distances)
     chosen = [port for hops, port in distances if hops == least]
-    return Place(devices=tuple(port.device for port in chosen), cpus=chosen[0].cpus)
+    return NearestDevices(devices=tuple(port.device for port in chosen), cpus=chosen[0].cpus)
 
 
 def _distance(port: RdmaPort, near: str) -> int | None:
@@ -75,12 +75,14 @@ def _distance(port: RdmaPort, near: str) -> int | None:
     return port.gpus.get(near)
 
 
-def _told(near: str, topology: Path | None) -> Place | None:
+def _read_topology(near: str, topology: Path | None) -> NearestDevices | None:
     if topology is None:
         return None
     try:
         entry = json.loads(topology.read_text()).get(near)
-        return None if entry is None else Place(devices=tuple(entry["devices"]), cpus=entry.get("cpus", ""))
+        if entry is None:
+            return None
+        return NearestDevices(devices=tuple(entry["devices"]), cpus=entry.get("cpus", ""))
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         message = f"{topology} is no topology: {error!r}"
         raise UsageError(message) from error

@@ -1,5 +1,5 @@
-// The sockets behind an endpoint of libfabric's tcp provider. It does not show them, so they are found by the address
-// of the endpoint's listener, which every connection that came in through the listener has for its own.
+// Sockets behind an endpoint of libfabric's tcp provider. libfabric does not expose them, so they are found by the
+// address of the endpoint's listener, which is also the local address of every connection it accepted.
 #pragma once
 
 #include <netinet/in.h>
@@ -17,7 +17,7 @@
 
 namespace aio::libfabric {
 
-// A descriptor of this process, and the inode that tells it from a later one of the same number.
+// A descriptor of this process, and the inode that tells it from a later one with the same number.
 struct Socket {
   int fd;
   ino_t inode;
@@ -28,25 +28,25 @@ struct Socket {
   }
 };
 
-// One more than the highest descriptor may be. Asking them all is faster than listing /proc/self/fd (10,000 open ones:
-// 4 ms, not 13).
+// One more than the highest possible descriptor. Checking them all is faster than listing /proc/self/fd (10,000 open
+// ones: 4 ms instead of 13 ms).
 inline int descriptor_slots() {
-  // Not /proc/self, which says little once the main thread has ended.
+  // Not /proc/self, which is almost empty once the main thread has ended.
   std::ifstream status("/proc/thread-self/status");
   constexpr std::string_view kField = "FDSize:";
   for (std::string line; std::getline(status, line);) {
     if (line.starts_with(kField)) return std::atoi(line.c_str() + kField.size());
   }
-  return static_cast<int>(::sysconf(_SC_OPEN_MAX));  // no descriptor is free to look with
+  return static_cast<int>(::sysconf(_SC_OPEN_MAX));  // out of descriptors
 }
 
-// Whether `fd` is a TCP socket whose own address is `listener`, or of its port where that stands for every address.
+// Whether `fd` is a TCP socket bound to `listener`, or to its port if that is a wildcard address.
 inline bool belongs_to(std::string_view listener, int fd) noexcept {
   sockaddr_storage own{}, wanted{};
   socklen_t nbytes = sizeof own;
   if (::getsockname(fd, reinterpret_cast<sockaddr*>(&own), &nbytes) != 0) return false;
   std::memcpy(&wanted, listener.data(), std::min(listener.size(), sizeof wanted));
-  int protocol = 0;  // UDP has the same port numbers
+  int protocol = 0;  // a UDP socket may have the same port
   nbytes = sizeof protocol;
   ::getsockopt(fd, SOL_SOCKET, SO_PROTOCOL, &protocol, &nbytes);
   if (protocol != IPPROTO_TCP || own.ss_family != wanted.ss_family) return false;
@@ -59,12 +59,12 @@ inline bool belongs_to(std::string_view listener, int fd) noexcept {
          (IN6_IS_ADDR_UNSPECIFIED(&b.sin6_addr) || IN6_ARE_ADDR_EQUAL(&a.sin6_addr, &b.sin6_addr));
 }
 
-// Stops the listener at `address` and ends every connection that came in through it, both ways. Returns those
-// connections: their owner finds each one readable, at its end, and closes it.
+// Stops the listener at `address`, and shuts down every connection that it accepted. Returns those connections:
+// libfabric finds each one readable at its end, and closes it.
 //
-// No other socket is hit. The kernel gives a port that a listener was bound to to nobody else while it listens, and
-// only the caller, who holds the core's lock, can make libfabric close one of these and free its descriptor.
-inline std::vector<Socket> hang_up(std::string_view address) {
+// No other socket is affected. While a listener is open, the kernel gives its port to no other socket, and only the
+// caller, who holds the core's lock, can make libfabric close one of them and free its descriptor.
+inline std::vector<Socket> shut_down_sockets(std::string_view address) {
   std::vector<Socket> connections;
   int listener = -1;
   const int slots = descriptor_slots();
@@ -79,8 +79,8 @@ inline std::vector<Socket> hang_up(std::string_view address) {
     else
       connections.push_back({fd, status.st_ino});
   }
-  // The listener first, so that none comes in after those that were found. That frees the port, and from here on
-  // nothing is looked for by the address.
+  // The listener first, so that no connection is accepted after the search. That frees the port: from here on the
+  // address is not used for a search.
   if (listener >= 0) ::shutdown(listener, SHUT_RDWR);
   for (const Socket& connection : connections) ::shutdown(connection.fd, SHUT_RDWR);
   return connections;

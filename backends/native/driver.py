@@ -1,4 +1,4 @@
-"""The driver of every native transport: the seam's records in, native calls out."""
+"""Native driver: the driver protocol on top of the C++ core, for every native transport."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import struct
 from typing import TYPE_CHECKING, cast
 
 from aio_transfer.backends.native._native import NativeCore
+from aio_transfer.driver.options import as_text
 from aio_transfer.driver.protocol import Capabilities, Endpoint, LocalMemory
 from aio_transfer.errors import ClosedError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
 
-    from aio_transfer.backends.native._native import Fabric
     from aio_transfer.driver.protocol import RemoteMemory
     from aio_transfer.driver.records import CounterId, PeerNumber, RegionNumber, TransferId
 
@@ -25,37 +25,31 @@ _LENGTH = struct.Struct("<HB")
 
 
 class NativeDriver:
-    """One backend of the native core, behind the seam of :mod:`aio_transfer.driver.protocol`.
+    """One transport of the C++ core as a driver; also a :class:`SpinningDriver` and a :class:`PreparedDriver`.
 
-    What differs per rail (keys, endpoints) is packed into one blob: per rail a length, how many fds belong to it, and
-    its bytes.
+    Keys and endpoints of several rails are packed into one blob: per rail its length, how many file descriptors belong
+    to it, and its bytes.
     """
 
-    def __init__(
-        self, backend: str, options: Mapping[str, object] | None = None, *, fabric: Fabric | None = None
-    ) -> None:
+    def __init__(self, backend: str, options: Mapping[str, object] | None = None) -> None:
         """Remember what to open; nothing is acquired yet.
 
-        :param options: strings, numbers and booleans, as the transport's own page lists them
-        :param fabric: for ``sim``: the wire to join
+        :param options: checked values, from the option table of the backend
         """
-        self._fabric = fabric
         self._backend = backend
-        self._options = {name: str(value) for name, value in (options or {}).items()}
-        self._core = self._closed = cast("NativeCore", _Closed(f"the {backend} driver"))
-        self.spin_wait: Callable[[CounterId, int], int] | None = None
-        """Look at a counter for 0.1 ms, or until it has so many; return its total. Only where ``progress="spin"``."""
+        self._options = {name: as_text(value) for name, value in (options or {}).items()}
+        self._core = self._closed = cast("NativeCore", _ClosedCore(f"the {backend} driver"))
 
     def open(self) -> Capabilities:
         """Open the devices and start the worker."""
-        self._core = NativeCore(self._backend, self._options, self._fabric)
-        # Not on a simulated fabric, which nobody moves on meanwhile.
-        if self._options.get("progress") == "spin" and self._backend != "sim":
-            self.spin_wait = self._core.spin_wait
+        self._core = self._open_core()
         return Capabilities(backend=self._backend, **self._core.attributes())
 
+    def _open_core(self) -> NativeCore:
+        return NativeCore(self._backend, self._options)
+
     def register(self, region: RegionNumber, memory: LocalMemory | RemoteMemory) -> bytes:
-        """Register on every rail."""
+        """Register on every rail; return the keys of all rails."""
         if isinstance(memory, LocalMemory):
             keys = self._core.register_local(
                 region,
@@ -73,17 +67,17 @@ class NativeDriver:
         return b""
 
     def deregister(self, region: RegionNumber) -> None:
-        """Deregister on every rail; one RELEASED follows for memory of ours."""
+        """Deregister on every rail; one RELEASED event follows for our own memory."""
         self._core.deregister(region)
 
     def connect(self, peer: PeerNumber, remote: Endpoint | None) -> Endpoint:
-        """Make or join our ends, one per rail."""
+        """Create or connect our ends, one per rail."""
         far = None if remote is None else _unpack(remote.blob, remote.fds)
         ends = self._core.connect(peer, None if far is None else [(blob, list(fds)) for blob, fds in far])
         return Endpoint(blob=_pack(ends), fds=tuple(fd for _, fds in ends for fd in fds))
 
     def disconnect(self, peer: PeerNumber, *, lost: bool) -> None:
-        """End the connection on every rail; one FENCED follows."""
+        """End the connection on every rail; one FENCED event follows."""
         self._core.disconnect(peer, lost)
 
     def post(self, transfer: TransferId, runs: NDArray[np.void] | bytes, pieces: NDArray[np.void] | bytes) -> bool:
@@ -93,7 +87,7 @@ class NativeDriver:
     def post_each(
         self, first: TransferId, runs: NDArray[np.void] | bytes, pieces: NDArray[np.void] | bytes
     ) -> list[int]:
-        """Start one transfer per run, numbered from ``first`` on; return the indices of those that go on."""
+        """Start one transfer per run; return the indices of those that have not completed."""
         return self._core.post_each(first, runs, pieces)
 
     def send(self, peer: PeerNumber, message: TransferId, payload: bytes) -> None:
@@ -101,15 +95,19 @@ class NativeDriver:
         self._core.send(peer, message, payload)
 
     def expect(self, counter: CounterId, counts: int) -> int:
-        """Arm, disarm, read or forget a counter."""
+        """Arm, disarm, read or delete a counter."""
         return self._core.expect(counter, counts)
+
+    def spin_wait(self, counter: CounterId, counts: int) -> int:
+        """Busy-poll a counter for up to 100 µs or until it reaches ``counts``; return its total."""
+        return self._core.spin_wait(counter, counts)
 
     def fileno(self) -> int:
         """Return the eventfd of the completion ring."""
         return self._core.fileno()
 
     def drain(self, limit: int) -> Sequence[tuple[int, int, int, int, bytes]]:
-        """Take events; parks the ring when it is found empty."""
+        """Take events; when the ring is found empty, the next event makes ``fileno`` readable."""
         return self._core.drain(limit)
 
     def statistics(self) -> Mapping[str, int]:
@@ -120,11 +118,11 @@ class NativeDriver:
         """Stop the worker and free every device."""
         if self._core is not self._closed:
             self._core.close()
-            self._core, self.spin_wait = self._closed, None
+            self._core = self._closed
 
 
-class _Closed:
-    """Stands for the core before it is opened and after it is closed: one look less per call than to ask for it."""
+class _ClosedCore:
+    """Placeholder for the core before open and after close; it raises, so that no call has to test for that."""
 
     def __init__(self, what: str) -> None:
         self._what = what
@@ -138,7 +136,7 @@ def _pack(parts: Iterable[tuple[bytes, Sequence[int]]]) -> bytes:
 
 
 def _unpack(packed: bytes, fds: Sequence[int]) -> list[tuple[bytes, Sequence[int]]]:
-    """Take a peer's blob apart; it may hold anything."""
+    """Split a peer's blob by rail; nothing in it is trusted."""
     parts: list[tuple[bytes, Sequence[int]]] = []
     at = taken = 0
     while at < len(packed):

@@ -1,23 +1,23 @@
-"""RC queue pairs driven through pyverbs: the reference for the native ``verbs``, and only used when it is named."""
+"""pyverbs backend: RC queue pairs through pyverbs, a reference for the native ``verbs``. Never opened automatically."""
 
 from __future__ import annotations
 
 import logging
 from typing import TYPE_CHECKING
 
+from aio_transfer.backends.pyverbs.options import OPTIONS
+from aio_transfer.driver.backend import Backend
 from aio_transfer.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
     from aio_transfer.driver.protocol import Driver
 
-__all__ = ("create",)
+__all__ = ("BACKEND", "create")
 
 
 def create(*, device: str = "", address: str = "") -> Driver:
-    """Make an unopened driver for the first active port, or for a named one.
+    """Make an unopened driver from checked options.
 
-    :param device: as ``ibv_devices`` lists it
-    :param address: of the port, IPv4 or IPv6
     :raises BackendUnavailableError: pyverbs cannot be imported
     """
     root = logging.getLogger()
@@ -28,7 +28,15 @@ def create(*, device: str = "", address: str = "") -> Driver:
         hint = "apt-get install python3-pyverbs, or pip install pyverbs"
         raise BackendUnavailableError("pyverbs", f"pyverbs cannot be imported: {error}", hint) from error
     finally:
-        # pyverbs.base calls logging.basicConfig(), and so takes that decision from the application.
+        # pyverbs.base calls logging.basicConfig(), which is the application's decision.
         root.handlers[:] = handlers
         root.setLevel(level)
     return PyverbsDriver(device, address)
+
+
+BACKEND = Backend(
+    name="pyverbs",
+    create=create,
+    options=OPTIONS,
+    summary="RDMA devices through pyverbs, in Python: a reference for tests, slower than verbs.",
+)

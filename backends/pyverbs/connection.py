@@ -7,12 +7,13 @@ import struct
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from aio_transfer.backends.pyverbs.device import CARRIED, CHAIN
-from aio_transfer.errors import UnsupportedError, UsageError
 from pyverbs.addr import GID, AHAttr, GlobalRoute
 from pyverbs.mr import MR
 from pyverbs.pyverbs_error import PyverbsError
 from pyverbs.qp import QP, QPAttr, QPCap, QPInitAttr
+
+from aio_transfer.backends.pyverbs.device import CARRIED, CHAIN
+from aio_transfer.errors import UnsupportedError, UsageError
 
 if TYPE_CHECKING:
     from aio_transfer.backends.pyverbs.device import Device

@@ -8,12 +8,13 @@ import select
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from aio_transfer.errors import BackendUnavailableError
 from pyverbs.cq import CQ, CompChannel
 from pyverbs.device import Context, get_device_list
 from pyverbs.pd import PD
 from pyverbs.pyverbs_error import PyverbsError
 from pyverbs.wr import SGE, RecvWR, SendWR
+
+from aio_transfer.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

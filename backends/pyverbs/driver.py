@@ -11,6 +11,9 @@ from socket import htonl, ntohl
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from pyverbs.cq import cqe_status_to_str
+from pyverbs.mr import MR
+from pyverbs.pyverbs_error import PyverbsError
 
 import aio_transfer.driver as seam
 from aio_transfer.backends.pyverbs.connection import DEPTH, LOCAL_WRITE, SLOT_NBYTES, Lane, Link
@@ -19,9 +22,6 @@ from aio_transfer.backends.pyverbs.work_requests import Batch, Remote, Run, part
 from aio_transfer.driver.event_queue import EventQueue
 from aio_transfer.driver.records import Access, EventKind, Op, Status
 from aio_transfer.errors import ProviderError, StaleRegionError, UsageError
-from pyverbs.cq import cqe_status_to_str
-from pyverbs.mr import MR
-from pyverbs.pyverbs_error import PyverbsError
 
 if TYPE_CHECKING:
     from pyverbs.cq import WC

@@ -46,9 +46,9 @@ Mapping map_sealed(int fd, std::uint64_t offset, std::uint64_t nbytes, bool writ
   }
   if (::fstat(fd, &status) != 0 || nbytes > static_cast<std::uint64_t>(status.st_size) ||
       offset > static_cast<std::uint64_t>(status.st_size) - nbytes) {
-    throw Failure(Failure::Kind::usage, what, "the peer's memory is smaller than it says");
+    throw Failure(Failure::Kind::usage, what, "the peer's memory is smaller than it states");
   }
-  // mmap wants a page boundary; an allocation always begins on one.
+  // mmap takes offsets of whole pages; an allocation always begins on one.
   if (offset % 4096 != 0) throw Failure(Failure::Kind::usage, what, "the peer's memory is not aligned to a page");
   void* base = ::mmap(nullptr, nbytes, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED, fd,
                       static_cast<off_t>(offset));

@@ -1,18 +1,20 @@
-"""A simulated fabric that is as unordered as the contract allows, for tests. It is never chosen automatically."""
+"""sim backend: a simulated fabric for tests, as unordered as the contract allows. It is never opened automatically."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from aio_transfer.backends.native import NativeDriver
+from aio_transfer.backends.native._native import SimCore
+from aio_transfer.backends.sim.options import OPTIONS
+from aio_transfer.driver.backend import Backend
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from aio_transfer.backends.native._native import Fabric
-    from aio_transfer.driver.protocol import Capabilities
+    from aio_transfer.backends.native._native import Fabric, NativeCore
 
-__all__ = ("SimDriver", "create")
+__all__ = ("BACKEND", "SimDriver", "create")
 
 
 class SimDriver(NativeDriver):
@@ -21,29 +23,31 @@ class SimDriver(NativeDriver):
     def __init__(
         self, fabric: Fabric | None, on_open: Callable[[Sequence[int]], None] | None, **options: object
     ) -> None:
-        """Remember where it belongs.
+        """Remember what to open.
 
-        :param on_open: told what the fabric calls its NICs
+        :param on_open: called with the fabric's numbers of our NICs
         """
-        super().__init__("sim", options, fabric=fabric)
+        super().__init__("sim", options)
+        self._fabric = fabric
         self._on_open = on_open
 
-    def open(self) -> Capabilities:
-        """Join the fabric."""
-        capabilities = super().open()
+    def _open_core(self) -> NativeCore:
+        core = SimCore(self._fabric, self._options)
         if self._on_open is not None:
-            self._on_open(self._core.nodes())
-        return capabilities
+            self._on_open(core.nodes())
+        return core
 
 
 def create(
     *, fabric: Fabric | None = None, on_open: Callable[[Sequence[int]], None] | None = None, **options: object
 ) -> SimDriver:
-    """Make an unopened driver on a simulated fabric.
-
-    :param fabric: for :class:`aio_transfer.testing.SimFabric`; without it, the fabric that all engines of this process
-        share and that reaches other processes, with a worker thread per engine
-    :param options: ``nics`` (1 … 8), ``seed``, ``reorder``, ``mtu``, ``max_piece``, ``depth``, ``eagain``,
-        ``failed_posts``, ``failed_completions``, ``late_completions``; of the shared fabric, the first engine's count
-    """
+    """Make an unopened driver from checked options."""
     return SimDriver(fabric, on_open, **options)
+
+
+BACKEND = Backend(
+    name="sim",
+    create=create,
+    options=OPTIONS,
+    summary="Simulated NICs within one host, for tests; see aio_transfer.testing.SimFabric.",
+)

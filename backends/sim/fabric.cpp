@@ -21,7 +21,7 @@ std::uint64_t random_word() {
   return word;
 }
 
-// An abstract name: nothing is left behind when the process is killed.
+// An abstract address: nothing is left behind when the process is killed.
 sockaddr_un to_sockaddr(const std::string& name, socklen_t& length) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
@@ -31,13 +31,13 @@ sockaddr_un to_sockaddr(const std::string& name, socklen_t& length) {
 }
 
 constexpr std::size_t kMaxDatagram = sizeof(Header) + (64 << 10);
-constexpr int kReceiveBatch = 256;  // a flood must not keep a worker from its own work
+constexpr int kReceiveBatch = 256;  // per pass: many datagrams must not keep a worker from its own packets
 
 }  // namespace
 
-Fabric::Fabric(std::uint64_t seed, const Mischief& mischief, bool stepped)
-    : stepped_(stepped), id_(random_word()), mischief_(mischief), dice_(seed), lags_(dice_.roll()) {
-  if (stepped_) return;  // one thread moves everything: nobody outside could take part
+Fabric::Fabric(std::uint64_t seed, const Faults& faults, bool stepped)
+    : stepped_(stepped), id_(random_word()), faults_(faults), dice_(seed), lags_(dice_.roll()) {
+  if (stepped_) return;  // one thread moves everything: no other process could take part
   address_ = std::string(kAddressPrefix) + std::to_string(::getpid()) + "-" + std::to_string(id_);
   socket_ = Fd(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   socklen_t length = 0;
@@ -62,9 +62,7 @@ std::shared_ptr<Fabric> Fabric::common(const std::function<std::shared_ptr<Fabri
   return found;
 }
 
-void Fabric::ring(const Node& node) noexcept { aio::ring(node.wake_fd); }
-
-NodeId Fabric::join(int wake_fd) {
+NodeId Fabric::add_node(int wake_fd) {
   const std::lock_guard lock(mutex_);
   const NodeId id = ++last_;
   Node& node = nodes_[id];
@@ -73,7 +71,7 @@ NodeId Fabric::join(int wake_fd) {
   return id;
 }
 
-void Fabric::leave(NodeId node) {
+void Fabric::remove_node(NodeId node) {
   const std::lock_guard lock(mutex_);
   const auto found = nodes_.find(node);
   if (found == nodes_.end()) return;
@@ -84,8 +82,8 @@ void Fabric::leave(NodeId node) {
   std::erase_if(cut_, [&](const auto& path) { return path.first == node || path.second == node; });
 }
 
-std::uint64_t Fabric::name() {
-  if (!stepped_) return random_word() | 1;  // 0 names nothing
+std::uint64_t Fabric::make_key() {
+  if (!stepped_) return random_word() | 1;  // 0 is no key
   const std::lock_guard lock(mutex_);
   return dice_.roll() | 1;
 }
@@ -101,26 +99,26 @@ bool Fabric::happens(double probability) {
   return dice_.happens(probability);
 }
 
-bool Fabric::launch(Packet& packet, const std::string& there, bool& gone) {
-  if (!there.empty()) return launch_abroad(packet, there, gone);
+bool Fabric::send(Packet& packet, const std::string& address, bool& is_gone) {
+  if (!address.empty()) return send_to_process(packet, address, is_gone);
   const std::lock_guard lock(mutex_);
   const Header& header = packet.header;
   ++totals_.left;
   const auto to = nodes_.find(header.to);
   if (to == nodes_.end() || dead_.contains(header.from) || dead_.contains(header.to)) {
-    ++totals_.dropped;  // whoever sent it, or was to get it, is dead; liveness says so to the others
-    gone = to == nodes_.end();
+    ++totals_.dropped;  // its sender or receiver is dead, which peers learn from the heartbeat
+    is_gone = to == nodes_.end();
     return true;
   }
-  if (to->second.inbound.empty()) ring(to->second);
+  if (to->second.inbound.empty()) wake(to->second);
   to->second.inbound.push_back(std::move(packet));
   ++totals_.in_flight;
   return true;
 }
 
-bool Fabric::launch_abroad(const Packet& packet, const std::string& there, bool& gone) {
+bool Fabric::send_to_process(const Packet& packet, const std::string& address, bool& is_gone) {
   socklen_t length = 0;
-  sockaddr_un name = to_sockaddr(there, length);
+  sockaddr_un name = to_sockaddr(address, length);
   iovec parts[2] = {{const_cast<Header*>(&packet.header), sizeof packet.header},
                     {const_cast<char*>(packet.payload.data()), packet.payload.size()}};
   msghdr message{};
@@ -129,12 +127,12 @@ bool Fabric::launch_abroad(const Packet& packet, const std::string& there, bool&
   message.msg_iov = parts;
   message.msg_iovlen = 2;
   if (::sendmsg(socket_.get(), &message, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0) return true;
-  // No room there is a matter of time; nothing else is.
-  gone = errno != EAGAIN && errno != ENOBUFS && errno != ENOMEM && errno != EINTR;
-  return gone;
+  // A full queue empties in time; every other error is final.
+  is_gone = errno != EAGAIN && errno != ENOBUFS && errno != ENOMEM && errno != EINTR;
+  return is_gone;
 }
 
-bool Fabric::receive() {
+bool Fabric::receive_datagrams() {
   if (!socket_) return false;
   bool any = false;
   const std::lock_guard lock(mutex_);
@@ -150,18 +148,18 @@ bool Fabric::receive() {
     packet.payload.assign(datagram_.data() + sizeof(Header), size - sizeof(Header));
     to->second.inbound.push_back(std::move(packet));
     ++totals_.in_flight;
-    ring(to->second);
+    wake(to->second);
     any = true;
   }
   return any;
 }
 
-bool Fabric::next(NodeId id, Packet& out) {
+bool Fabric::take_next(NodeId id, Packet& out) {
   const std::lock_guard lock(mutex_);
   const auto found = nodes_.find(id);
   if (found == nodes_.end() || found->second.controls.stalled || found->second.inbound.empty()) return false;
   auto& inbound = found->second.inbound;
-  for (int tries = 0; tries < 3 && dice_.happens(mischief_.reorder); ++tries) {
+  for (int tries = 0; tries < 3 && dice_.happens(faults_.reorder); ++tries) {
     std::swap(inbound.front(), inbound[dice_.below(inbound.size())]);
     if (!dice_.happens(lag(inbound.front().header))) break;
   }
@@ -169,7 +167,7 @@ bool Fabric::next(NodeId id, Packet& out) {
   inbound.pop_front();
   --totals_.in_flight;
   ++totals_.delivered;
-  // FNV-1a over what arrived, in the order in which it did. Names that differ from run to run stay out of it.
+  // FNV-1a over what arrived, in order of arrival. Keys that differ from run to run stay out of it.
   const Header& header = out.header;
   for (const std::uint64_t word : {std::uint64_t(header.kind), std::uint64_t(header.from), std::uint64_t(header.to),
                                    header.offset, std::uint64_t(header.nbytes)}) {
@@ -182,7 +180,7 @@ double Fabric::lag(const Header& header) const noexcept {
   return static_cast<double>(Dice(lags_ ^ (std::uint64_t{header.from} << 32 | header.to)).below(8)) / 8;
 }
 
-bool Fabric::pending(NodeId id) {
+bool Fabric::has_inbound(NodeId id) {
   const std::lock_guard lock(mutex_);
   const auto found = nodes_.find(id);
   return found != nodes_.end() && !found->second.controls.stalled && !found->second.inbound.empty();
@@ -196,7 +194,7 @@ Fabric::Controls Fabric::controls(NodeId id) {
 bool Fabric::fails_post(NodeId id) {
   const std::lock_guard lock(mutex_);
   Controls& node = nodes_.at(id).controls;
-  const bool fails = node.fail_posts != 0 || (mischief_.failed_posts > 0 && dice_.happens(mischief_.failed_posts));
+  const bool fails = node.fail_posts != 0 || (faults_.failed_posts > 0 && dice_.happens(faults_.failed_posts));
   if (node.fail_posts != 0) --node.fail_posts;
   totals_.failed += fails ? 1 : 0;
   return fails;
@@ -206,20 +204,20 @@ bool Fabric::fails_completion(NodeId id) {
   const std::lock_guard lock(mutex_);
   Controls& node = nodes_.at(id).controls;
   const bool fails =
-      node.fail_completions != 0 || (mischief_.failed_completions > 0 && dice_.happens(mischief_.failed_completions));
+      node.fail_completions != 0 || (faults_.failed_completions > 0 && dice_.happens(faults_.failed_completions));
   if (node.fail_completions != 0) --node.fail_completions;
   totals_.failed += fails ? 1 : 0;
   return fails;
 }
 
-bool Fabric::refuses(NodeId id) {
+bool Fabric::refuses_post(NodeId id) {
   const std::lock_guard lock(mutex_);
-  const bool refuses = nodes_.at(id).controls.full || (mischief_.eagain > 0 && dice_.happens(mischief_.eagain));
+  const bool refuses = nodes_.at(id).controls.full || (faults_.eagain > 0 && dice_.happens(faults_.eagain));
   totals_.refused_posts += refuses ? 1 : 0;
   return refuses;
 }
 
-bool Fabric::open(NodeId from, NodeId to) {
+bool Fabric::is_path_open(NodeId from, NodeId to) {
   const std::lock_guard lock(mutex_);
   return !cut_.contains(std::minmax(from, to));
 }
@@ -232,7 +230,7 @@ void Fabric::reseed(std::uint64_t seed) {
   cut_.clear();
   for (auto& [id, node] : nodes_) {
     node.controls = {.speed = 1u << dice_.below(5)};
-    ring(node);
+    wake(node);
   }
 }
 
@@ -241,19 +239,19 @@ void Fabric::set_path(NodeId one, NodeId other, bool open) {
   if (!nodes_.contains(one) || !nodes_.contains(other)) return;  // closed
   if (open) {
     cut_.erase(std::minmax(one, other));
-    ring(nodes_.at(one));
-    ring(nodes_.at(other));
+    wake(nodes_.at(one));
+    wake(nodes_.at(other));
   } else {
     cut_.insert(std::minmax(one, other));
   }
 }
 
-void Fabric::change(NodeId id, const std::function<void(Controls&)>& edit) {
+void Fabric::edit_controls(NodeId id, const std::function<void(Controls&)>& edit) {
   const std::lock_guard lock(mutex_);
   const auto found = nodes_.find(id);
   if (found == nodes_.end()) return;
   edit(found->second.controls);
-  ring(found->second);
+  wake(found->second);
 }
 
 void Fabric::kill(NodeId id) {

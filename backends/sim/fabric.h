@@ -1,10 +1,10 @@
-// The wire of the simulated fabric: what is in flight between nodes, and the adversary who decides what moves next.
+// The simulated fabric: what is in flight between nodes, and the seeded adversary that decides what moves next.
 //
 // A node is one NIC of one engine. Everything travels in packets of at most one MTU. A packet leaves its node some time
-// after it was posted (only then is the source read), waits at its destination, and is picked from there in any order
-// by the destination's own worker. Nothing is duplicated and nothing is lost in silence.
+// after it was posted (only then is the source read), waits at its destination, and is taken from there in any order by
+// the destination's own worker. No packet is duplicated, and none is lost without an error.
 //
-// Lock order: a core's lock, then the fabric's. The fabric calls nobody while it holds its own.
+// Lock order: a core's lock, then the fabric's. The fabric calls nothing while it holds its own.
 #pragma once
 
 #include <atomic>
@@ -22,16 +22,11 @@
 
 #include "../core/handles.h"
 #include "../core/types.h"
+#include "wire.h"
 
 namespace aio::sim {
 
-// What every fabric's socket is called, followed by whose it is.
-inline constexpr std::string_view kAddressPrefix = "aio-transfer-sim-";
-
-using NodeId = std::uint32_t;
-using Key = std::uint64_t;
-
-// SplitMix64: one word of state, good enough to be mean with.
+// Pseudo-random numbers from a seed, by SplitMix64: one word of state, and good enough for schedules.
 class Dice {
  public:
   explicit Dice(std::uint64_t seed) : state_(seed) {}
@@ -49,62 +44,29 @@ class Dice {
   std::uint64_t state_;
 };
 
-enum class Kind : std::uint8_t {
-  write = 0,
-  read = 1,  // asks for bytes
-  data = 2,  // brings them
-  message = 3,
-  ack = 4,
-  dropped = 5,  // the rest of a write that fails half-way: carries nothing, and its piece will not count
-};
-
-// What travels. Plain, so that it can cross between processes as it is, followed by its payload.
-struct Header {
-  Kind kind;
-  Status status;  // of an ack
-  std::uint16_t has_immediate;
-  std::uint32_t immediate;  // of the piece, counted when all its packets are in
-  NodeId from, to;
-  std::uint64_t link;    // the receiver's name for the connection
-  std::uint64_t back;    // the sender's
-  std::uint64_t work;    // the initiator's name for the piece; echoed
-  Key key;               // of the region at the receiver
-  std::uint64_t offset;  // in that region; for data: in the piece
-  std::uint64_t at;      // of a read: where in the piece the answer goes
-  std::uint32_t nbytes;
-  std::uint32_t packets;  // of the piece, in all
-};
-static_assert(sizeof(Header) == 72);
-
-struct Packet {
-  Header header{};
-  PeerNumber peer = 0;                // to whom, as the sender numbers them
-  const std::byte* source = nullptr;  // until it leaves
-  std::string payload;
-};
-
-struct Mischief {
-  double reorder = 1.0;  // how likely the next packet is any, and not the oldest
-  double eagain = 0.0;   // how likely a post finds no slot
+// How the fabric misbehaves, within the contract and (the last line) against it.
+struct Faults {
+  double reorder = 1.0;  // probability that the next packet is a random one, and not the oldest
+  double eagain = 0.0;   // probability that a post finds no slot
   double failed_posts = 0.0;
   double failed_completions = 0.0;
-  double late_completions = 0.25;  // how likely what could be reported now is put off
+  double late_completions = 0.25;  // probability that what could be reported now is deferred
   std::uint32_t mtu = 8192;
   std::uint64_t max_piece = 0;  // 0: any
   std::uint32_t depth = 256;    // pieces in flight per NIC and peer
-  // Deliberate bugs, to prove that the suite sees them.
+  // Deliberate bugs, to prove that the tests find them.
   bool count_before_payload = false, error_before_stop = false, accept_stale = false, skip_fence = false;
 };
 
-// What the user's hook says of a packet that is about to leave.
+// Decision of the user's hook about a packet that is about to leave.
 enum class Verdict : std::uint8_t { deliver = 0, hold = 1, fail = 2 };
 
 class Fabric {
  public:
-  // What a NIC is told to do.
+  // How one NIC behaves now.
   struct Controls {
     bool stalled = false;
-    bool full = false;        // EAGAIN for whatever is posted
+    bool full = false;        // every post finds no slot
     bool holding = false;     // completions are not reported
     std::uint32_t speed = 8;  // packets per turn
     std::uint32_t fail_posts = 0, fail_completions = 0;
@@ -114,58 +76,61 @@ class Fabric {
   };
   using Route = std::function<Verdict(const Header&)>;
 
-  Fabric(std::uint64_t seed, const Mischief& mischief, bool stepped);
+  Fabric(std::uint64_t seed, const Faults& faults, bool stepped);
   Fabric(const Fabric&) = delete;
   Fabric& operator=(const Fabric&) = delete;
   ~Fabric() = default;
 
-  // Every engine of a process that names no other fabric is on this one, with a worker each.
+  // Returns the fabric of all engines of this process that name no other, each of which has a worker. Makes it if there
+  // is none.
   static std::shared_ptr<Fabric> common(const std::function<std::shared_ptr<Fabric>()>& make);
 
-  // Its cores have no worker: they move as their events are drained, on the thread of the event loop.
+  // Whether its cores have no worker: they move when their events are drained, on the thread of the event loop.
   [[nodiscard]] bool stepped() const noexcept { return stepped_; }
   [[nodiscard]] std::uint64_t id() const noexcept { return id_; }
-  [[nodiscard]] const Mischief& mischief() const noexcept { return mischief_; }
-  // How peers of other processes reach it; empty where they cannot.
+  [[nodiscard]] const Faults& faults() const noexcept { return faults_; }
+  // The address of its socket for other processes; empty where they cannot reach it.
   [[nodiscard]] const std::string& address() const noexcept { return address_; }
   [[nodiscard]] int socket_fd() const noexcept { return socket_.get(); }
 
-  NodeId join(int wake_fd);
-  void leave(NodeId node);
+  NodeId add_node(int wake_fd);
+  void remove_node(NodeId node);
 
-  // What a link or a region is called. Across processes none can be guessed from another, as it could be from the dice.
-  std::uint64_t name();
+  // Makes the key of a connection or a region. Across processes none can be guessed from another, as it could be if it
+  // came from the dice.
+  std::uint64_t make_key();
   std::uint64_t below(std::uint64_t n);
   bool happens(double probability);
 
-  // -- for a domain's worker --
+  // -- for a domain, on its core's worker --
 
-  // Called with the fabric unlocked: the hook may be Python. A copy of it, since it may put another in its place.
+  // Asks the hook, with the fabric unlocked since the hook may be Python. A copy of it, since it may replace itself.
   [[nodiscard]] Verdict route(const Header& header) const {
     const Route route = route_;
     return route ? route(header) : Verdict::deliver;
   }
-  // `there`: the fabric's own id, or the address of another process's. False: not now; the packet is as it was.
-  bool launch(Packet& packet, const std::string& there, bool& gone);
-  // The adversary's choice of what `node` gets next; false: nothing, or not now.
-  bool next(NodeId node, Packet& out);
-  [[nodiscard]] bool pending(NodeId node);
+  // Sends to the fabric of another process at `address`, or, if that is empty, within this one. Returns false where
+  // there is no room now: the packet is as it was. Sets `is_gone` where the destination does not exist any more.
+  bool send(Packet& packet, const std::string& address, bool& is_gone);
+  // Takes what the adversary has chosen for `node`; false: there is nothing, or not now.
+  bool take_next(NodeId node, Packet& out);
+  [[nodiscard]] bool has_inbound(NodeId node);
   [[nodiscard]] Controls controls(NodeId node);
-  // Take one of the commanded failures, or roll for one.
+  // These use up a failure that was set by Controls, or roll for one.
   bool fails_post(NodeId node);
   bool fails_completion(NodeId node);
-  bool refuses(NodeId node);
-  [[nodiscard]] bool open(NodeId from, NodeId to);
-  // Take what other processes sent.
-  bool receive();
+  bool refuses_post(NodeId node);
+  [[nodiscard]] bool is_path_open(NodeId from, NodeId to);
+  // Takes in what other processes have sent. Returns whether there was anything.
+  bool receive_datagrams();
 
-  // -- for whoever controls it --
+  // -- for the test that controls it --
 
-  void reseed(std::uint64_t seed);  // whatever was commanded is over, too
+  void reseed(std::uint64_t seed);  // and resets controls and paths
   void set_route(Route route) { route_ = std::move(route); }
   void set_path(NodeId one, NodeId other, bool open);
-  void change(NodeId node, const std::function<void(Controls&)>& edit);
-  // As if its process had been killed: whatever it sends or is sent vanishes.
+  void edit_controls(NodeId node, const std::function<void(Controls&)>& edit);
+  // As if the node's process had been killed: all that it sends, or that is sent to it, vanishes.
   void kill(NodeId node);
   Totals totals();
 
@@ -176,18 +141,19 @@ class Fabric {
     Controls controls;
   };
 
-  static void ring(const Node& node) noexcept;
-  // How likely a packet of this path is put off when its turn comes: every peer is far in its own way.
+  static void wake(const Node& node) noexcept { signal_eventfd(node.wake_fd); }
+  // Probability that a packet of this path is deferred when its turn comes: each path has a delay of its own.
   double lag(const Header& header) const noexcept;
-  bool launch_abroad(const Packet& packet, const std::string& there, bool& gone);
+  bool send_to_process(const Packet& packet, const std::string& address, bool& is_gone);
 
   const bool stepped_;
   std::uint64_t id_;
-  const Mischief mischief_;
+  const Faults faults_;
   Route route_;
   std::string address_;
   Fd socket_;
 
+  // Guards everything below: workers of all engines on the fabric share it.
   std::mutex mutex_;
   Dice dice_;
   std::uint64_t lags_;

@@ -1,19 +1,25 @@
-"""Plain TCP sockets: any host, and nothing but the kernel. ``README.md`` tells the wire format, and its limits."""
+"""tcp backend: plain TCP sockets to any host, with nothing but the kernel. ``README.md`` describes the wire format."""
 
 from aio_transfer.backends.native import NativeDriver
+from aio_transfer.backends.tcp.options import OPTIONS
+from aio_transfer.driver.backend import Backend
 
-__all__ = ("create",)
+__all__ = ("BACKEND", "create")
 
 
 def create(**options: object) -> NativeDriver:
-    """Make an unopened tcp driver.
+    """Make an unopened driver from checked options.
 
-    :param options: ``address``, where to listen and what peers dial (the engine's ``host``, where that is an address,
-        else ``"127.0.0.1"``; several, with commas, for a rail each), ``rails`` (1 … 8), ``connect_s`` (10),
-        ``post_deadline_s`` (30), ``progress`` (``"adaptive"`` or ``"spin"``), ``spin_us``, ``cpus``; what they mean is
-        in ``backends/tcp/domain.h``
-
-    Opening it raises :class:`UsageError` for an option that is unknown or malformed, and
-    :class:`BackendUnavailableError` where ``address`` is none of this machine's.
+    Its ``open()`` raises :class:`UsageError` for an address that is malformed or a wildcard, and
+    :class:`BackendUnavailableError` for one that is not an address of this machine.
     """
-    return NativeDriver("tcp", {name: value for name, value in options.items() if value is not None})
+    return NativeDriver("tcp", options)
+
+
+BACKEND = Backend(
+    name="tcp",
+    create=create,
+    options=OPTIONS,
+    automatic=True,
+    summary="TCP sockets to any host; no library is needed. Data is not encrypted.",
+)

@@ -1,3 +1,6 @@
+// Opening of tcp domains: options, listening sockets, attributes.
+#include "domain.h"
+
 #include <sys/epoll.h>
 #include <sys/timerfd.h>
 
@@ -7,38 +10,26 @@
 #include <cstdio>
 #include <sstream>
 
-#include "tcp_domain.h"
-
 namespace aio::tcp {
 
 namespace {
 
-constexpr StreamId kListener = 0;
-constexpr StreamId kTimer = 1;
-constexpr std::size_t kEvents = 64;  // handled per turn: the others are told again
-constexpr long kTickNs = 20'000'000;
 constexpr int kBacklog = 1024;
-constexpr double kMostRails = 8;
+constexpr std::uint64_t kMaxRails = 8;
 
-[[noreturn]] void refuse(const std::string& why) { throw Failure(Failure::Kind::usage, "tcp", why); }
+[[noreturn]] void usage_error(const std::string& why) { throw Failure(Failure::Kind::usage, "tcp", why); }
 
 std::vector<Address> addresses(const Options& options) {
   std::vector<Address> all;
-  std::istringstream words(option(options, "address", "127.0.0.1"));
-  for (std::string word; std::getline(words, word, ',');) {
-    const auto address = parse_address(word);
-    if (!address) refuse("option address is " + word + ", which is neither an IPv4 nor an IPv6 address");
-    if (is_wildcard(*address)) refuse("option address is " + word + ", which no peer can dial");
+  std::istringstream list(option(options, "address", "127.0.0.1"));
+  for (std::string item; std::getline(list, item, ',');) {
+    const auto address = parse_address(item);
+    if (!address) usage_error("option address is " + item + ": not an IPv4 or IPv6 address");
+    if (is_wildcard(*address)) usage_error("option address is " + item + ": peers cannot dial a wildcard address");
     all.push_back(*address);
   }
-  if (all.empty()) refuse("option address names none");
+  if (all.empty()) usage_error("option address is empty");
   return all;
-}
-
-std::string words(std::chrono::duration<double> time) {
-  std::array<char, 32> text{};
-  std::snprintf(text.data(), text.size(), "%.3g s", time.count());
-  return text.data();
 }
 
 [[noreturn]] void unavailable(const std::string& what) {
@@ -48,20 +39,15 @@ std::string words(std::chrono::duration<double> time) {
 }  // namespace
 
 std::vector<std::unique_ptr<Domain>> open_domains(Sink& sink, const Options& options) {
-  for (const auto& [name, value] : options) {
-    constexpr std::array known{"address", "rails", "connect_s", "post_deadline_s", "progress", "spin_us", "cpus"};
-    if (std::ranges::find(known, name) == known.end()) refuse("there is no option " + name);
-  }
-  const std::vector<Address> where = addresses(options);
-  const double rails = number("tcp", options, "rails", static_cast<double>(where.size()), 1, kMostRails);
-  const auto count = static_cast<std::size_t>(rails);
-  if (static_cast<double>(count) != rails) refuse("option rails is " + option(options, "rails", ""));
+  check_option_names("tcp", options, {"address", "rails", "connect_s", "post_deadline_s"});
+  const std::vector<Address> listen_at = addresses(options);
+  const std::uint64_t count = whole_number("tcp", options, "rails", listen_at.size(), 1, kMaxRails);
   using Seconds = std::chrono::duration<double>;
   const Settings settings{Seconds(number("tcp", options, "connect_s", 10, 0.01, 1e6)),
                           Seconds(number("tcp", options, "post_deadline_s", 30, 0.01, 1e6))};
   std::vector<std::unique_ptr<Domain>> domains;
   for (std::size_t i = 0; i < count; ++i) {
-    domains.push_back(std::make_unique<TcpDomain>(sink, where[i % where.size()], settings));
+    domains.push_back(std::make_unique<TcpDomain>(sink, listen_at[i % listen_at.size()], settings));
   }
   return domains;
 }
@@ -76,167 +62,38 @@ TcpDomain::TcpDomain(Sink& sink, const Address& address, const Settings& setting
   listen(address);
   watch(timer_.get(), kTimer, false, false);
   watch(listener_.get(), kListener, false, false);
-  attributes_.name = to_words(own_);
+  attributes_.name = to_string(local_address_);
   attributes_.provider = "sockets";
   attributes_.protocol = "vectored sends over one TCP connection; the peer's thread receives straight into the target";
   attributes_.max_piece_nbytes = 1ull << 40;
-  attributes_.max_message_nbytes = kMessageNbytes;
+  attributes_.max_message_nbytes = kMaxMessageNbytes;
   attributes_.inline_nbytes = 256 << 10;
-  attributes_.inline_pieces = kFramePieces;
-  attributes_.quantum = kFramePieces;
-  attributes_.tells_of_arrivals = attributes_.tells_of_ends = true;
+  attributes_.inline_pieces = kMaxFramePieces;
+  attributes_.quantum = kMaxFramePieces;
+  attributes_.notifies_arrivals = attributes_.notifies_completions = true;
+  attributes_.preference = 100;
 }
 
 TcpDomain::~TcpDomain() {
-  for (auto& [id, stream] : streams_) shut(stream->fd);
-  for (Visitor& visitor : visitors_) shut(visitor.fd);
-  shut(listener_);
+  for (auto& [id, stream] : streams_) close_socket(stream->fd);
+  for (PendingConnection& pending : pending_) close_socket(pending.fd);
+  close_socket(listener_);
 }
 
 void TcpDomain::listen(Address address) {
   listener_ = Fd(::socket(address.family(), SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-  const std::string name = to_words(address);
-  if (!listener_) unavailable("a socket for " + name);
+  const std::string name = to_string(address);
+  if (!listener_) unavailable("socket for " + name);
   if (::bind(listener_.get(), address.get(), address.nbytes) != 0 || ::listen(listener_.get(), kBacklog) != 0) {
-    unavailable("listening at " + name);
+    unavailable("cannot listen at " + name);
   }
-  own_.nbytes = sizeof own_.storage;
-  if (::getsockname(listener_.get(), own_.get(), &own_.nbytes) != 0) unavailable("the address of " + name);
+  local_address_.nbytes = sizeof local_address_.storage;
+  if (::getsockname(listener_.get(), local_address_.get(), &local_address_.nbytes) != 0)
+    unavailable("getsockname of " + name);
 }
 
 std::uint64_t TcpDomain::handles() const noexcept {
-  return links_.size() + streams_.size() + locals_.size() + remotes_.size();
-}
-
-// ------------------------------------------------------------------------------------------------------------ turns
-
-void TcpDomain::watch(int fd, StreamId id, bool output, bool known) const noexcept {
-  epoll_event event{};
-  event.events = EPOLLIN | EPOLLRDHUP | (output ? static_cast<std::uint32_t>(EPOLLOUT) : 0);
-  event.data.u64 = id;
-  ::epoll_ctl(epoll_.get(), known ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, fd, &event);
-}
-
-// Closes a socket for certain. A forked child may hold it, too, and closing it here would then neither end the
-// connection nor take it out of the epoll, which would tell of it for ever.
-void TcpDomain::shut(Fd& fd) const noexcept {
-  if (!fd) return;
-  ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd.get(), nullptr);
-  ::shutdown(fd.get(), SHUT_RDWR);
-  fd.reset();
-}
-
-std::optional<std::vector<int>> TcpDomain::arm() {
-  if (!runnable_.empty()) return std::nullopt;
-  return std::vector<int>{epoll_.get()};
-}
-
-bool TcpDomain::progress() {
-  std::array<epoll_event, kEvents> events;
-  const int ready = ::epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()), 0);
-  if (ready <= 0 && runnable_.empty()) return false;
-  now_ = Clock::now();
-  for (int i = 0; i < ready; ++i) {
-    const epoll_event& event = events[static_cast<std::size_t>(i)];
-    ripen(event.events, event.data.u64);
-  }
-  run_streams();
-  if (leaving_ != 0) fence_those_that_left();
-  return true;
-}
-
-void TcpDomain::ripen(std::uint32_t events, StreamId id) {
-  if (id == kListener) return welcome_visitors();
-  if (id == kTimer) return tick();
-  const auto found = streams_.find(id);
-  if (found == streams_.end()) {
-    const auto visitor = std::ranges::find(visitors_, id, &Visitor::id);
-    if (visitor != visitors_.end()) hear_visitor(*visitor);
-    return;
-  }
-  Stream& stream = *found->second;
-  if (stream.state == Stream::State::dialling) return dialled(stream);
-  if (stream.state == Stream::State::greeting) return hear_welcome(stream);
-  if (stream.up() && stream.blocked && (events & (EPOLLOUT | EPOLLERR | EPOLLHUP)) != 0) {
-    stream.blocked = false;
-    watch(stream.fd.get(), stream.id, false, true);
-    want(stream);
-  }
-  if (stream.up() && (events & ~static_cast<std::uint32_t>(EPOLLOUT)) != 0) receive(stream);
-  if (stream.up() && !stream.blocked && stream.has_output()) want(stream);
-}
-
-// It has something to say.
-void TcpDomain::want(Stream& stream) {
-  if (stream.listed) return;
-  stream.listed = true;
-  runnable_.push_back(stream.id);
-}
-
-bool TcpDomain::run_streams() {
-  std::vector<StreamId> turn;
-  turn.swap(runnable_);
-  bool moved = false;
-  for (const StreamId id : turn) {
-    const auto found = streams_.find(id);
-    if (found == streams_.end()) continue;
-    Stream& stream = *found->second;
-    stream.listed = false;
-    moved |= pump(stream);
-    if (stream.up() && !stream.blocked && stream.has_output()) want(stream);
-  }
-  return moved;
-}
-
-// ------------------------------------------------------------------------------------------------------------- time
-
-// Deadlines are looked at every 20 ms while there are any, and not at all otherwise.
-void TcpDomain::want_tick() noexcept {
-  if (ticking_) return;
-  ticking_ = true;
-  const itimerspec soon{{0, 0}, {0, kTickNs}};
-  ::timerfd_settime(timer_.get(), 0, &soon, nullptr);
-}
-
-void TcpDomain::tick() {
-  std::uint64_t expirations = 0;
-  [[maybe_unused]] const auto got = ::read(timer_.get(), &expirations, sizeof expirations);
-  ticking_ = false;
-  if (deaf_) {
-    deaf_ = false;
-    watch(listener_.get(), kListener, false, false);
-  }
-  close_door();
-  for (auto& [number, link] : links_) {
-    for (auto& stream : link->streams) tick(*stream);
-  }
-  if (has_clocks()) want_tick();
-}
-
-void TcpDomain::tick(Stream& stream) {
-  if (stream.link->leaving) return;
-  if (stream.state == Stream::State::ended) return tell_second_hand(stream);
-  const std::chrono::duration<double> waited = now_ - stream.since;
-  if (stream.up()) {
-    if (!stream.expects() || waited < settings_.post_deadline) return;
-    return fail(stream, {Status::provider, ETIMEDOUT,
-                         "no byte has moved for " + words(waited) +
-                             ", though something is under way: the peer is frozen, or no packet reaches it"});
-  }
-  if (waited >= settings_.connect) {
-    return fail(stream, {Status::provider, ETIMEDOUT,
-                         "no connection to " + to_words(stream.address) + " came about for " + words(waited) +
-                             ": a firewall may be between"});
-  }
-  if (stream.dials && !stream.fd && now_ >= stream.redial_at) dial(stream);
-}
-
-bool TcpDomain::has_clocks() const noexcept {
-  if (deaf_ || !visitors_.empty() || leaving_ != 0) return true;
-  return std::ranges::any_of(streams_, [](const auto& entry) {
-    const Stream& stream = *entry.second;
-    return stream.state == Stream::State::ended ? !stream.verdict.ok() : !stream.up() || stream.expects();
-  });
+  return peers_.size() + streams_.size() + local_regions_.size() + remote_regions_.size();
 }
 
 }  // namespace aio::tcp

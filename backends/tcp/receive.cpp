@@ -1,5 +1,5 @@
-// The receiving half: one call takes the rest of a payload straight into its targets, and what follows it into a
-// buffer. Nothing that a peer says is believed before it is checked; who says what none of ours would is hung up on.
+// Receiving: one readv takes the rest of a payload straight into its targets, and what follows into the read-ahead
+// buffer. Everything received is checked before use; a protocol error closes the connection.
 #include <sys/uio.h>
 
 #include <algorithm>
@@ -7,25 +7,23 @@
 #include <cerrno>
 
 #include "../core/counters.h"
-#include "tcp_domain.h"
+#include "domain.h"
 
 namespace aio::tcp {
 
 namespace {
 
-constexpr std::size_t kMostParts = 512;  // of one call; IOV_MAX is 1024
+std::array<std::byte, 64 << 10> discard_buffer;  // written, never read
 
-std::array<std::byte, 64 << 10> nowhere;  // written, and never read
-
-Outcome outcome_of(Verdict verdict) {
-  switch (verdict) {
-    case Verdict::ok:
+Outcome outcome_of(AccessResult result) {
+  switch (result) {
+    case AccessResult::ok:
       return {};
-    case Verdict::stale:
+    case AccessResult::stale:
       return {Status::stale_region, 0, "the peer has deregistered the region"};
-    case Verdict::access:
+    case AccessResult::access:
       return {Status::provider, EACCES, "the peer's region does not grant this access"};
-    case Verdict::bounds:
+    case AccessResult::bounds:
       break;
   }
   return {Status::provider, ERANGE, "the piece exceeds the peer's region"};
@@ -33,28 +31,35 @@ Outcome outcome_of(Verdict verdict) {
 
 }  // namespace
 
+// What one readv asks for: the rest of the current payload, then the read-ahead buffer.
+TcpDomain::ReadPlan TcpDomain::plan_read(Stream& stream, std::array<iovec, kMaxParts + 1>& parts) noexcept {
+  const Incoming& in = stream.in;
+  ReadPlan plan;
+  if (in.left != 0 && in.discard) {
+    plan.payload = std::min<std::uint64_t>(in.left, discard_buffer.size());
+    parts[plan.count++] = {discard_buffer.data(), plan.payload};
+  } else if (in.left != 0) {
+    for (std::size_t at = in.at; at < in.targets.size() && plan.count < kMaxParts; ++at) {
+      plan.payload += in.targets[at].iov_len;
+      parts[plan.count++] = in.targets[at];
+    }
+  }
+  plan.nbytes = plan.payload;
+  // Following headers are read in the same call, but only if the whole payload comes before them.
+  if (plan.payload == in.left) {
+    const std::size_t room = stream.buffer->size() - stream.end;
+    parts[plan.count++] = {stream.buffer->data() + stream.end, room};
+    plan.nbytes += room;
+  }
+  return plan;
+}
+
 bool TcpDomain::receive(Stream& stream) {
-  std::array<iovec, kMostParts + 1> parts;
-  std::uint64_t turn = 0;
-  while (stream.up() && turn < kTurnNbytes) {
-    Incoming& in = stream.in;
-    std::size_t count = 0;
-    std::uint64_t payload = 0;
-    if (in.left != 0 && in.nowhere) {
-      payload = std::min<std::uint64_t>(in.left, nowhere.size());
-      parts[count++] = {nowhere.data(), payload};
-    } else if (in.left != 0) {
-      for (std::size_t at = in.at; at < in.targets.size() && count < kMostParts; ++at) {
-        payload += in.targets[at].iov_len;
-        parts[count++] = in.targets[at];
-      }
-    }
-    std::uint64_t asked = payload;
-    if (payload == in.left) {  // and the beginning of what follows
-      parts[count++] = {stream.buffer->data() + stream.end, stream.buffer->size() - stream.end};
-      asked += stream.buffer->size() - stream.end;
-    }
-    const ssize_t got = ::readv(stream.fd.get(), parts.data(), static_cast<int>(count));
+  std::array<iovec, kMaxParts + 1> parts;
+  std::uint64_t received = 0;
+  while (stream.connected() && received < kPassNbytes) {
+    const ReadPlan plan = plan_read(stream, parts);
+    const ssize_t got = ::readv(stream.fd.get(), parts.data(), static_cast<int>(plan.count));
     if (got < 0 && errno == EINTR) continue;
     if (got < 0 && errno == EAGAIN) break;
     if (got < 0) {
@@ -62,59 +67,59 @@ bool TcpDomain::receive(Stream& stream) {
       break;
     }
     if (got == 0) {
-      hear_end(stream);
+      on_end_of_stream(stream);
       break;
     }
-    stream.since = now_;
+    stream.last_progress = now_;
     const auto nbytes = static_cast<std::uint64_t>(got);
-    turn += nbytes;
-    const std::uint64_t placed = std::min(nbytes, payload);
+    received += nbytes;
+    const std::uint64_t placed = std::min(nbytes, plan.payload);
     stream.end += nbytes - placed;
-    if (placed != 0) place(stream, placed);
-    use_buffer(stream);
-    if (nbytes < asked) break;  // there is no more now
+    if (placed != 0) advance_payload(stream, placed);
+    parse_buffer(stream);
+    if (nbytes < plan.nbytes) break;  // a short read: the socket is empty
   }
-  return turn != 0;
+  return received != 0;
 }
 
-// What is in the buffer: payload of the frame that it belongs to, and heads.
-void TcpDomain::use_buffer(Stream& stream) {
-  while (stream.up()) {
+// Parses what is in the buffer: payload of the current frame, and headers.
+void TcpDomain::parse_buffer(Stream& stream) {
+  while (stream.connected()) {
     const std::byte* const from = stream.buffer->data() + stream.begin;
     const std::size_t there = stream.end - stream.begin;
     Incoming& in = stream.in;
     if (in.left != 0) {
       const std::size_t part = std::min<std::size_t>(in.left, there);
       if (part == 0) break;
-      for (std::size_t copied = 0, at = in.at; !in.nowhere && copied < part; ++at) {
+      for (std::size_t copied = 0, at = in.at; !in.discard && copied < part; ++at) {
         const std::size_t n = std::min(part - copied, in.targets[at].iov_len);
         if (n != 0) std::memcpy(in.targets[at].iov_base, from + copied, n);
         copied += n;
       }
       stream.begin += part;
-      place(stream, part);
+      advance_payload(stream, part);
       continue;
     }
-    if (there < sizeof(FrameHead)) break;
-    const auto head = read_record<FrameHead>(from);
-    if (const auto fault = fault_of(head); !fault.empty()) return malformed(stream, fault);
-    if (there < head_nbytes(head)) break;
-    stream.begin += head_nbytes(head);
-    begin(stream, head, from + sizeof head);
+    if (there < sizeof(FrameHeader)) break;
+    const auto header = read_record<FrameHeader>(from);
+    if (const auto error = header_error(header); !error.empty()) return protocol_error(stream, error);
+    if (there < header_nbytes(header)) break;
+    stream.begin += header_nbytes(header);
+    on_header(stream, header, from + sizeof header);
   }
-  if (!stream.up()) return;
-  // What is left is less than a head, and goes to the front.
+  if (!stream.connected()) return;
+  // An incomplete header remains, and moves to the front.
   std::memmove(stream.buffer->data(), stream.buffer->data() + stream.begin, stream.end - stream.begin);
   stream.end -= stream.begin;
   stream.begin = 0;
 }
 
-// So much payload is where it belongs.
-void TcpDomain::place(Stream& stream, std::uint64_t nbytes) {
+// Accounts for payload that has been placed or discarded.
+void TcpDomain::advance_payload(Stream& stream, std::uint64_t nbytes) {
   Incoming& in = stream.in;
   in.left -= nbytes;
   const std::size_t first = in.at;
-  while (!in.nowhere && nbytes != 0) {
+  while (!in.discard && nbytes != 0) {
     iovec& target = in.targets[in.at];
     const std::uint64_t part = std::min<std::uint64_t>(nbytes, target.iov_len);
     target.iov_base = static_cast<std::byte*>(target.iov_base) + part;
@@ -122,15 +127,16 @@ void TcpDomain::place(Stream& stream, std::uint64_t nbytes) {
     nbytes -= part;
     if (target.iov_len == 0) ++in.at;
   }
-  if (in.head.kind == Kind::write && !in.nowhere) count(in, first);
-  if (in.left == 0) end_payload(stream);
+  if (in.header.kind == Kind::write && !in.discard) notify_counts(in, first);
+  if (in.left == 0) on_payload_complete(stream);
 }
 
-// Counts the pieces from `first` on that are there now. Adjacent ones mostly name one counter: one call for all.
-void TcpDomain::count(Incoming& in, std::size_t first) {
-  if (in.left == 0) in.at = in.targets.size();  // those of no bytes at the end, too
+// Reports the counts of the pieces from `first` on that are complete. Adjacent pieces usually name one counter: one
+// call for all of them. The payload was copied before by this thread, as Sink::counted requires.
+void TcpDomain::notify_counts(Incoming& in, std::size_t first) {
+  if (in.left == 0) in.at = in.targets.size();  // and empty pieces at the end
   std::uint32_t id = 0, counts = 0;
-  const auto tell = [&] {
+  const auto report = [&] {
     if (counts != 0) sink_.counted((counts - 1) << 24 | id);
     counts = 0;
   };
@@ -138,184 +144,189 @@ void TcpDomain::count(Incoming& in, std::size_t first) {
     const WritePiece& piece = in.pieces[i];
     if (!piece.counts()) continue;
     const std::uint32_t more = (piece.immediate >> 24) + 1;
-    if ((piece.immediate & kCounterIdMask) != id || counts + more > 256) tell();
+    if ((piece.immediate & kCounterIdMask) != id || counts + more > 256) report();
     id = piece.immediate & kCounterIdMask;
     counts += more;
   }
-  tell();
+  report();
 }
 
-void TcpDomain::malformed(Stream& stream, std::string_view why) {
-  fail(stream, {Status::provider, EPROTO, "it sent what is not of this protocol: " + std::string(why)});
+void TcpDomain::protocol_error(Stream& stream, std::string_view why) {
+  fail(stream, {Status::provider, EPROTO, "protocol error: " + std::string(why)});
 }
 
 // ------------------------------------------------------------------------------------------------------------ frames
 
-void TcpDomain::begin(Stream& stream, const FrameHead& head, const std::byte* records) {
-  if (stream.heard_bye) return malformed(stream, "something after its goodbye");
-  stream.in.head = head;
-  switch (head.kind) {
+void TcpDomain::on_header(Stream& stream, const FrameHeader& header, const std::byte* records) {
+  if (stream.bye_received) return protocol_error(stream, "a frame after bye");
+  stream.in.header = header;
+  switch (header.kind) {
     case Kind::write:
       return begin_write(stream, records);
     case Kind::read:
-      return hear_read(stream, records);
+      return on_read(stream, records);
     case Kind::data:
       return begin_data(stream);
     case Kind::done:
-      return hear_done(stream);
+      return on_read_done(stream);
     case Kind::ack:
-      return hear_ack(stream, head.number);
+      return on_ack(stream, header.number);
     case Kind::refused:
-      return hear_refusal(stream);
+      return on_refused(stream);
     case Kind::message: {
       Incoming& in = stream.in;
-      in.message.resize(head.value);
+      in.message.resize(header.value);
       in.targets.assign(1, {in.message.data(), in.message.size()});
       in.at = 0;
-      in.left = head.value;
-      in.nowhere = false;
+      in.left = header.value;
+      in.discard = false;
       in.region = 0;
-      if (in.left == 0) end_payload(stream);
+      if (in.left == 0) on_payload_complete(stream);
       return;
     }
     case Kind::bye:
-      stream.heard_bye = stream.says_bye = true;
+      stream.bye_received = stream.bye_queued = true;
       return;
   }
 }
 
 void TcpDomain::begin_write(Stream& stream, const std::byte* records) {
   Incoming& in = stream.in;
-  if (in.head.number != stream.last_write + 1) return malformed(stream, "a write out of turn");
-  stream.last_write = in.head.number;
+  if (in.header.number != stream.last_write + 1) return protocol_error(stream, "a write out of sequence");
+  stream.last_write = in.header.number;
   in.pieces.clear();
   in.targets.clear();
   in.at = 0;
   in.left = 0;
-  for (std::uint16_t i = 0; i < in.head.count; ++i) {
+  for (std::uint16_t i = 0; i < in.header.count; ++i) {
     in.pieces.push_back(read_record<WritePiece>(records + i * sizeof(WritePiece)));
     in.left += in.pieces.back().size();
   }
-  if (in.left > kFrameNbytes) return malformed(stream, "a write that is too long");
-  in.verdict = Verdict::ok;
+  if (in.left > kMaxFramePayload) return protocol_error(stream, "a write frame longer than 1 MiB");
+  resolve_targets(in);
+  if (in.left != 0) return;
+  notify_counts(in, 0);
+  on_payload_complete(stream);
+}
+
+// Finds where the payload goes, or decides that it is discarded.
+void TcpDomain::resolve_targets(Incoming& in) {
+  in.result = AccessResult::ok;
   in.region = 0;
   std::uint64_t base = 0;
   if (in.left != 0) {
-    const Named named = find(in.head.slot, in.head.value, access_remote_write);
-    in.verdict = named.verdict;
-    in.region = named.number;
-    if (named.verdict == Verdict::ok) {
-      base = named.region->memory.addr;
-      const std::uint64_t limit = named.region->memory.nbytes;
+    const RegionLookup target = find_region(in.header.slot, in.header.value, access_remote_write);
+    in.result = target.result;
+    in.region = target.number;
+    if (target.result == AccessResult::ok) {
+      base = target.region->memory.addr;
+      const std::uint64_t limit = target.region->memory.nbytes;
       const bool fits = std::ranges::all_of(in.pieces, [&](const WritePiece& piece) {
         return piece.size() == 0 || inside(piece.offset, piece.size(), limit);
       });
-      if (!fits) in.verdict = Verdict::bounds;
+      if (!fits) in.result = AccessResult::bounds;
     }
   }
-  in.nowhere = in.verdict != Verdict::ok;
-  if (!in.nowhere) {
-    for (const WritePiece& piece : in.pieces) {
-      // An empty piece may name any offset: it is never an address.
-      auto* to = piece.size() == 0 ? nullptr : reinterpret_cast<std::byte*>(base + piece.offset);
-      in.targets.push_back({to, piece.size()});
-    }
+  in.discard = in.result != AccessResult::ok;
+  if (in.discard) return;
+  for (const WritePiece& piece : in.pieces) {
+    // An empty piece may name any offset, so its offset is never turned into an address.
+    auto* to = piece.size() == 0 ? nullptr : reinterpret_cast<std::byte*>(base + piece.offset);
+    in.targets.push_back({to, piece.size()});
   }
-  if (in.left != 0) return;
-  count(in, 0);
-  end_payload(stream);
 }
 
 void TcpDomain::begin_data(Stream& stream) {
   Incoming& in = stream.in;
-  in.left = in.head.value;
+  in.left = in.header.value;
   in.at = 0;
   in.region = 0;
   in.targets.clear();
-  // Once we say goodbye nobody waits for it, and its memory is another's.
-  in.nowhere = stream.reads.empty() && stream.says_bye;
-  if (in.nowhere) return;
-  if (stream.reads.empty() || stream.reads.front().number != in.head.number || stream.reads.front().left < in.left) {
-    return malformed(stream, "an answer to nothing that was asked");
+  // After our `bye` the read has been aborted, and its memory may have another use.
+  in.discard = stream.pending_reads.empty() && stream.bye_queued;
+  if (in.discard) return;
+  if (stream.pending_reads.empty() || stream.pending_reads.front().number != in.header.number ||
+      stream.pending_reads.front().left < in.left) {
+    return protocol_error(stream, "a response to no pending read");
   }
-  Reading& reading = stream.reads.front();
-  reading.left -= in.left;
+  PendingRead& read = stream.pending_reads.front();
+  read.left -= in.left;
   for (std::uint64_t left = in.left; left != 0;) {
-    iovec& target = reading.targets[reading.at];
+    iovec& target = read.targets[read.at];
     const std::uint64_t part = std::min<std::uint64_t>(left, target.iov_len);
     in.targets.push_back({target.iov_base, part});
     target.iov_base = static_cast<std::byte*>(target.iov_base) + part;
     target.iov_len -= part;
-    if (target.iov_len == 0) ++reading.at;
+    if (target.iov_len == 0) ++read.at;
     left -= part;
   }
 }
 
-void TcpDomain::end_payload(Stream& stream) {
+void TcpDomain::on_payload_complete(Stream& stream) {
   Incoming& in = stream.in;
-  if (in.head.kind == Kind::message) {
-    if (!in.nowhere) sink_.message(stream.link->number, std::move(in.message));
+  if (in.header.kind == Kind::message) {
+    if (!in.discard) sink_.message(stream.peer->number, std::move(in.message));
     in.message = {};
     return;
   }
-  if (in.head.kind != Kind::write) return;
-  if (in.verdict != Verdict::ok) {
+  if (in.header.kind != Kind::write) return;
+  if (in.result != AccessResult::ok) {
     append_record(stream.control,
-                  FrameHead{Kind::refused, static_cast<std::uint8_t>(in.verdict), 0, 0, 0, in.head.number});
+                  FrameHeader{Kind::refused, static_cast<std::uint8_t>(in.result), 0, 0, 0, in.header.number});
   }
-  if ((in.head.flags & kWantsAck) != 0) stream.ack_due = in.head.number;
+  if ((in.header.flags & kWantsAck) != 0) stream.ack_due = in.header.number;
 }
 
-void TcpDomain::hear_read(Stream& stream, const std::byte* records) {
-  const FrameHead& head = stream.in.head;
-  if (stream.serving.size() >= kMostReads) return malformed(stream, "more reads at once than may be asked for");
-  Serving serving{head.number, head.slot, head.value, {}, 0, 0};
-  for (std::uint16_t i = 0; i < head.count; ++i) {
-    serving.pieces.push_back(read_record<ReadPiece>(records + i * sizeof(ReadPiece)));
+void TcpDomain::on_read(Stream& stream, const std::byte* records) {
+  const FrameHeader& header = stream.in.header;
+  if (stream.read_requests.size() >= kMaxReads) return protocol_error(stream, "more outstanding reads than allowed");
+  ReadRequest request{header.number, header.slot, header.value, {}, 0, 0};
+  for (std::uint16_t i = 0; i < header.count; ++i) {
+    request.pieces.push_back(read_record<ReadPiece>(records + i * sizeof(ReadPiece)));
   }
-  stream.serving.push_back(std::move(serving));
+  stream.read_requests.push_back(std::move(request));
 }
 
-void TcpDomain::hear_done(Stream& stream) {
-  const FrameHead& head = stream.in.head;
-  if (stream.reads.empty() && stream.says_bye) return;
-  const auto verdict = static_cast<Verdict>(head.flags);
-  const bool answers = !stream.reads.empty() && stream.reads.front().number == head.number;
-  if (!answers || (verdict == Verdict::ok && stream.reads.front().left != 0)) {
-    return malformed(stream, "the end of no read, or before its time");
+void TcpDomain::on_read_done(Stream& stream) {
+  const FrameHeader& header = stream.in.header;
+  if (stream.pending_reads.empty() && stream.bye_queued) return;
+  const auto result = static_cast<AccessResult>(header.flags);
+  const bool answers = !stream.pending_reads.empty() && stream.pending_reads.front().number == header.number;
+  if (!answers || (result == AccessResult::ok && stream.pending_reads.front().left != 0)) {
+    return protocol_error(stream, "the end of no pending read, or before all its data");
   }
-  const Reading reading = std::move(stream.reads.front());
-  stream.reads.pop_front();
-  sink_.stopped(*reading.flow, reading.pieces, outcome_of(verdict));
+  const PendingRead read = std::move(stream.pending_reads.front());
+  stream.pending_reads.pop_front();
+  sink_.stopped(*read.flow, read.pieces, outcome_of(result));
 }
 
-void TcpDomain::hear_ack(Stream& stream, std::uint64_t number) {
-  if (number >= stream.next_number) return malformed(stream, "an acknowledgement of what was not sent");
+void TcpDomain::on_ack(Stream& stream, std::uint64_t number) {
+  if (number >= stream.next_number) return protocol_error(stream, "an acknowledgement of a frame that was not sent");
   while (!stream.unacknowledged.empty() && stream.unacknowledged.front().last <= number) {
     const Unacknowledged one = std::move(stream.unacknowledged.front());
     if (stream.out.number != 0 && one.last >= stream.out.number)
-      return malformed(stream, "an acknowledgement too early");
+      return protocol_error(stream, "an acknowledgement of a frame that is still being sent");
     stream.unacknowledged.pop_front();
     sink_.stopped(*one.flow, one.pieces, one.outcome);
   }
 }
 
-// It comes before the acknowledgement of the same write.
-void TcpDomain::hear_refusal(Stream& stream) {
-  const FrameHead& head = stream.in.head;
-  const Outcome outcome = outcome_of(static_cast<Verdict>(head.flags));
-  if (stream.job.flow != nullptr && stream.job.offset != 0 && head.number >= stream.job.first) {
-    stream.refused_from = stream.job.first;  // so are those of it that are on their way
+// Comes before the acknowledgement of the same write.
+void TcpDomain::on_refused(Stream& stream) {
+  const FrameHeader& header = stream.in.header;
+  const Outcome outcome = outcome_of(static_cast<AccessResult>(header.flags));
+  if (stream.segmented.flow != nullptr && stream.segmented.offset != 0 && header.number >= stream.segmented.first) {
+    stream.refused_from = stream.segmented.first;  // later frames of the piece are refused too
     stream.refused_to = stream.next_number - 1;
-    return stop_job(stream, outcome);
+    return stop_segmented(stream, outcome);
   }
   for (Unacknowledged& one : stream.unacknowledged) {
-    if (head.number < one.first || head.number > one.last) continue;
+    if (header.number < one.first || header.number > one.last) continue;
     one.outcome = outcome;
     return;
   }
-  if (stream.says_bye || (head.number >= stream.refused_from && head.number <= stream.refused_to)) return;
-  malformed(stream, "a refusal of what it had let in");
+  if (stream.bye_queued || (header.number >= stream.refused_from && header.number <= stream.refused_to)) return;
+  protocol_error(stream, "a refusal of a write that it had acknowledged");
 }
 
 }  // namespace aio::tcp

@@ -1,4 +1,4 @@
-// One socket to one NIC of a peer, and everything that is half way on it in either direction.
+// One TCP connection to one NIC of a peer, with the state of its two directions.
 #pragma once
 
 #include <sys/uio.h>
@@ -12,7 +12,7 @@
 
 #include "../core/domain.h"
 #include "../core/handles.h"
-#include "address.h"
+#include "endpoint.h"
 #include "wire.h"
 
 namespace aio::tcp {
@@ -20,27 +20,20 @@ namespace aio::tcp {
 using Clock = std::chrono::steady_clock;
 using StreamId = std::uint64_t;
 
-// Read ahead, so that one call takes the rest of a payload and the head of what follows. What is payload in it is
-// copied once more: 16 KiB hold the longest head, and are a sixtieth of a frame.
-inline constexpr std::size_t kBufferNbytes = 16 << 10;
-static_assert(kBufferNbytes > 2 * kMostHeadNbytes);
+// Read-ahead buffer: one readv takes the rest of a payload and the headers that follow it. Payload that lands here is
+// copied once more: 16 KiB hold the longest header, and are 1/64 of a frame.
+inline constexpr std::size_t kReadAheadNbytes = 16 << 10;
+static_assert(kReadAheadNbytes > 2 * kMaxHeaderNbytes);
 
-// Moved for one stream, either way, before the next has its turn.
-inline constexpr std::uint64_t kTurnNbytes = 2 << 20;
+// Bytes that one stream sends or receives per pass before the next stream runs (fairness).
+inline constexpr std::uint64_t kPassNbytes = 2 << 20;
 
-// How what was under way ends with a connection.
-inline const Outcome kPeerGone{Status::peer_lost, 0, "the connection is closed"};
+// Outcome of operations in flight when the connection closes.
+inline const Outcome kConnectionClosed{Status::peer_lost, 0, "the connection is closed"};
 
-struct Link;
+struct Peer;
 
-// A peer's region, as runs name it.
-struct RemoteRegion {
-  PeerNumber peer = 0;
-  std::uint64_t nbytes = 0;
-  KeyBlob key{};
-};
-
-// Pieces whose end is told by the peer's acknowledgement, or by its refusal. A piece that was cut has several frames.
+// Pieces that end with the peer's acknowledgement or refusal. A segmented piece spans several frames.
 struct Unacknowledged {
   std::uint64_t first, last;
   Flow* flow;
@@ -48,45 +41,45 @@ struct Unacknowledged {
   Outcome outcome;
 };
 
-// A piece that is longer than a frame, on its way.
-struct Job {
-  Flow* flow = nullptr;  // null: there is none
+// A piece longer than one frame, sent in segments.
+struct SegmentedWrite {
+  Flow* flow = nullptr;  // null: none
   const Piece* piece = nullptr;
   std::uint64_t offset = 0;
   std::uint64_t first = 0;  // number of its first frame
   std::uint32_t slot = 0;
   std::uint64_t secret = 0;
-  Outcome stop;  // not ok: it goes no further, and ends so
+  Outcome stop;  // not ok: no further segment is sent, and the piece ends with this
 };
 
-// A read of ours, waiting for its answer.
-struct Reading {
+// A read of ours that waits for the peer's response.
+struct PendingRead {
   std::uint64_t number;
   Flow* flow;
   std::uint32_t pieces;
-  std::vector<iovec> targets;  // what is not placed yet, from `at` on
+  std::vector<iovec> targets;  // not filled yet, from `at` on
   std::size_t at = 0;
   std::uint64_t left = 0;
 };
 
-// A read of the peer's, waiting for ours.
-struct Serving {
+// A peer's read request that waits for our response.
+struct ReadRequest {
   std::uint64_t number;
   std::uint32_t slot;
   std::uint64_t secret;
   std::vector<ReadPiece> pieces;
   std::size_t at = 0;
-  std::uint64_t offset = 0;  // of pieces[at]: so much has been sent
+  std::uint64_t offset = 0;  // bytes of pieces[at] already sent
 };
 
-// The frame that is being sent, behind whatever else had to be said.
+// The frame that is being sent, together with the queued control frames.
 struct Outgoing {
-  std::vector<std::byte> head;
-  std::array<std::byte, sizeof(FrameHead)> tail{};  // of an answer that ends here
-  std::vector<iovec> parts;                         // head, payload, tail; empty: nothing is being sent
+  std::vector<std::byte> header;
+  std::array<std::byte, sizeof(FrameHeader)> tail{};  // the `done` header of a response that ends with this frame
+  std::vector<iovec> parts;                           // header, payload, tail; empty: nothing is being sent
   std::size_t at = 0;
-  std::uint64_t number = 0;  // of the write that it is, or 0
-  RegionNumber source = 0;   // an answer reads from this region of ours
+  std::uint64_t number = 0;  // of the write frame, or 0
+  RegionNumber source = 0;   // local region that a response reads from, or 0
   bool has_tail = false;
   bool is_bye = false;
   std::vector<TransferId> messages;
@@ -96,94 +89,73 @@ struct Outgoing {
 
 // The payload that is being received.
 struct Incoming {
-  FrameHead head{};
+  FrameHeader header{};
   std::vector<WritePiece> pieces;
-  std::vector<iovec> targets;  // pieces[i] goes to targets[i]
+  std::vector<iovec> targets;  // payload of pieces[i] goes to targets[i]
   std::size_t at = 0;
   std::uint64_t left = 0;
-  Verdict verdict = Verdict::ok;
-  bool nowhere = false;     // what is left is read and dropped
-  RegionNumber region = 0;  // of ours, that is written to
+  AccessResult result = AccessResult::ok;
+  bool discard = false;     // the rest is read and dropped
+  RegionNumber region = 0;  // local region that is written to, or 0
   std::string message;
 };
 
 struct Stream {
   enum class State : std::uint8_t {
-    awaited,  // the peer dials
-    dialling,
-    greeting,  // said hello, and hears nothing yet
-    up,
-    ended,  // broken, or both sides have said goodbye
+    waiting,  // for the peer to dial
+    connecting,
+    handshaking,  // hello sent, welcome not received
+    connected,
+    closed,  // broken, or both sides have sent `bye`
   };
 
   StreamId id = 0;
-  Link* link = nullptr;
-  EndpointBlob far{};
+  Peer* peer = nullptr;
+  EndpointBlob remote{};
   Address address;
   bool dials = false;
-  State state = State::awaited;
+  State state = State::waiting;
   Fd fd;
-  bool listed = false;      // in TcpDomain::runnable_
-  bool blocked = false;     // the kernel takes no more; EPOLLOUT is asked for
-  Clock::time_point since;  // it began, or bytes moved
+  bool scheduled = false;           // listed in TcpDomain::runnable_
+  bool blocked = false;             // the send buffer is full: EPOLLOUT is armed
+  Clock::time_point last_progress;  // bytes moved, or the current state began
   Clock::time_point redial_at;
-  std::chrono::milliseconds patience{5};
+  std::chrono::milliseconds redial_delay{5};
 
   Outgoing out;
-  std::vector<std::byte> control;  // goes before the next frame
+  std::vector<std::byte> control;  // control frames; sent before the next frame
   std::vector<TransferId> control_messages;
-  std::uint64_t ack_due = 0;  // acknowledge up to here with what is sent next
+  std::uint64_t ack_due = 0;  // cumulative acknowledgement to send with the next output
   std::uint64_t acked = 0;
   std::uint64_t next_number = 1;
   std::deque<Unacknowledged> unacknowledged;
-  Job job;
-  bool wanted = false;  // the core has found it busy: it comes next
-  bool served_last = false;
-  std::uint64_t refused_from = 0, refused_to = 0;  // parts of a piece that goes no further
-  std::deque<Serving> serving;
-  std::deque<Reading> reads;
-  std::uint64_t next_read = 1;
+  SegmentedWrite segmented;
+  bool core_waiting = false;  // post() found the stream busy: the core goes before queued responses
+  bool read_response_last = false;
+  std::uint64_t refused_from = 0, refused_to = 0;  // frames of a piece that was stopped after a refusal
+  std::deque<ReadRequest> read_requests;
+  std::deque<PendingRead> pending_reads;
+  std::uint64_t next_read_number = 1;
 
-  std::unique_ptr<std::array<std::byte, kBufferNbytes>> buffer;
-  std::size_t begin = 0, end = 0;  // of what is in the buffer, and not yet used
+  std::unique_ptr<std::array<std::byte, kReadAheadNbytes>> buffer;
+  std::size_t begin = 0, end = 0;  // unparsed part of the buffer
   Incoming in;
-  std::uint64_t last_write = 0;  // its number
+  std::uint64_t last_write = 0;  // number of the last write frame received
 
-  bool says_bye = false;  // nothing is sent after what is being sent
-  bool said_bye = false;  // and that is out
-  bool heard_bye = false;
-  bool heard_end = false;  // nothing comes any more
-  Outcome verdict;         // why it broke, where the engine has not been told yet
+  bool bye_queued = false;  // `bye` follows the frame being sent, and nothing follows `bye`
+  bool bye_sent = false;
+  bool bye_received = false;
+  bool end_received = false;  // the peer closed its half: nothing more arrives
+  Outcome deferred_failure;   // why it broke, while the engine has not been told yet
 
-  [[nodiscard]] bool up() const noexcept { return state == State::up; }
+  [[nodiscard]] bool connected() const noexcept { return state == State::connected; }
   [[nodiscard]] bool has_output() const noexcept {
-    if (says_bye) return !said_bye;
-    return out.busy() || !control.empty() || ack_due > acked || job.flow != nullptr || !serving.empty();
+    if (bye_queued) return !bye_sent;
+    return out.busy() || !control.empty() || ack_due > acked || segmented.flow != nullptr || !read_requests.empty();
   }
-  [[nodiscard]] bool expects() const noexcept { return blocked || !unacknowledged.empty() || !reads.empty(); }
-};
-
-// A peer. It may have more NICs than we: the others write to us, and are not written to.
-struct Link {
-  PeerNumber number = 0;
-  Token token{};
-  EndpointBlob end{};
-  std::vector<std::unique_ptr<Stream>> streams;  // the first is the one that is written to
-  bool leaving = false;
-  Clock::time_point leaving_since;
-
-  [[nodiscard]] Stream* main() noexcept { return streams.empty() ? nullptr : streams.front().get(); }
-};
-
-// Somebody at our door who has not said yet who he is, or whom we do not know yet.
-struct Visitor {
-  StreamId id = 0;
-  Fd fd;
-  std::array<std::byte, sizeof(Hello)> said{};
-  std::size_t heard = 0;
-  Clock::time_point since;
-
-  [[nodiscard]] bool complete() const noexcept { return heard == said.size(); }
+  [[nodiscard]] bool awaits_peer() const noexcept {
+    return blocked || !unacknowledged.empty() || !pending_reads.empty();
+  }
 };
 
 }  // namespace aio::tcp

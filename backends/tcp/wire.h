@@ -1,5 +1,5 @@
-// What travels: blobs over the control connection, a greeting and frames over the sockets. Little endian throughout;
-// everything read from a peer is checked before it is believed.
+// Wire formats: blobs for the control connection, handshake and frames for the sockets. All integers are little endian;
+// everything received from a peer is checked before use.
 #pragma once
 
 #include <array>
@@ -16,22 +16,22 @@
 
 namespace aio::tcp {
 
-static_assert(std::endian::native == std::endian::little, "records are copied as they lie");
+static_assert(std::endian::native == std::endian::little, "records are copied without conversion");
 
-inline constexpr std::uint32_t kMagic = 0x31435441;     // "ATC1"
-inline constexpr std::uint64_t kFrameNbytes = 1 << 20;  // of payload: how long a stream is busy with one thing
-inline constexpr std::uint32_t kFramePieces = 256;      // heads of so many fit into the reader's buffer
-inline constexpr std::uint64_t kMessageNbytes = 64 << 10;
-inline constexpr std::uint32_t kMostReads = 64;  // requests that may wait for their answers, per stream
+inline constexpr std::uint32_t kMagic = 0x31435441;         // "ATC1"
+inline constexpr std::uint64_t kMaxFramePayload = 1 << 20;  // bounds how long one frame occupies a stream
+inline constexpr std::uint32_t kMaxFramePieces = 256;       // their records fit into the read-ahead buffer
+inline constexpr std::uint64_t kMaxMessageNbytes = 64 << 10;
+inline constexpr std::uint32_t kMaxReads = 64;  // outstanding read requests per stream
 
-// Who knows it has read the blob, and the blob travelled over an authenticated connection. The name finds the owner,
-// the secret is the proof.
+// A peer that knows the token has read the blob, which travelled over an authenticated connection. The name identifies
+// the owner, the secret is the proof.
 struct Token {
   std::array<std::uint8_t, 16> name;
   std::array<std::uint8_t, 16> secret;
 };
 
-// Compared in a time that does not depend on where they differ.
+// Constant-time comparison: the duration does not depend on where the arrays differ.
 inline bool equal(const std::array<std::uint8_t, 16>& one, const std::array<std::uint8_t, 16>& other) noexcept {
   unsigned difference = 0;
   for (std::size_t i = 0; i < one.size(); ++i) difference |= static_cast<unsigned>(one[i] ^ other[i]);
@@ -42,7 +42,7 @@ struct EndpointBlob {
   std::uint32_t magic;
   std::uint16_t family;  // 4 or 6
   std::uint16_t port;
-  std::array<std::uint8_t, 16> address;  // in network order; the first four bytes of an IPv4 one
+  std::array<std::uint8_t, 16> address;  // in network byte order; IPv4 uses the first four bytes
   Token token;
 };
 static_assert(sizeof(EndpointBlob) == 56);
@@ -50,14 +50,14 @@ static_assert(sizeof(EndpointBlob) == 56);
 struct KeyBlob {
   std::uint32_t magic;
   std::uint32_t slot;
-  std::uint64_t secret;  // another one each time that a slot is used
+  std::uint64_t secret;  // changes each time a slot is reused
   std::uint64_t nbytes;
   std::uint32_t access;
   std::uint32_t zero;
 };
 static_assert(sizeof(KeyBlob) == 32);
 
-// The dialer's first bytes, and what it is answered. Nothing else is said to who has not proved itself.
+// The dialer's first bytes, and the reply. Nothing else is sent before the handshake is complete.
 struct Hello {
   std::uint32_t magic, zero;
   Token to;
@@ -71,32 +71,32 @@ static_assert(sizeof(Hello) == 56 && sizeof(Welcome) == 24);
 
 enum class Kind : std::uint8_t {
   write = 1,    // `count` WritePieces, then their payloads
-  read = 2,     // `count` ReadPieces: answered by `data` frames and one `done`, in the order of the requests
-  data = 3,     // `value` bytes of the answer to read `number`
-  done = 4,     // read `number` has been answered; `flags` is a Verdict
-  ack = 5,      // all writes up to `number` are in memory, or were refused
-  refused = 6,  // nothing of write `number` was placed; `flags` is a Verdict
+  read = 2,     // `count` ReadPieces; answered in order by `data` frames and one `done`
+  data = 3,     // `value` bytes of the response to read `number`
+  done = 4,     // end of the response to read `number`; `flags` is an AccessResult
+  ack = 5,      // every write up to `number` is in memory, or was refused
+  refused = 6,  // nothing of write `number` was placed; `flags` is an AccessResult
   message = 7,  // `value` bytes
-  bye = 8,      // nothing follows
+  bye = 8,      // last frame of this direction
 };
 
-enum class Verdict : std::uint8_t { ok = 0, stale = 1, access = 2, bounds = 3 };
+enum class AccessResult : std::uint8_t { ok = 0, stale = 1, access = 2, bounds = 3 };
 
-inline constexpr std::uint8_t kWantsAck = 1;  // flags of a write
+inline constexpr std::uint8_t kWantsAck = 1;  // in the flags of a write
 
-struct FrameHead {
+struct FrameHeader {
   Kind kind;
   std::uint8_t flags;
   std::uint16_t count;
-  std::uint32_t slot;   // of the region at the target
+  std::uint32_t slot;   // of the target region
   std::uint64_t value;  // the region's secret, or a number of bytes
   std::uint64_t number;
 };
-static_assert(sizeof(FrameHead) == 24);
+static_assert(sizeof(FrameHeader) == 24);
 
 struct WritePiece {
   std::uint64_t offset;
-  std::uint32_t nbytes;  // with kCounts where it raises a counter
+  std::uint32_t nbytes;  // with kCounts set if the piece raises a counter
   std::uint32_t immediate;
 
   static constexpr std::uint32_t kCounts = 1u << 31;
@@ -108,24 +108,25 @@ struct ReadPiece {
 };
 static_assert(sizeof(WritePiece) == 16 && sizeof(ReadPiece) == 16);
 
-inline constexpr std::size_t kMostHeadNbytes = sizeof(FrameHead) + kFramePieces * sizeof(WritePiece);
+inline constexpr std::size_t kMaxHeaderNbytes = sizeof(FrameHeader) + kMaxFramePieces * sizeof(WritePiece);
 
-// How long the head is with its records; its payload is apart.
-inline std::size_t head_nbytes(const FrameHead& head) noexcept {
-  return sizeof head + std::size_t{head.count} * sizeof(WritePiece);
+// Size of a header with its records, without payload.
+inline std::size_t header_nbytes(const FrameHeader& header) noexcept {
+  return sizeof header + std::size_t{header.count} * sizeof(WritePiece);
 }
 
-// What is wrong with a head by itself, in words; empty where nothing is.
-inline std::string_view fault_of(const FrameHead& head) noexcept {
-  const bool batch = head.kind == Kind::write || head.kind == Kind::read;
-  if (head.kind < Kind::write || head.kind > Kind::bye) return "a frame of an unknown kind";
-  if (batch ? head.count == 0 || head.count > kFramePieces : head.count != 0)
+// What is malformed in a header by itself; empty if nothing is.
+inline std::string_view header_error(const FrameHeader& header) noexcept {
+  const bool batch = header.kind == Kind::write || header.kind == Kind::read;
+  if (header.kind < Kind::write || header.kind > Kind::bye) return "a frame of an unknown kind";
+  if (batch ? header.count == 0 || header.count > kMaxFramePieces : header.count != 0)
     return "a frame with too many pieces, or none";
-  if (head.kind == Kind::data && (head.value == 0 || head.value > kFrameNbytes)) return "an answer of a wrong length";
-  if (head.kind == Kind::message && head.value > kMessageNbytes) return "a message that is too long";
-  const bool judges = head.kind == Kind::done || head.kind == Kind::refused;
-  if (judges && head.flags > static_cast<std::uint8_t>(Verdict::bounds)) return "an unknown verdict";
-  if (head.kind == Kind::refused && head.flags == 0) return "a refusal that says it is none";
+  if (header.kind == Kind::data && (header.value == 0 || header.value > kMaxFramePayload))
+    return "a response of a wrong length";
+  if (header.kind == Kind::message && header.value > kMaxMessageNbytes) return "a message that is too long";
+  const bool judges = header.kind == Kind::done || header.kind == Kind::refused;
+  if (judges && header.flags > static_cast<std::uint8_t>(AccessResult::bounds)) return "an unknown access result";
+  if (header.kind == Kind::refused && header.flags == 0) return "a refusal with the result ok";
   return {};
 }
 
@@ -158,7 +159,7 @@ Blob unpack(std::string_view bytes, const char* what) {
     const auto blob = read_record<Blob>(bytes.data());
     if (blob.magic == kMagic) return blob;
   }
-  throw Failure(Failure::Kind::usage, what, "it is not one of tcp's, or of another version");
+  throw Failure(Failure::Kind::usage, what, "not a blob of tcp, or one of another version");
 }
 
 }  // namespace aio::tcp

@@ -1,18 +1,21 @@
-"""libibverbs, loaded at run time: InfiniBand and RoCE. ``README.md`` lists settings and quirks."""
+"""verbs backend: InfiniBand and RoCE through libibverbs, loaded at run time. ``README.md`` describes quirks."""
 
 from aio_transfer.backends.native import NativeDriver
+from aio_transfer.backends.verbs.options import OPTIONS
+from aio_transfer.driver.backend import Backend
 
-__all__ = ("create",)
+__all__ = ("BACKEND", "create")
 
 
 def create(**options: object) -> NativeDriver:
-    """Make an unopened verbs driver.
+    """Make an unopened driver from checked options."""
+    return NativeDriver("verbs", options)
 
-    :param options: ``devices`` (``"mlx5_0,mlx5_1:2"``, or a sequence of such names), ``rails``, ``traffic_class``,
-        ``service_level``; all of them in ``backends/verbs/domain.h``
-    """
-    given = {name: value for name, value in options.items() if value is not None}
-    devices = given.get("devices")
-    if isinstance(devices, (list, tuple)):
-        given["devices"] = ",".join(map(str, devices))
-    return NativeDriver("verbs", given)
+
+BACKEND = Backend(
+    name="verbs",
+    create=create,
+    options=OPTIONS,
+    automatic=True,
+    summary="InfiniBand and RoCE devices through libibverbs (rdma-core).",
+)

@@ -1,10 +1,9 @@
-// What we use of libibverbs' binary interface (libibverbs.so.1, ABI 1.1 and later), declared by us so that nothing has
-// to be installed to build. Written from ibv_create_qp(3), ibv_modify_qp(3), ibv_post_send(3), ibv_poll_cq(3),
-// ibv_reg_mr(3) and their neighbours; tests/abi/verbs_check.cpp proves every size, offset and value against the real
-// header.
+// Declarations of libibverbs' binary interface (libibverbs.so.1, ABI 1.1 and later), so that nothing has to be
+// installed to build. Written from ibv_create_qp(3), ibv_modify_qp(3), ibv_post_send(3), ibv_poll_cq(3), ibv_reg_mr(3)
+// and related pages; tests/abi/verbs_check.cpp checks every size, offset and value against the real header.
 //
-// The calls of the data path are no symbols of the library: its header finds them in a table within the context. They
-// are at the end.
+// The data path calls are not symbols of the library: its header finds them in a table within the context. They are at
+// the end of this file.
 #pragma once
 
 #include <pthread.h>
@@ -42,7 +41,7 @@ inline constexpr std::uint32_t event_cq_err = 0, event_qp_fatal = 1, event_qp_re
 
 // ---- objects
 struct Context;
-struct DeviceNode;  // ibv_device: only its name is asked for, by a call
+struct DeviceNode;  // ibv_device: only its name is read, by a call
 struct Pd;
 struct Qp;
 struct Cq;
@@ -52,7 +51,7 @@ struct SendWr;
 struct RecvWr;
 struct PortAttr;
 
-using Unused = void (*)();  // a slot of a table that we do not call
+using Unused = void (*)();  // a table slot that we do not call
 
 struct ContextOps {
   Unused before_poll[11];
@@ -74,12 +73,12 @@ struct Context {
   void* abi_compat;
 };
 
-// verbs_context, which lies around a context whose abi_compat is extended_abi. It grows at its beginning.
-struct WideContext {
+// verbs_context, which surrounds a context whose abi_compat is extended_abi. New fields are added at its beginning.
+struct ExtendedContext {
   int (*query_port)(Context*, std::uint8_t port, PortAttr*, std::size_t nbytes);
   Unused between[37];
   std::uint64_t placeholder;
-  std::size_t nbytes;  // of what the library knows
+  std::size_t nbytes;  // size that the library knows
   Context context;
 };
 inline constexpr std::uintptr_t extended_abi = ~std::uintptr_t{0};
@@ -127,7 +126,7 @@ struct Qp {
 // ---- attributes
 union Gid {
   std::uint8_t raw[16];
-  std::uint64_t halves[2];  // for its alignment
+  std::uint64_t halves[2];  // for alignment
 };
 
 struct GidEntry {
@@ -248,7 +247,7 @@ struct Wc {
   std::uint8_t sl, dlid_path_bits;
 };
 
-// ---- calls through the context's table; a result other than 0 is an error number, for poll_cq a negative one
+// ---- calls through the context's table; a result other than 0 is an error number, negative for poll_cq
 inline int poll_cq(Cq* cq, int count, Wc* entries) noexcept { return cq->context->ops.poll_cq(cq, count, entries); }
 inline int req_notify_cq(Cq* cq) noexcept { return cq->context->ops.req_notify_cq(cq, 0); }
 inline int post_send(Qp* qp, SendWr* chain, SendWr** bad) noexcept {

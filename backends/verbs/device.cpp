@@ -22,11 +22,11 @@ constexpr const char* kHint = "aio-transfer doctor";
 
 std::string reason_of(const std::string& device, int code) {
   std::string reason = device + ": " + std::strerror(code);
-  if (code == EPERM || code == EACCES) reason += ": may not be opened (/dev/infiniband/uverbs*)";
+  if (code == EPERM || code == EACCES) reason += ": no permission to open /dev/infiniband/uverbs*";
   return reason;
 }
 
-// What an InfiniBand lane carries, by ibv_port_attr's active_speed; RoCE reports the nearest of them.
+// Data rate of one InfiniBand lane by ibv_port_attr::active_speed; RoCE reports the nearest one.
 double lane_gigabits(std::uint8_t speed) {
   switch (speed) {
     case 1:
@@ -49,13 +49,13 @@ double lane_gigabits(std::uint8_t speed) {
   }
 }
 
-// Appends every usable port of a device; a reason for every other.
+// Appends every usable port of a device, and a reason for each of the others.
 void add_ports(const Library& library, abi::DeviceNode* node, std::vector<Port>& ports, std::string& reasons) {
   const std::string device = library.get_device_name(node);
   const auto refuse = [&](const std::string& why) { reasons += (reasons.empty() ? "" : "; ") + why; };
   abi::DeviceAttr attr{};
   for (int number = 1; number == 1 || number <= attr.phys_port_cnt; ++number) {
-    // One context for each: its asynchronous events then are one port's.
+    // One context per port, so that its asynchronous events are that port's.
     Port port;
     errno = 0;
     abi::Context* context = library.open_device(node);
@@ -69,20 +69,20 @@ void add_ports(const Library& library, abi::DeviceNode* node, std::vector<Port>&
     if (port.attr.link_layer != abi::link_infiniband && port.attr.link_layer != abi::link_ethernet) {
       refuse(port.name + ": neither InfiniBand nor RoCE");
     } else if (attr.max_srq == 0) {
-      refuse(port.name + ": has no shared receive queues");  // EFA, for one, which libfabric serves
+      refuse(port.name + ": no shared receive queues");  // EFA, for example, which the libfabric backend supports
     } else {
       ports.push_back(std::move(port));
     }
   }
 }
 
-// Opening a device takes its time, so those that nobody named are left alone.
+// Opening a device takes time: devices that are not named are not opened.
 bool is_named(const std::string& devices, const std::string& device) {
   return devices.empty() || ("," + devices + ",").find("," + device + ",") != std::string::npos ||
          ("," + devices).find("," + device + ":") != std::string::npos;
 }
 
-std::vector<Port> all_ports(const Library& library, const std::string& devices, std::string& reasons) {
+std::vector<Port> usable_ports(const Library& library, const std::string& devices, std::string& reasons) {
   int count = 0;
   errno = 0;
   const std::unique_ptr<abi::DeviceNode*, void (*)(abi::DeviceNode**)> list(library.get_device_list(&count),
@@ -90,7 +90,7 @@ std::vector<Port> all_ports(const Library& library, const std::string& devices, 
   std::vector<Port> ports;
   // ENOSYS: the kernel has no ib_uverbs module, as on most machines without a device.
   if (list == nullptr && errno == ENOSYS) unavailable("no RDMA device here", errno);
-  if (list == nullptr) unavailable(std::string("no RDMA device can be listed: ") + std::strerror(errno), errno);
+  if (list == nullptr) unavailable(std::string("RDMA devices cannot be listed: ") + std::strerror(errno), errno);
   for (int i = 0; i < count; ++i) {
     if (is_named(devices, library.get_device_name(list.get()[i]))) add_ports(library, list.get()[i], ports, reasons);
   }
@@ -119,13 +119,13 @@ double Port::gigabits() const noexcept {
                     : attr.active_width == 2 ? 4
                     : attr.active_width == 4 ? 8
                     : attr.active_width == 8 ? 12
-                                             : 2;  // 16
+                                             : 2;  // code 16
   return lanes * lane_gigabits(attr.active_speed);
 }
 
 std::vector<Port> open_ports(const Library& library, const std::string& devices, std::size_t rails) {
   std::string reasons;
-  std::vector<Port> ports = all_ports(library, devices, reasons);
+  std::vector<Port> ports = usable_ports(library, devices, reasons);
   if (!devices.empty()) return named_ports(std::move(ports), devices, reasons);
   std::erase_if(ports, [&](const Port& port) {
     const bool down = port.attr.state != abi::port_active;
@@ -136,7 +136,7 @@ std::vector<Port> open_ports(const Library& library, const std::string& devices,
   std::sort(ports.begin(), ports.end(), [](const Port& one, const Port& other) {
     return std::pair(-one.gigabits(), one.name) < std::pair(-other.gigabits(), other.name);
   });
-  // Rails carry equal shares, so a slower one, or one of another kind, would hold the others up.
+  // Rails carry equal shares, so a slower port, or one of another link layer, would slow the others down.
   std::erase_if(ports, [&ports = std::as_const(ports)](const Port& port) {
     return port.gigabits() < ports.front().gigabits() || port.is_infiniband() != ports.front().is_infiniband();
   });
@@ -150,7 +150,7 @@ void refresh(const Library& library, Port& port) {
   const ssize_t count =
       library.query_gid_table(port.context.get(), entries.data(), entries.size(), 0, sizeof entries[0]);
   port.gids.clear();
-  for (ssize_t i = 0; i < count && port.gids.size() < kMostGids; ++i) {
+  for (ssize_t i = 0; i < count && port.gids.size() < kMaxGids; ++i) {
     const abi::GidEntry& entry = entries[static_cast<std::size_t>(i)];
     if (entry.port_num != port.number || entry.gid_type > abi::gid_roce_v2 || entry.gid_index > 255) continue;
     PortGid gid{static_cast<GidType>(entry.gid_type), {}, static_cast<std::uint8_t>(entry.gid_index)};

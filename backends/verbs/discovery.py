@@ -1,7 +1,7 @@
-"""The RDMA ports of this machine as its kernel tells of them, and how near they are to memory and GPUs.
+"""Discovery of RDMA ports from sysfs: link, state, addresses, NUMA node, and PCI distance to GPUs.
 
-Nothing is opened and no library is needed, so it also tells of a port that cannot be used, and of one in a container
-that may not open it.
+No device is opened and no library is needed, so ports that cannot be used are listed too, also in a container that may
+not open them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ("Gid", "RdmaPort", "rdma_ports")
 _GPU_CLASSES: Final = ("0x0300", "0x0302", "0x1200")
 """Display and 3D controllers, and processing accelerators (AMD Instinct)."""
 _GPU_VENDORS: Final = ("0x10de", "0x1002")
-_MOST_GIDS: Final = 256
+_MAX_GIDS: Final = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,7 @@ class Gid:
 
     @property
     def is_routed(self) -> bool:
-        """Whether peers outside of the Ethernet segment can reach it."""
+        """Whether peers outside the Ethernet segment can reach it."""
         address = ipaddress.ip_address(self.address)
         return not (address.is_link_local or address.is_loopback)
 
@@ -46,14 +46,14 @@ class Gid:
 class RdmaPort:
     """One port of one device.
 
-    :param driver: of its PCI device; empty for software devices
+    :param driver: kernel driver of its PCI device; empty for software devices
     :param link: ``"InfiniBand"`` or ``"Ethernet"``
-    :param state: the kernel's word, ``"ACTIVE"`` where it works
-    :param speed: the kernel's words, such as ``"100 Gb/sec (4X EDR)"``
-    :param netdev: the network interface of a RoCE port, if the kernel tells
-    :param numa_node: −1 where the kernel does not tell
-    :param cpus: the cores of that node, as the kernel lists them
-    :param gpus: per GPU's PCI address how many PCI hops lie between; what is below one switch is nearest
+    :param state: as the kernel reports it, ``"ACTIVE"`` where the port works
+    :param speed: as the kernel reports it, such as ``"100 Gb/sec (4X EDR)"``
+    :param netdev: network interface of a RoCE port; empty where the kernel reports none
+    :param numa_node: −1 where the kernel reports none
+    :param cpus: cores of that node, as the kernel lists them
+    :param gpus: number of PCI hops to each GPU, by its PCI address; devices below one switch are nearest
     """
 
     device: str
@@ -71,12 +71,12 @@ class RdmaPort:
 
     @property
     def name(self) -> str:
-        """The device, and which of its ports."""
+        """Device and port number."""
         return f"{self.device}:{self.port}"
 
 
 def rdma_ports(host: Host) -> list[RdmaPort]:
-    """List every port of every device, in the order of their names."""
+    """List every port of every device, ordered by name."""
     return [
         _read_port(host, device.name, int(port.name))
         for device in host.entries("/sys/class/infiniband")
@@ -108,9 +108,9 @@ def _read_port(host: Host, device: str, port: int) -> RdmaPort:
 
 
 def _read_gids(host: Host, at: str) -> Iterator[Gid]:
-    # The kernel has one word for two kinds.
+    # The kernel has one name for two kinds.
     old = "RoCE v1" if host.read(f"{at}/link_layer") == "Ethernet" else "InfiniBand"
-    for index in range(_MOST_GIDS):
+    for index in range(_MAX_GIDS):
         # The kernel refuses to read the type of an empty entry.
         kind = host.read(f"{at}/gid_attrs/types/{index}")
         raw = host.read(f"{at}/gids/{index}")

@@ -10,7 +10,7 @@ namespace aio::verbs {
 
 namespace {
 
-// The later, the farther. Linux finds no way to ::1 for a device (rdma_rxe on lo), but one to 127.0.0.1.
+// In order of preference, lowest first. Linux has no route to ::1 for a device (rdma_rxe on lo), but one to 127.0.0.1.
 enum class Reach : std::uint8_t { loopback6, link, loopback4, global4, global6 };
 
 bool starts_with(const PortGid& gid, std::initializer_list<std::uint8_t> bytes) {
@@ -25,7 +25,7 @@ Reach reach_of(const PortGid& gid) {
   return starts_with(gid, {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1}) ? Reach::loopback6 : Reach::global6;
 }
 
-// Subnets are not known here, but neighbours begin alike.
+// Length of the common prefix: subnets are not known here, but neighbours share a prefix.
 int common_bits(const PortGid& one, const PortGid& other) {
   for (std::size_t i = 0; i < one.raw.size(); ++i) {
     const auto differing = static_cast<std::uint8_t>(one.raw[i] ^ other.raw[i]);
@@ -38,7 +38,7 @@ int common_bits(const PortGid& one, const PortGid& other) {
 
 std::optional<std::pair<std::size_t, std::size_t>> choose_gids(const std::vector<PortGid>& ours,
                                                                const std::vector<PortGid>& theirs) {
-  // v2 is routed UDP; v1 stays within an Ethernet segment. A link-local address does so too, whatever its type.
+  // RoCE v2 is routed UDP; v1 stays within an Ethernet segment. So does a link-local address, whatever its type.
   using Rank = std::tuple<int, int, int, std::array<std::uint8_t, 16>, std::array<std::uint8_t, 16>>;
   std::optional<std::pair<std::size_t, std::size_t>> best;
   Rank best_rank;
@@ -46,7 +46,7 @@ std::optional<std::pair<std::size_t, std::size_t>> choose_gids(const std::vector
     for (std::size_t j = 0; j < theirs.size(); ++j) {
       const Reach reach = reach_of(ours[i]);
       if (ours[i].type != theirs[j].type || reach != reach_of(theirs[j])) continue;
-      // The addresses themselves settle ties, the smaller one first, so that both ends settle them alike.
+      // The addresses themselves break ties, the smaller one first, so that both ends choose alike.
       const auto [low, high] = std::minmax(ours[i].raw, theirs[j].raw);
       const Rank rank{static_cast<int>(ours[i].type), static_cast<int>(reach), common_bits(ours[i], theirs[j]), low,
                       high};
@@ -58,7 +58,7 @@ std::optional<std::pair<std::size_t, std::size_t>> choose_gids(const std::vector
   return best;
 }
 
-std::string words(const PortGid& gid) {
+std::string to_string(const PortGid& gid) {
   std::array<char, INET6_ADDRSTRLEN> text{};
   if (is_ipv4(gid)) {
     ::inet_ntop(AF_INET, &gid.raw[12], text.data(), text.size());
@@ -69,9 +69,9 @@ std::string words(const PortGid& gid) {
   return type + std::string(text.data());
 }
 
-std::string words(const std::vector<PortGid>& gids) {
+std::string to_string(const std::vector<PortGid>& gids) {
   std::string all;
-  for (const PortGid& gid : gids) all += (all.empty() ? "" : ", ") + words(gid);
+  for (const PortGid& gid : gids) all += (all.empty() ? "" : ", ") + to_string(gid);
   return all.empty() ? "none" : all;
 }
 

@@ -19,11 +19,8 @@ bool bind_symbol(void* handle, const char* name, Function*& slot) {
   return slot != nullptr;
 }
 
-Library open_library(const std::string& path) {
-  // RTLD_LOCAL: an application may carry another libibverbs, and neither must answer for the other.
-  void* handle = ::dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
-  if (handle == nullptr) throw Failure(Failure::Kind::unavailable, "verbs", ::dlerror(), 0, kHint);
-  Library library;
+// Returns the name of a required symbol that the library lacks, or null.
+const char* bind_symbols(void* handle, Library& library) {
   const char* missing = nullptr;
   const auto need = [&](const char* name, auto& slot) {
     if (!bind_symbol(handle, name, slot) && missing == nullptr) missing = name;
@@ -34,7 +31,7 @@ Library open_library(const std::string& path) {
   need("ibv_open_device", library.open_device);
   need("ibv_close_device", library.close_device);
   need("ibv_query_device", library.query_device);
-  need("ibv_query_port", library.query_port_narrow);
+  need("ibv_query_port", library.query_port_legacy);
   need("_ibv_query_gid_table", library.query_gid_table);  // rdma-core 32
   need("ibv_alloc_pd", library.alloc_pd);
   need("ibv_dealloc_pd", library.dealloc_pd);
@@ -58,21 +55,34 @@ Library open_library(const std::string& path) {
   bind_symbol(handle, "ibv_reg_mr_iova2", library.reg_mr_iova2);
   bind_symbol(handle, "ibv_reg_dmabuf_mr", library.reg_dmabuf_mr);
   bind_symbol(handle, "ibv_fork_init", library.fork_init);
+  return missing;
+}
+
+// Before any device is opened. Where the kernel copies pinned pages when a process forks (Linux 5.12 on), ibv_fork_init
+// is not needed, and it harms: a child would lack every page with registered memory, and whatever else lies there.
+void prepare_for_fork(void* handle, const Library& library) {
+  int (*is_fork_initialized)() = nullptr;  // rdma-core 35 on
+  bind_symbol(handle, "ibv_is_fork_initialized", is_fork_initialized);
+  const bool kernel_copies = is_fork_initialized != nullptr && is_fork_initialized() == abi::fork_unneeded;
+  if (library.fork_init != nullptr && !kernel_copies) library.fork_init();
+}
+
+Library open_library(const std::string& path) {
+  // RTLD_LOCAL: an application may carry another libibverbs, and neither must resolve symbols in the other.
+  void* handle = ::dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (handle == nullptr) throw Failure(Failure::Kind::unavailable, "verbs", ::dlerror(), 0, kHint);
+  Library library;
+  const char* missing = bind_symbols(handle, library);
   if (missing != nullptr) {
-    const std::string why = path + " lacks " + missing + ": it is older than rdma-core 32, or another library";
+    const std::string why = path + " lacks " + missing + ": older than rdma-core 32, or another library";
     ::dlclose(handle);
     throw Failure(Failure::Kind::unavailable, "verbs", why, 0, kHint);
   }
-  // Where it really came from: the loader's own search hides it.
+  // The path it was loaded from, which the loader's search does not tell.
   Dl_info where{};
   const bool known = ::dladdr(reinterpret_cast<void*>(library.get_device_list), &where) != 0;
   library.path = known ? where.dli_fname : path;
-  // Before any device is opened. Where the kernel copies pinned pages when a process forks (Linux 5.12 on) it is not
-  // needed, and harms: a child would lack every page with registered memory, and whatever else lies there.
-  int (*is_fork_initialized)() = nullptr;  // rdma-core 35 on
-  bind_symbol(handle, "ibv_is_fork_initialized", is_fork_initialized);
-  const bool copies = is_fork_initialized != nullptr && is_fork_initialized() == abi::fork_unneeded;
-  if (library.fork_init != nullptr && !copies) library.fork_init();
+  prepare_for_fork(handle, library);
   return library;
 }
 
@@ -81,19 +91,19 @@ Library open_library(const std::string& path) {
 int Library::query_port(abi::Context* context, std::uint8_t port, abi::PortAttr* attr) const noexcept {
   std::memset(attr, 0, sizeof *attr);
   if (reinterpret_cast<std::uintptr_t>(context->abi_compat) == abi::extended_abi) {
-    char* const around = reinterpret_cast<char*>(context) - offsetof(abi::WideContext, context);
-    const auto& wide = *reinterpret_cast<abi::WideContext*>(around);
-    // It grows at its beginning, where this call lies: a library that knows less than we do lacks it.
-    if (wide.nbytes >= sizeof wide && wide.query_port != nullptr) {
-      return wide.query_port(context, port, attr, sizeof *attr);
+    char* const around = reinterpret_cast<char*>(context) - offsetof(abi::ExtendedContext, context);
+    const auto& extended = *reinterpret_cast<abi::ExtendedContext*>(around);
+    // The structure grows at its beginning, where this call is: it is missing in a library that knows a shorter one.
+    if (extended.nbytes >= sizeof extended && extended.query_port != nullptr) {
+      return extended.query_port(context, port, attr, sizeof *attr);
     }
   }
-  return query_port_narrow(context, port, attr);
+  return query_port_legacy(context, port, attr);
 }
 
 const Library& load(const Options& options) {
   static std::mutex mutex;
-  static std::map<std::string, Library> loaded;  // by path: one process may use two
+  static std::map<std::string, Library> loaded;  // by path: a process may use two
   const auto asked = options.find("library");
   const std::string path = asked == options.end() || asked->second.empty() ? "libibverbs.so.1" : asked->second;
   const std::lock_guard lock(mutex);

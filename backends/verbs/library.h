@@ -1,17 +1,60 @@
-// libibverbs itself: found at run time, so that the package builds and imports without it.
+// libibverbs, loaded at run time: the package builds and imports without it.
 #pragma once
 
 #include <sys/types.h>
 
 #include <cstdint>
 #include <string>
+#include <utility>
 
 #include "../core/options.h"
 #include "abi.h"
 
 namespace aio::verbs {
 
-// The entry points of one loaded library. Never unloaded: it keeps its providers' libraries, and they keep handlers.
+// Owner of one libibverbs object; counts it if it belongs to a region or a peer.
+template <class Object>
+class Handle {
+ public:
+  Handle() = default;
+  Handle(Object* object, int (*close)(Object*), std::uint64_t* count = nullptr) noexcept
+      : object_(object), close_(close), count_(count) {
+    if (count_ != nullptr) ++*count_;
+  }
+  Handle(Handle&& other) noexcept
+      : object_(std::exchange(other.object_, nullptr)), close_(other.close_), count_(other.count_) {}
+  Handle& operator=(Handle&& other) noexcept {
+    if (this != &other) {
+      reset();
+      object_ = std::exchange(other.object_, nullptr);
+      close_ = other.close_;
+      count_ = other.count_;
+    }
+    return *this;
+  }
+  ~Handle() { reset(); }
+
+  // Returns an error number. If the library refuses to close the object, it is still owned and counted: the leak check
+  // reports it.
+  int reset() noexcept {
+    if (object_ == nullptr) return 0;
+    const int result = close_(object_);
+    if (result != 0) return result;
+    object_ = nullptr;
+    if (count_ != nullptr) --*count_;
+    return 0;
+  }
+  [[nodiscard]] Object* get() const noexcept { return object_; }
+  Object* operator->() const noexcept { return object_; }
+  explicit operator bool() const noexcept { return object_ != nullptr; }
+
+ private:
+  Object* object_ = nullptr;
+  int (*close_)(Object*) = nullptr;
+  std::uint64_t* count_ = nullptr;
+};
+
+// Entry points of one loaded library. Never unloaded: it keeps its providers' libraries, and they keep handlers.
 struct Library {
   std::string path;
 
@@ -43,19 +86,18 @@ struct Library {
   const char* (*wc_status_str)(std::uint32_t) = nullptr;
   const char* (*event_type_str)(std::uint32_t) = nullptr;
 
-  // Null where the library is older: relaxed ordering came with rdma-core 28, dma-buf with 34.
+  // Null in older libraries: relaxed ordering came with rdma-core 28, dma-buf with 34.
   abi::Mr* (*reg_mr_iova2)(abi::Pd*, void* addr, std::size_t nbytes, std::uint64_t iova, unsigned access) = nullptr;
   abi::Mr* (*reg_dmabuf_mr)(abi::Pd*, std::uint64_t offset, std::size_t nbytes, std::uint64_t iova, int fd,
                             int access) = nullptr;
   int (*fork_init)() = nullptr;
 
-  // ibv_query_port(3) is no plain call: the symbol of that name serves programs built long ago, and knows no flags.
-  int (*query_port_narrow)(abi::Context*, std::uint8_t port, abi::PortAttr*) = nullptr;
+  // ibv_query_port(3) is a macro. The symbol of that name serves old binaries, and does not know the port flags.
+  int (*query_port_legacy)(abi::Context*, std::uint8_t port, abi::PortAttr*) = nullptr;
   int query_port(abi::Context* context, std::uint8_t port, abi::PortAttr* attr) const noexcept;
 };
 
-// The option `library` alone when it is given, else the loader's libibverbs.so.1.
-// Throws Failure(unavailable) with the reason why it will not do.
+// Loads the library of the option `library`, or libibverbs.so.1. Throws Failure(unavailable) with the reason.
 const Library& load(const Options& options);
 
 }  // namespace aio::verbs

@@ -1,14 +1,14 @@
-// Registrations, and taking them back.
+// Registration and revocation of regions.
 //
-// Closing a registration is a fence here: the device checks every packet against the key, and ibv_dereg_mr(3) returns
-// when none will be let in any more. But a peer that is refused by the device loses the whole connection, with every
-// innocent operation on it. So peers are told first: each stops what it has not posted yet (stale_region), and answers
-// when what it had posted has completed. One that does not answer is not waited for long: its next write into the
-// region will find the key gone.
+// Deregistration is a fence: the device checks every packet against the key, and ibv_dereg_mr(3) returns when no more
+// packets are accepted. But a peer whose packet is refused loses the whole connection, with every unrelated operation
+// on it. So peers are told first: each stops posting to the region (stale_region), and acknowledges when what it had
+// posted has completed. A peer that does not answer within `revoke_s` is not waited for: its next write to the region
+// finds the key gone.
 #include <cerrno>
 #include <cstring>
 
-#include "verbs_domain.h"
+#include "domain.h"
 
 namespace aio::verbs {
 
@@ -16,8 +16,8 @@ namespace {
 
 [[noreturn]] void refuse(int code, std::uint64_t nbytes) {
   std::string reason = std::strerror(code);
-  // The kernel says ENOMEM for both, and the limit is the likelier one.
-  if (code == ENOMEM) reason += ": beyond the limit of locked memory? (ulimit -l unlimited)";
+  // The kernel returns ENOMEM for both; the limit is the more likely cause.
+  if (code == ENOMEM) reason += ": limit of locked memory exceeded? (ulimit -l unlimited)";
   throw Failure(Failure::Kind::provider, "ibv_reg_mr of " + std::to_string(nbytes) + " bytes", reason, code);
 }
 
@@ -32,14 +32,14 @@ Handle<abi::Mr> VerbsDomain::register_memory(const LocalMemory& memory, unsigned
       return library_.reg_dmabuf_mr(pd_.get(), memory.fd_offset, memory.nbytes, memory.addr, memory.fd,
                                     static_cast<int>(wanted));
     }
-    // Relaxed ordering is asked for by a call of its own, which drops it where the kernel does not know it.
+    // Relaxed ordering needs a call of its own, which drops the flag if the kernel does not know it.
     if ((wanted & abi::access_relaxed_ordering) != 0) {
       return library_.reg_mr_iova2(pd_.get(), base, memory.nbytes, memory.addr, wanted);
     }
     return library_.reg_mr(pd_.get(), base, memory.nbytes, static_cast<int>(wanted));
   };
   abi::Mr* mr = attempt(access);
-  // Memory that may only be read cannot be registered to be written: it is a source, or for peers to read.
+  // Read-only memory cannot be registered for local writing: it is registered as a source.
   if (mr == nullptr && errno == EFAULT && (access & abi::access_remote_write) == 0) {
     mr = attempt(access & ~abi::access_local_write);
   }
@@ -49,7 +49,8 @@ Handle<abi::Mr> VerbsDomain::register_memory(const LocalMemory& memory, unsigned
 
 std::string VerbsDomain::register_local(RegionNumber number, const LocalMemory& memory) {
   if (memory.nbytes == 0) throw Failure(Failure::Kind::usage, "register", "the memory is empty");
-  if (!dead_.ok()) throw Failure(Failure::Kind::provider, port_.name, dead_.reason, dead_.code);
+  if (!device_failure_.ok())
+    throw Failure(Failure::Kind::provider, port_.name, device_failure_.reason, device_failure_.code);
   unsigned access = abi::access_local_write;
   if ((memory.access & access_remote_read) != 0) access |= abi::access_remote_read;
   if ((memory.access & access_remote_write) != 0) access |= abi::access_remote_write;
@@ -58,18 +59,18 @@ std::string VerbsDomain::register_local(RegionNumber number, const LocalMemory& 
   LocalRegion region{memory.addr,       memory.nbytes,           key.serial, memory.access,
                      !memory.is_dmabuf, std::move(registration), {},         {}};
   local_regions_.assign(number, std::move(region));
-  return bytes_of(key);
+  return to_bytes(key);
 }
 
 void VerbsDomain::register_remote(RegionNumber number, const RemoteMemory& memory) {
   if (memory.keys.size() != sizeof(KeyBlob)) {
     throw Failure(Failure::Kind::usage, "register",
-                  "the key is not one of verbs': " + std::to_string(memory.keys.size()) + " bytes");
+                  "not a key of verbs: " + std::to_string(memory.keys.size()) + " bytes");
   }
   const Peer* peer = find(memory.peer);
   if (peer == nullptr) throw Failure(Failure::Kind::usage, "register", "the peer is not connected");
   const auto key = read_record<KeyBlob>(memory.keys);
-  if (peer->dead.contains(key.serial)) {
+  if (peer->stale_serials.contains(key.serial)) {
     throw Failure(Failure::Kind::stale, "region " + std::to_string(number), "the peer has deregistered it");
   }
   remote_regions_.assign(number, RemoteRegion{memory.peer, memory.nbytes, key, false});
@@ -78,40 +79,40 @@ void VerbsDomain::register_remote(RegionNumber number, const RemoteMemory& memor
 void VerbsDomain::deregister(RegionNumber number) {
   remote_regions_.erase(number);
   LocalRegion* found = local_regions_.find(number);
-  if (found == nullptr || !closing_regions_.insert(number).second) return;
+  if (found == nullptr || !deregistering_.insert(number).second) return;
   revoke(*found);
-  settle_regions();
+  finish_deregistrations();
 }
 
 void VerbsDomain::revoke(LocalRegion& region) {
-  region.closing_since = Clock::now();
+  region.deregistering_since = Clock::now();
   if ((region.access & (access_remote_read | access_remote_write)) == 0) return;
   for (auto& [number, peer] : peers_) {
-    // Whom a deputy serves has been given the deputy's key, and is asked by it.
-    if (!peer->joined || peer->deputy != nullptr || !peer->broken.ok()) continue;
-    region.awaited.insert(number);
-    queue_frame(*peer, FrameKind::revoke, bytes_of(region.serial));
+    // A surplus rail's peers were given the key of the rail that serves them, which revokes it itself.
+    if (!peer->joined || peer->alternate_rail != nullptr || !peer->failure.ok()) continue;
+    region.waits_for.insert(number);
+    queue_frame(*peer, FrameKind::revoke, to_bytes(region.serial));
   }
 }
 
-// Closes every registration that nobody uses any more, or whose time is over.
-bool VerbsDomain::settle_regions() {
+// Closes every registration that all peers have acknowledged, or whose time is up.
+bool VerbsDomain::finish_deregistrations() {
   bool moved = false;
   const auto now = Clock::now();
-  for (auto next = closing_regions_.begin(); next != closing_regions_.end();) {
+  for (auto next = deregistering_.begin(); next != deregistering_.end();) {
     const RegionNumber number = *next;
     LocalRegion& region = *local_regions_.find(number);
-    std::erase_if(region.awaited, [this](PeerNumber awaited) {
+    std::erase_if(region.waits_for, [this](PeerNumber awaited) {
       const Peer* peer = find(awaited);
-      return peer == nullptr || !peer->broken.ok();
+      return peer == nullptr || !peer->failure.ok();
     });
-    const bool over = region.awaited.empty() || now - region.closing_since > settings_.revoke;
-    // A registration that cannot be closed still lets peers in: it is tried again with the next tick.
+    const bool over = region.waits_for.empty() || now - region.deregistering_since > settings_.revoke;
+    // If deregistration fails, peers can still reach the memory: it is tried again at the next timer event.
     if (!over || region.registration.reset() != 0) {
       ++next;
       continue;
     }
-    next = closing_regions_.erase(next);
+    next = deregistering_.erase(next);
     local_regions_.erase(number);
     sink_.released(number);
     moved = true;

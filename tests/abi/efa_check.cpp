@@ -1,7 +1,7 @@
-// Proves tests/efa_emulator/abi.h against the headers of rdma-core (Debian: libibverbs-dev), at compile time:
+// Checks tests/efa_emulator/abi.h against the headers of rdma-core (Debian: libibverbs-dev), at compile time:
 //   g++ -std=c++20 -fsyntax-only -DRDMA_CORE=44 tests/abi/efa_check.cpp
-// RDMA_CORE is the headers' version (pkg-config --modversion libefa: the third number). Debian 12 has 44, whose efadv.h
-// knows neither RDMA write nor receives that nobody posted; those declarations are compared only with newer headers.
+// RDMA_CORE is the version of the headers (pkg-config --modversion libefa: the third number). Debian 12 has 44, whose
+// efadv.h has neither RDMA write nor unsolicited receives; those declarations are compared with newer headers only.
 #include <infiniband/efadv.h>
 #include <infiniband/verbs.h>
 
@@ -18,7 +18,7 @@ namespace abi = efa::abi;
 #define SAME_VALUE(ours, theirs) \
   static_assert(static_cast<std::uint64_t>(abi::ours) == static_cast<std::uint64_t>(theirs))
 #define SAME_SIZE(ours, theirs) static_assert(sizeof(abi::ours) == sizeof(theirs))
-// Fields were added at its end, after those that we use.
+// The real structure has more fields at its end.
 #define GROWN(ours, theirs) static_assert(sizeof(abi::ours) <= sizeof(theirs))
 #define SAME(ours, our_field, theirs, their_field)                                \
   static_assert(offsetof(abi::ours, our_field) == offsetof(theirs, their_field)); \
@@ -205,7 +205,7 @@ SAME_NAME(RecvWr, ibv_recv_wr, next);
 SAME_NAME(RecvWr, ibv_recv_wr, sg_list);
 SAME_NAME(RecvWr, ibv_recv_wr, num_sge);
 
-// ---- libefa: what every version has
+// ---- libefa: in every version
 SAME_VALUE(caps_read, EFADV_DEVICE_ATTR_CAPS_RDMA_READ);
 SAME_VALUE(caps_rnr_retry, EFADV_DEVICE_ATTR_CAPS_RNR_RETRY);
 SAME_VALUE(caps_cq_with_sgid, EFADV_DEVICE_ATTR_CAPS_CQ_WITH_SGID);
@@ -225,7 +225,7 @@ SAME_NAME(EfadvCqInitAttr, efadv_cq_init_attr, wc_flags);
 SAME_NAME(EfadvCq, efadv_cq, comp_mask);
 SAME_NAME(EfadvCq, efadv_cq, wc_read_sgid);
 
-// ---- libefa: what came later, with the version of rdma-core that brought it
+// ---- libefa: added later, with the version of rdma-core
 #if RDMA_CORE >= 47
 SAME_VALUE(caps_write, EFADV_DEVICE_ATTR_CAPS_RDMA_WRITE);
 #endif

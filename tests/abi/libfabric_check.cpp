@@ -1,5 +1,5 @@
-// Proves backends/libfabric/abi.h against the real headers, at compile time:
-//   g++ -std=c++20 -fsyntax-only -I<where rdma/ is> tests/abi/libfabric_check.cpp
+// Checks backends/libfabric/abi.h against the real headers, at compile time:
+//   g++ -std=c++20 -fsyntax-only -I<directory of rdma/> tests/abi/libfabric_check.cpp
 #include <rdma/fabric.h>
 #include <rdma/fi_cm.h>
 #include <rdma/fi_domain.h>

@@ -1,4 +1,4 @@
-// Proves backends/verbs/abi.h against the real header, at compile time:
+// Checks backends/verbs/abi.h against the real header, at compile time:
 //   g++ -std=c++20 -fsyntax-only tests/abi/verbs_check.cpp
 #include <infiniband/verbs.h>
 
@@ -82,11 +82,11 @@ SAME_NAME(Context, ibv_context, ops);
 SAME_NAME(Context, ibv_context, cmd_fd);
 SAME_NAME(Context, ibv_context, async_fd);
 SAME_NAME(Context, ibv_context, abi_compat);
-SAME_SIZE(WideContext, verbs_context);
-SAME_NAME(WideContext, verbs_context, query_port);
-SAME(WideContext, nbytes, verbs_context, sz);
-SAME_NAME(WideContext, verbs_context, context);
-static_assert(abi::extended_abi == std::uintptr_t{0} - 1);  // __VERBS_ABI_IS_EXTENDED, which is no constant
+SAME_SIZE(ExtendedContext, verbs_context);
+SAME_NAME(ExtendedContext, verbs_context, query_port);
+SAME(ExtendedContext, nbytes, verbs_context, sz);
+SAME_NAME(ExtendedContext, verbs_context, context);
+static_assert(abi::extended_abi == std::uintptr_t{0} - 1);  // __VERBS_ABI_IS_EXTENDED is not a constant expression
 
 SAME_SIZE(CompChannel, ibv_comp_channel);
 SAME_NAME(CompChannel, ibv_comp_channel, fd);

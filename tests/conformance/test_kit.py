@@ -30,14 +30,15 @@ MUTANTS = {
     "ForgetsEarlyCounts": ("rule 4", ("early_counts_well_known",)),
     "LosesEvents": ("rule 5", ("wait_is_fifo",)),
     "LeaksHandles": ("rule 3", ("write_counts_once",)),
+    "LosesFailuresOfEach": ("rule 6", ("post_each_fails_one_alone",)),
+    "SpinsPastTheTotal": ("rule 5", ("spin_wait_returns_the_total",)),
     "RevivesRegions": ("rule 9", ("region_closed_between_writes", "region_closed_before_first_write")),
 }
 
 
 @pytest.fixture
 def wrong(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Spec]:
-    monkeypatch.setitem(backend_registry.BUILT_IN, "wrong", f"wrong_drivers:{request.param}")
-    assert hasattr(wrong_drivers, request.param)
+    monkeypatch.setitem(backend_registry.LOADED, "wrong", wrong_drivers.backend(request.param))
     yield Spec(backend="wrong", name=request.param, seed=1)
 
 

@@ -1,4 +1,4 @@
-"""A backend of somebody else's, in pure Python: found by its entry point, small, and held to the whole kit."""
+"""A third party's backend in pure Python: found by its entry point, small, and tested by the whole kit."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
-from aio_transfer import PeerLostError, RemoteRegion, TransferEngine
-from aio_transfer.driver.backend_registry import load, names
+from aio_transfer import BackendUnavailableError, PeerLostError, RemoteRegion, TransferEngine
+from aio_transfer.driver.backend_registry import LOADED, load, names
 from aio_transfer.driver.protocol import LocalMemory, RemoteMemory
 from aio_transfer.driver.records import PIECE_STRUCT, RUN_STRUCT, Access, EventKind, Op, Status
-from aio_transfer.testing import RULES, Spec, check_backend, until
+from aio_transfer.testing import RULES, Spec, check_backend, select, until
 from aio_transfer.testing.plugin import contract
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 EXAMPLE = pathlib.Path(__file__).parents[2] / "examples" / "third_party"
 CHILD = pathlib.Path(__file__).parents[1] / "processes" / "child.py"
 MODULES = ("sockets_backend", "wrong_backend")
+OPTIONAL = pathlib.Path(__file__).with_name("optional_backend.py")
 SPEC = Spec(backend="sockets", same_host=True)
 ELSEWHERE = ("writes", "reads", "closing", "pages_never_ahead", "close_again_and_again", "cancel_in_flight")
 PAGE = 64 << 10
@@ -46,28 +47,41 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pathlib.Path]:
     """Install the example as pip would: its modules, and a dist-info folder with its entry points."""
     site = tmp_path_factory.mktemp("site-packages")
     project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["project"]
-    points = project["entry-points"]["aio_transfer.backends"] | {"wrong": "wrong_backend:WrongDriver"}
+    points = project["entry-points"]["aio_transfer.backends"]
+    points |= {
+        "wrong": "wrong_backend:BACKEND",
+        "optional": "optional_backend:BACKEND",
+        "lost": "no_such_module:BACKEND",
+    }
     info = site / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
     info.mkdir()
     metadata = f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
     (info / "METADATA").write_text(metadata)
     lines = [f"{name} = {where}" for name, where in points.items()]
     (info / "entry_points.txt").write_text("\n".join(["[aio_transfer.backends]", *lines]))
-    for name in MODULES:
-        shutil.copy(EXAMPLE / f"{name}.py", site)
+    for file in (*(EXAMPLE / f"{name}.py" for name in MODULES), OPTIONAL):
+        shutil.copy(file, site)
     sys.path.insert(0, str(site))
     importlib.invalidate_caches()
     yield site
     sys.path.remove(str(site))
-    for name in MODULES:
+    for name in (*MODULES, OPTIONAL.stem):
         sys.modules.pop(name, None)
+    for name in points:
+        LOADED.pop(name, None)
 
 
 def test_it_is_found() -> None:
     assert "sockets" in names()
     found = importlib.metadata.entry_points(group="aio_transfer.backends", name="sockets")
-    assert [point.value for point in found] == ["sockets_backend:SocketsDriver"]
-    assert load("sockets").__name__ == "SocketsDriver"
+    assert [point.value for point in found] == ["sockets_backend:BACKEND"]
+    assert load("sockets").create.__name__ == "SocketsDriver"
+
+
+def test_an_entry_point_that_leads_nowhere() -> None:
+    assert "lost" in names()
+    with pytest.raises(BackendUnavailableError, match="cannot import no_such_module:BACKEND"):
+        load("lost")
 
 
 def test_it_is_small() -> None:
@@ -84,6 +98,26 @@ def test_it_is_small() -> None:
 
 test_contract = contract(SPEC, loops=["asyncio"], schedules=20)
 test_contract_elsewhere = contract(SPEC, only=ELSEWHERE, loops=["asyncio+uvloop", "trio"], schedules=10)
+test_contract_of_optional_methods = contract(
+    Spec(backend="optional", same_host=True),
+    Spec(backend="optional", options={"progress": "spin"}, same_host=True, name="optional-spin"),
+    only=("optional_methods", "scatter", "waits"),
+    loops=["asyncio"],
+    schedules=10,
+)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_the_engine_uses_optional_methods() -> None:
+    spec = Spec(backend="optional", same_host=True)
+    load("optional")
+    driver = sys.modules["optional_backend"].OptionalDriver
+    assert not select("optional_methods")[0].missing(spec)
+    before = driver.calls
+    report = await check_backend(spec, only="scatter_prepared")
+    report.raise_for_failures()
+    assert driver.calls > before
 
 
 @pytest.mark.anyio
@@ -106,7 +140,7 @@ class Side:
     """One driver, without an engine."""
 
     def __init__(self) -> None:
-        self.driver = load("sockets")()
+        self.driver = load("sockets").make_driver({})
         self.driver.open()
         self.heard: list[tuple[int, int, int, int, bytes]] = []
 

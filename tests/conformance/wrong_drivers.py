@@ -1,4 +1,4 @@
-"""Drivers that break the contract on purpose, each in one way: the kit must say so, and name the rule."""
+"""Drivers that break the contract on purpose, each in one way: the kit must find it, and name the rule."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from aio_transfer.backends import libfabric
 from aio_transfer.backends.native import NativeDriver
+from aio_transfer.driver.backend import Backend
 from aio_transfer.driver.protocol import LocalMemory
 from aio_transfer.driver.records import PIECE, RUN, EventKind
 
@@ -19,14 +20,19 @@ if TYPE_CHECKING:
     from aio_transfer.driver.records import CounterId, RegionNumber, TransferId
 
 
+def backend(name: str) -> Backend:
+    """Return one of these drivers as the backend "wrong"."""
+    return Backend(name="wrong", create=globals()[name], options=libfabric.BACKEND.options)
+
+
 class Wrong(NativeDriver):
     """shm, or libfabric where that has options, with what it posts changed."""
 
     def __init__(self, **options: object) -> None:
-        if options:
+        if "provider" in options:
             super().__init__("libfabric", libfabric.create(**options)._options)
         else:
-            super().__init__("shm")
+            super().__init__("shm", options)
 
     def post(self, transfer: TransferId, runs: Any, pieces: Any) -> bool:
         changed = np.frombuffer(bytes(pieces), PIECE).copy()
@@ -166,3 +172,18 @@ class RevivesRegions(Wrong):
         while self._released:
             events.append((EventKind.RELEASED, self._released.pop(), 0, 0, b""))
         return events
+
+
+class LosesFailuresOfEach(Wrong):
+    """Reports all transfers of a prepared scatter as complete, also those that go on or have failed."""
+
+    def post_each(self, first: TransferId, runs: Any, pieces: Any) -> list[int]:
+        super().post_each(first, runs, pieces)
+        return []
+
+
+class SpinsPastTheTotal(Wrong):
+    """Reports the counts that a wait needs, whether they have come or not."""
+
+    def spin_wait(self, counter: CounterId, counts: int) -> int:
+        return max(counts, super().spin_wait(counter, counts))

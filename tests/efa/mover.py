@@ -11,7 +11,7 @@ import numpy as np
 
 from aio_transfer import DmaBuf, RemoteRegion, TransferEngine
 from aio_transfer.errors import BackendUnavailableError
-from aio_transfer.memory.buffers import find_allocation
+from aio_transfer.memory.allocation import find_allocation
 
 PAGE = 64 << 10
 ROUNDS = 3

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "mutants"))
 
 import mutants
 import test_kit
+import wrong_drivers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,7 +60,7 @@ def _silence() -> Iterator[None]:
 @pytest.mark.parametrize("name", test_kit.MUTANTS)
 async def test_wrong_driver_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _, checks = test_kit.MUTANTS[name]
-    monkeypatch.setitem(backend_registry.BUILT_IN, "wrong", f"wrong_drivers:{name}")
+    monkeypatch.setitem(backend_registry.LOADED, "wrong", wrong_drivers.backend(name))
     spec = Spec(backend="wrong", options=OPTIONS, name=name, rails=DEVICES, seed=1)
     for _ in range(10):  # some show only where a thread is slow enough
         report = await check_backend(spec, only=checks)

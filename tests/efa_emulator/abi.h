@@ -1,10 +1,10 @@
-// What the efa provider of libfabric uses of the binary interface of libibverbs and libefa, declared by us so that
+// Declarations of the binary interface of libibverbs and libefa, as far as libfabric's efa provider uses it, so that
 // nothing has to be installed to build. Written from the manual pages of both (ibv_open_device(3), ibv_create_qp_ex(3),
 // ibv_create_cq_ex(3), ibv_wr_post(3), efadv_query_device(3), efadv_create_cq(3), efadv_create_qp_ex(3));
-// tests/abi/efa_check.cpp proves every size, offset and value against the real headers.
+// tests/abi/efa_check.cpp checks every size, offset and value against the real headers.
 //
-// The caller allocates what libefa's calls take and says how much of it there is (`inlen`): structures grew at their
-// ends, so a field is touched only where the caller has it.
+// The caller of libefa allocates the structures and passes their size (`inlen`). Structures grew at their ends, so a
+// field is accessed only if the caller's structure has it.
 #pragma once
 
 #include <pthread.h>
@@ -36,7 +36,7 @@ inline constexpr std::uint32_t caps_read = 1, caps_rnr_retry = 2, caps_cq_with_s
 inline constexpr std::uint64_t wc_ex_with_sgid = 1, wc_ex_with_is_unsolicited = 2;
 inline constexpr std::uint16_t qp_unsolicited_write_recv = 1;
 
-using Unused = void (*)();  // a slot that nobody calls
+using Unused = void (*)();  // a slot that the provider never calls
 
 struct Context;
 struct Cq;
@@ -76,7 +76,7 @@ struct Context {
 };
 inline void* const abi_is_extended = reinterpret_cast<void*>(UINTPTR_MAX);
 
-struct VerbsContext {  // grows at its front, so `sz` says how much there is
+struct VerbsContext {  // grows at its beginning; `sz` is its size
   int (*query_port)(Context*, std::uint8_t port, PortAttr*, std::size_t nbytes);
   Unused before[24];
   CqEx* (*create_cq_ex)(Context*, CqInitAttrEx*);

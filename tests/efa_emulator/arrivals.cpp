@@ -1,4 +1,4 @@
-// The receiving side: what a packet does when it comes in. Nobody's CPU takes part, but for that of the NIC's thread.
+// Receiving: what a packet does when it arrives. Only the NIC's thread takes part.
 #include <algorithm>
 #include <cstring>
 
@@ -16,7 +16,7 @@ void QueuePair::arrived(Packet& packet) {
   const Header& header = packet.header;
   if (header.kind == Kind::answer) return complete(header.message, header.status);
   const bool fresh = header.kind != Kind::data;
-  // The number may have been another's before, whose key it was.
+  // The number may have belonged to an earlier queue pair, with another key.
   if (fresh && (header.qkey != qkey_ || base.state < abi::state_rtr || base.state == abi::state_err)) {
     return answer(header, Status::bad_queue_pair);
   }
@@ -36,7 +36,7 @@ void QueuePair::arrived(Packet& packet) {
   }
 }
 
-// A packet is overtaken when one that was sent after it, by the same to the same, came in first.
+// A packet is overtaken if a later one of the same sender and receiver has arrived first.
 void QueuePair::count(const Header& header) {
   ++totals_.packets;
   std::uint64_t& furthest = furthest_[header.from];
@@ -70,7 +70,7 @@ void QueuePair::take_write(const Packet& packet) {
   const Status status = place(packet);
   if (arrival.status == Status::ok) arrival.status = status;
   if (--arrival.missing > 0) return;
-  // Only now, so that an error too is heard of when nothing of the message moves any more.
+  // Reported only now, so that an error too comes after the last movement of the message.
   const Status outcome = arrival.status;
   arrivals_.erase(found);
   if (outcome != Status::ok) return answer(header, outcome);
@@ -81,7 +81,7 @@ void QueuePair::take_write(const Packet& packet) {
 Status QueuePair::place(const Packet& packet) {
   const Header& header = packet.header;
   if (header.fails != 0 && is_second_half(header)) return Status::abort;
-  // The device hears remote accesses only from those whom it holds an address of.
+  // The device accepts remote accesses only from initiators that it holds an address handle of.
   if (nic_.memory.handle_of(header.from.device) == Memory::kUnknown) return Status::unknown_peer;
   std::byte* at =
       nic_.memory.reach(header.remote_key, header.remote_addr + header.offset, header.nbytes, abi::access_remote_write);
@@ -124,7 +124,7 @@ void QueuePair::take_data(const Packet& packet) {
   if (--work.missing == 0) complete(header.message, work.failed);
 }
 
-// Gives a whole message to whom it is for. False: no receive is posted.
+// Delivers a complete message. Returns false if no receive is posted.
 bool QueuePair::deliver_up(const Packet& packet, Status& status) {
   const Header& header = packet.header;
   const bool write = header.kind == Kind::write;
@@ -183,7 +183,7 @@ void QueuePair::retry_unready() {
   }
 }
 
-// The sender said how often it wants to be put off; seven stands for ever.
+// The sender chose how often it retries; seven means without limit.
 void QueuePair::give_up_unready() {
   constexpr std::uint8_t kForEver = 7;
   std::erase_if(unready_, [this](Unready& entry) {

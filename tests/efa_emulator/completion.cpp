@@ -15,7 +15,7 @@ namespace efa {
 
 namespace {
 
-// What libefa makes of the device's statuses, which are its indices.
+// libefa's statuses, indexed by the device's.
 constexpr std::int32_t kStatuses[] = {
     abi::status_success,
     abi::status_flushed,
@@ -65,7 +65,7 @@ CompletionQueue::CompletionQueue(abi::Context* context, const abi::CqInitAttrEx&
 
 void CompletionQueue::push(const Completion& completion) {
   if (entries_.size() >= static_cast<std::size_t>(base.cqe)) {
-    // The device would stop the queue for good, and everybody who waits on it would wait for ever.
+    // A real device would stop the queue for good, and every waiting thread would wait for ever.
     std::fprintf(stderr, "efa emulator: a completion queue of %d entries overflowed\n", base.cqe);
     std::abort();
   }
@@ -84,7 +84,7 @@ void CompletionQueue::purge(const QueuePair* queue_pair) {
 }
 
 int CompletionQueue::take() {
-  // Acquire pairs with the release of push(): the count is not seen before the entry, nor is the memory that it
+  // Acquire pairs with the release of push(): a thread that sees the count also sees the entry, and the memory that it
   // announces.
   if (count_.load(std::memory_order_acquire) == 0) return ENOENT;
   const std::lock_guard lock(nic_of(base.context).mutex);

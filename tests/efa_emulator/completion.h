@@ -1,4 +1,4 @@
-// Completion queues, and the channels that tell of them.
+// Completion queues and completion channels.
 #pragma once
 
 #include <atomic>
@@ -19,7 +19,7 @@ struct Completion {
   std::uint32_t nbytes = 0;
   std::uint32_t immediate = 0;
   bool has_immediate = false;
-  bool solicited = true;  // it freed a slot of a queue
+  bool solicited = true;  // it frees a slot of a queue
   std::uint16_t queue_pair_number = 0;
   Port source;
   std::uint16_t source_handle = 0;
@@ -41,7 +41,7 @@ class CompletionQueue : public abi::CqEx {
   CompletionQueue(abi::Context* context, const abi::CqInitAttrEx& attr);
   CompletionQueue(const CompletionQueue&) = delete;
 
-  // With the NIC's lock.
+  // With the NIC's lock held.
   void push(const Completion& completion);
   void purge(const QueuePair* queue_pair);
   void arm() { armed_ = true; }
@@ -55,7 +55,7 @@ class CompletionQueue : public abi::CqEx {
   int take();
 
   std::deque<Completion> entries_;
-  // So that a poller that finds nothing, which is most of the time, takes no lock.
+  // A poll of an empty queue, by far the most frequent, takes no lock.
   std::atomic<std::size_t> count_{0};
   Completion current_;
   bool armed_ = false;

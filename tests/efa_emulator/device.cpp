@@ -1,5 +1,5 @@
-// The list of devices, opening one, and what they say they are: an EFA of the generation of p5en and p6, or an older
-// one without RDMA write, or the first without RDMA.
+// The device list, opening, and attributes: an EFA of the generation of p5en and p6, an older one without RDMA write,
+// or the first one without RDMA.
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
@@ -20,7 +20,7 @@ abi::Qp* create_plain(abi::Context* context, abi::QpInitAttrEx* attr);
 namespace {
 
 constexpr std::uint32_t kAmazon = 0x1d0f;
-constexpr int kMostQueuePairs = 65536;  // so that no two numbers share a place in the provider's table
+constexpr int kMostQueuePairs = 65536;  // so that no two numbers share a slot of the provider's table
 
 struct OpenDevice : abi::VerbsContext {
   explicit OpenDevice(std::uint16_t number) : abi::VerbsContext{}, nic(number) {}
@@ -35,7 +35,7 @@ OpenDevice& open_of(abi::Context* context) {
 
 abi::Device* devices() {
   static abi::Device* const all = [] {
-    auto* list = new abi::Device[4]{};  // for good: the provider keeps pointers to them
+    auto* list = new abi::Device[4]{};  // never freed: the provider keeps pointers to them
     for (unsigned i = 0; i < 4; ++i) {
       abi::Device& device = list[i];
       device.node_type = abi::node_unspecified;
@@ -57,7 +57,7 @@ int query_port(abi::Context*, std::uint8_t port, abi::PortAttr* attr, std::size_
   if (port != 1) return EINVAL;
   abi::PortAttr known{};
   known.state = abi::port_active;
-  known.max_mtu = known.active_mtu = 5;  // 4096 bytes, the most that verbs can say
+  known.max_mtu = known.active_mtu = 5;  // 4096 bytes, the largest value of verbs
   known.gid_tbl_len = 1;
   known.max_msg_sz = kMostSend;
   known.pkey_tbl_len = 1;
@@ -122,7 +122,8 @@ int ibv_query_device(abi::Context*, abi::DeviceAttr* attr) {
   attr->max_mr_size = 1ull << 40;
   attr->page_size_cap = 0xfffff000;
   attr->vendor_id = kAmazon;
-  // Their numbers tell the generations apart; the first (0xefa0) splits its completion queues, as we do not.
+  // The part number identifies the generation; the first one (0xefa0) splits its completion queues, which is not
+  // emulated.
   attr->vendor_part_id = settings.writes ? 0xefa2 : 0xefa1;
   attr->max_qp = kMostQueuePairs;
   attr->max_qp_wr = static_cast<int>(settings.send_depth);
@@ -138,7 +139,7 @@ int ibv_query_device(abi::Context*, abi::DeviceAttr* attr) {
   return 0;
 }
 
-// Old callers know a shorter structure: the fields up to and with `flags`.
+// Older callers have a shorter structure: up to and including `flags`.
 int ibv_query_port(abi::Context* context, std::uint8_t port, abi::PortAttr* attr) {
   return query_port(context, port, attr, offsetof(abi::PortAttr, flags));
 }

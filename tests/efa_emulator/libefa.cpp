@@ -1,4 +1,4 @@
-// libefa.so.1: by name only. What it does is done in libibverbs.so.1, beside what it needs.
+// libefa.so.1: a stub. Its functions are in libibverbs.so.1, beside what they need.
 #include "abi.h"
 
 using namespace efa;

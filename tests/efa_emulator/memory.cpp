@@ -100,7 +100,7 @@ abi::Mr* ibv_reg_dmabuf_mr(abi::Pd* pd, std::uint64_t offset, std::size_t nbytes
                            int access) {
   const auto page = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
   const std::uint64_t before = offset % page;
-  // Whatever lies in CPU memory can be mapped: udmabuf's, and a memfd, which stands for one in tests.
+  // Anything in CPU memory can be mapped: udmabuf's buffers, and a memfd, which stands for one in tests.
   void* mapping =
       ::mmap(nullptr, nbytes + before, PROT_READ | PROT_WRITE, MAP_SHARED, fd, static_cast<off_t>(offset - before));
   if (mapping == MAP_FAILED) return nullptr;
@@ -114,7 +114,7 @@ abi::Mr* ibv_reg_dmabuf_mr(abi::Pd* pd, std::uint64_t offset, std::size_t nbytes
 int ibv_dereg_mr(abi::Mr* mr) {
   auto* region = static_cast<Region*>(mr);
   {
-    // Once this has the lock, no packet is being copied; afterwards none finds the key.
+    // While this holds the lock no packet is being copied; afterwards no packet finds the key.
     Nic& nic = nic_of(region->context);
     const std::lock_guard lock(nic.mutex);
     nic.memory.remove(region);

@@ -12,7 +12,7 @@ namespace efa {
 
 class Nic;
 
-// NICs are told apart by the last byte of their GIDs.
+// NICs are identified by the last byte of their GIDs.
 abi::Gid gid_of(unsigned device) noexcept;
 int device_of(const abi::Gid& gid) noexcept;  // -1: not one of ours
 
@@ -29,15 +29,15 @@ struct AddressHandle : abi::Ah {
   std::uint16_t number = 0;
 };
 
-// What a NIC knows of memory, and of whom it may hear from. Guarded by the NIC's lock.
+// Memory and address handles of a NIC. Guarded by the NIC's lock.
 class Memory {
  public:
   explicit Memory(std::uint64_t seed) : dice_(seed) {}
 
-  // Keys are drawn, so that an old one does not name new memory by chance.
+  // Keys are random, so that an old key does not refer to new memory by chance.
   void add(Region* region);
   void remove(Region* region);
-  // Where `addr` lies, if the key grants all of `access` to all of it; else null.
+  // Pointer to `addr` if the key grants `access` to the whole range; else null.
   [[nodiscard]] std::byte* reach(std::uint32_t key, std::uint64_t addr, std::uint64_t nbytes,
                                  int access) const noexcept;
 

@@ -19,10 +19,10 @@ namespace efa {
 namespace {
 
 constexpr std::size_t kMostInAir = 512;
-constexpr int kBatch = 64;  // of what one turn does, so that whoever polls gets at the lock
+constexpr int kBatch = 64;  // packets per pass, so that polling threads get the lock in between
 constexpr auto kLookEvery = std::chrono::milliseconds(20);
 constexpr auto kNap = std::chrono::microseconds(20);
-// How far a NIC may send ahead of what its link would take: its thread may be late by as much and lose nothing.
+// How far a NIC may send ahead of its link's rate: its thread may be late by as much without losing throughput.
 constexpr auto kBurst = std::chrono::milliseconds(5);
 
 }  // namespace
@@ -36,7 +36,7 @@ Nic::Nic(std::uint16_t number)
       doorbell_fd_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
       datagram_(kMostDatagram) {
   epoll_event event{EPOLLIN, {}};
-  event.data.u64 = 0;  // no queue pair has this number
+  event.data.u64 = 0;  // not the number of any queue pair
   ::epoll_ctl(epoll_fd_, EPOLL_CTL_ADD, doorbell_fd_, &event);
 }
 
@@ -58,7 +58,7 @@ void Nic::join(QueuePair* queue_pair) {
     event.data.u64 = static_cast<std::uint64_t>(fd) << 16 | queue_pair->port().queue_pair;
     ::epoll_ctl(epoll_fd_, EPOLL_CTL_ADD, fd, &event);
   }
-  // Not before it is needed: whoever only lists devices has no thread of ours.
+  // Started on first use: a process that only lists devices gets no thread.
   if (!thread_.joinable()) thread_ = std::thread(&Nic::run, this);
 }
 
@@ -68,7 +68,7 @@ void Nic::leave(QueuePair* queue_pair) {
   std::erase_if(air_, [queue_pair](const Packet& packet) { return packet.header.to == queue_pair->port(); });
 }
 
-// Under the lock, which the thread held when it decided to sleep: no bell is missed.
+// With the lock, which the thread held when it decided to sleep: no wake-up is missed.
 void Nic::wake() {
   if (!asleep_) return;
   asleep_ = false;
@@ -88,7 +88,7 @@ void Nic::launched(std::size_t nbytes, Clock::time_point now) noexcept {
 
 void Nic::run() {
   ::prctl(PR_SET_NAME, "efa-nic");
-  ::prctl(PR_SET_TIMERSLACK, 1000);  // of naps in microseconds
+  ::prctl(PR_SET_TIMERSLACK, 1000);  // sleeps are a few microseconds
   std::unique_lock lock(mutex);
   while (!stopping_) {
     const auto now = Clock::now();
@@ -111,7 +111,7 @@ void Nic::run() {
       asleep_ = true;
     }
     lock.unlock();
-    // Nobody else gets a lock that is taken again at once.
+    // Without a pause no other thread gets a lock that is released and taken again at once.
     if (moved) {
       std::this_thread::yield();
     } else {
@@ -125,7 +125,7 @@ void Nic::run() {
 void Nic::sleep(std::chrono::nanoseconds most) {
   pollfd ready{epoll_fd_, POLLIN, 0};
   const timespec time{most.count() / 1'000'000'000, most.count() % 1'000'000'000};
-  // Where the air is full, sockets stay readable; a nap must then be one.
+  // With too many packets in flight the sockets stay readable: do not wait for them then.
   ::ppoll(&ready, air_.size() < kMostInAir ? 1 : 0, &time, nullptr);
   std::uint64_t rings = 0;
   if (::read(doorbell_fd_, &rings, sizeof rings) < 0 && errno != EAGAIN) std::abort();
@@ -136,7 +136,7 @@ bool Nic::receive(Clock::time_point now) {
   const int count = air_.size() < kMostInAir ? ::epoll_wait(epoll_fd_, ready, kBatch, 0) : 0;
   bool any = false;
   for (int i = 0; i < count; ++i) {
-    // Above the number of the queue pair is that of the socket; it may have gone since.
+    // The upper half is the socket's number; the queue pair may be gone by now.
     const std::uint64_t which = ready[i].data.u64;
     const auto found = queue_pairs_.find(static_cast<std::uint16_t>(which));
     if (found != queue_pairs_.end()) any |= receive(*found->second, static_cast<int>(which >> 16), now);
@@ -158,7 +158,7 @@ bool Nic::receive(const QueuePair& queue_pair, int socket, Clock::time_point now
     if (header.magic != Header::kMagic || header.to != queue_pair.port() || header.kind == Kind::probe) continue;
     const bool carries = header.kind != Kind::answer && header.kind != Kind::read;
     if (nbytes - sizeof header != (carries ? header.nbytes : 0)) continue;
-    // A link that is down loses what comes in; it is never sent again.
+    // A link that is down loses what arrives; it is never sent again.
     if (!link_up(device) || !link_up(header.from.device)) continue;
     packet.payload.assign(datagram_.data() + sizeof header, datagram_.data() + nbytes);
     packet.at = newest_ = now;
@@ -167,7 +167,7 @@ bool Nic::receive(const QueuePair& queue_pair, int socket, Clock::time_point now
   return any;
 }
 
-// Of the paths that have something for us any is next; what one path carries stays in order, as it would in a network.
+// The next packet comes from a random path; packets of one path stay in order, as in a network.
 std::size_t Nic::pick() {
   if (!dice.happens(settings_.reorder)) return 0;
   const auto chosen = air_[dice.below(air_.size())].header.path;
@@ -180,7 +180,7 @@ bool Nic::deliver(Clock::time_point now) {
   const auto hold = std::chrono::microseconds(settings_.hold_us);
   bool any = false;
   for (int i = 0; i < kBatch && !air_.empty(); ++i) {
-    // A packet that is alone is given company to be overtaken by; but not for ever, where others keep coming.
+    // A single packet waits for others that could overtake it, but not for ever while others keep arriving.
     const bool full = air_.size() >= settings_.window;
     if (!full && now - newest_ < hold && now - air_.front().at < 10 * hold) break;
     const std::size_t index = pick();

@@ -1,4 +1,4 @@
-// One emulated NIC of this process: what is registered with it, and the thread that does what the hardware would.
+// One emulated NIC of this process: its objects, and the thread that does the work of the hardware.
 #pragma once
 
 #include <chrono>
@@ -34,19 +34,19 @@ class Nic {
   Nic(const Nic&) = delete;
   Nic& operator=(const Nic&) = delete;
 
-  // Guards everything of this NIC: regions, queue pairs, completion queues. One lock, since the thread that polls and
-  // the one that stands for the hardware touch all of them together.
+  // Guards everything of this NIC: regions, queue pairs, completion queues. One lock, since both the polling thread and
+  // the NIC's thread access all of them together.
   std::mutex mutex;
   const std::uint16_t device;
   Memory memory;
   Dice dice;
-  const QueuePair* last_poster = nullptr;  // whose turn it was
+  const QueuePair* last_poster = nullptr;  // for round robin
 
-  // All that follows is called with the lock.
+  // All of the following is called with the lock held.
   void join(QueuePair* queue_pair);
   void leave(QueuePair* queue_pair);
   void wake();
-  // False: the link has no room for another packet yet.
+  // Returns false while the link has no room for another packet.
   [[nodiscard]] bool may_launch(Clock::time_point now) const noexcept;
   void launched(std::size_t nbytes, Clock::time_point now) noexcept;
   [[nodiscard]] bool link_up(std::uint16_t of) const noexcept { return !down_.contains(of); }
@@ -64,7 +64,7 @@ class Nic {
 
   const Settings& settings_;
   std::unordered_map<std::uint16_t, QueuePair*> queue_pairs_;
-  std::vector<Packet> air_;  // packets that are under way to us
+  std::vector<Packet> air_;  // packets on their way to this NIC
   Clock::time_point newest_{}, looked_{}, link_free_{};
   std::set<std::uint16_t> down_;
   bool stopping_ = false, asleep_ = false, blocked_ = false;

@@ -88,7 +88,7 @@ QueuePair::QueuePair(Nic& nic, abi::Context* context, const abi::QpInitAttrEx& a
   };
 }
 
-// One line for each, in one write, so that those of several processes do not mix.
+// One line per queue pair in one write, so that lines of several processes do not mix.
 QueuePair::~QueuePair() {
   for (const int fd : sockets_) ::close(fd);
   if (settings_.log.empty() || totals_.packets + totals_.messages == 0) return;
@@ -145,7 +145,7 @@ int bind_path(Port port, unsigned path) {
   return -1;
 }
 
-// A number that no other process has on this NIC: whoever binds its first path may bind the others.
+// A number that no other process uses on this NIC: the process that binds the first path may bind the others.
 std::vector<int> bind_number(Nic& nic, Port& port) {
   std::vector<int> sockets;
   port.device = nic.device;

@@ -1,4 +1,4 @@
-// A queue pair: work requests go in at one end, packets come out at the other, and the other way round.
+// A queue pair: turns work requests into packets, and packets into memory accesses and completions.
 #pragma once
 
 #include <array>
@@ -16,9 +16,9 @@ namespace efa {
 inline constexpr std::uint32_t kMostParts = 2;
 inline constexpr std::uint32_t kMostInline = 32;
 inline constexpr std::uint32_t kMostRdma = 1u << 30;
-inline constexpr std::uint32_t kUdPrefix = 40;  // room for a route header in front of what a UD queue pair receives
+inline constexpr std::uint32_t kUdPrefix = 40;  // room for a route header before what a UD queue pair receives
 
-// What one side gathers from, or scatters to.
+// Source or destination segments of a message.
 struct Parts {
   std::array<abi::Sge, kMostParts> list{};
   std::uint32_t count = 0;
@@ -39,10 +39,10 @@ struct SendWork {
   Parts parts;
   std::array<std::byte, kMostInline> inlined{};
   std::uint64_t nbytes = 0;
-  // how far it is
+  // progress
   std::uint32_t packets = 0;  // in all
-  std::uint32_t left = 0;     // not launched
-  std::uint32_t missing = 0;  // of a read: not yet in
+  std::uint32_t left = 0;     // not sent yet
+  std::uint32_t missing = 0;  // of a read: not received yet
   Status failed = Status::ok;
   bool fails = false;
   Clock::time_point since{};
@@ -68,14 +68,14 @@ class QueuePair : public abi::QpEx {
   [[nodiscard]] Port port() const noexcept { return port_; }
   [[nodiscard]] const std::vector<int>& sockets() const noexcept { return sockets_; }
 
-  // -- for whoever posts: the ibv_wr calls of one thread
+  // -- for the posting thread: the ibv_wr calls of one thread
   void begin() { staged_.clear(), staged_error_ = 0; }
   SendWork& stage(Kind kind);
   SendWork& staged() { return staged_.back(); }
   void spoil(int error) { staged_error_ = staged_error_ == 0 ? error : staged_error_; }
   int submit();  // takes the NIC's lock
 
-  // -- with the NIC's lock
+  // -- with the NIC's lock held
   int modify(const abi::QpAttr& attr, int mask);
   int post(const abi::RecvWr& request);
   void reaped(const Completion& completion);  // its completion was polled: a slot is free
@@ -85,23 +85,23 @@ class QueuePair : public abi::QpEx {
   [[nodiscard]] bool waits() const noexcept { return !outstanding_.empty() || !unready_.empty(); }
 
  private:
-  struct Reply {  // of a read that a peer asked for
+  struct Reply {  // to a peer's read request
     Header request;
     std::uint32_t sent = 0;
   };
-  // What goes to one other queue pair. Apart, since a peer that takes nothing must not hold up the others.
+  // Traffic to one other queue pair. Separate, since a peer that takes nothing must not block the others.
   struct Lane {
     std::deque<std::uint64_t> messages;
     std::deque<Header> answers;
     std::deque<Reply> replies;
     std::uint64_t sequence = 0;
   };
-  struct Arrival {  // a write of which packets have come in
+  struct Arrival {  // a write that has been received in part
     std::uint32_t missing = 0;
     Status status = Status::ok;
     std::uint64_t furthest = 0;
   };
-  struct Unready {  // it found no receive
+  struct Unready {  // a message that found no receive
     Packet packet;
     std::uint32_t tries = 0;
   };
@@ -130,8 +130,8 @@ class QueuePair : public abi::QpEx {
   Nic& nic_;
   const Settings& settings_;
   const Port port_;
-  const std::vector<int> sockets_;  // one for each path
-  const bool datagrams_;            // UD: nobody answers
+  const std::vector<int> sockets_;  // one per path
+  const bool datagrams_;            // UD: no acknowledgements
   const bool unsolicited_;
   std::uint32_t qkey_ = 0;
   std::uint8_t rnr_retry_ = 7;
@@ -146,13 +146,13 @@ class QueuePair : public abi::QpEx {
   std::map<std::pair<Port, std::uint64_t>, Arrival> arrivals_;
   std::deque<Unready> unready_;
 
-  std::map<Port, std::uint64_t> furthest_;  // the latest packet of each sender that is in
+  std::map<Port, std::uint64_t> furthest_;  // latest packet received from each sender
   struct Totals {
     std::uint64_t packets = 0, overtaken = 0, within = 0, messages = 0, turns = 0, refused = 0, unready = 0, failed = 0;
   } totals_;
 };
 
-// Where the bytes from `offset` on lie, as iovecs; false if a key does not grant it.
+// Finds the bytes from `offset` on, as iovecs; false if a key does not grant access.
 bool locate(const Memory& memory, const Parts& parts, std::uint64_t offset, std::uint64_t nbytes, int access,
             std::vector<std::pair<std::byte*, std::size_t>>& out);
 

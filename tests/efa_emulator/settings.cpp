@@ -17,7 +17,7 @@ std::string text(const char* name) {
   return value == nullptr ? "" : value;
 }
 
-// A setting that is not what it should be would test something else in silence.
+// A malformed setting is an error: it would silently test something else.
 double number(const char* name, double otherwise, double least, double most) {
   const std::string value = text(name);
   if (value.empty()) return otherwise;
@@ -65,7 +65,7 @@ Settings read() {
   const std::string seed = text("SEED");
   if (seed.empty()) {
     if (::getrandom(&settings.seed, sizeof settings.seed, 0) < 0) std::abort();
-    settings.seed %= 1'000'000'000;  // short enough to be given again by hand
+    settings.seed %= 1'000'000'000;  // short enough to type
   } else {
     settings.seed = std::strtoull(seed.c_str(), nullptr, 0);
   }
@@ -75,7 +75,7 @@ Settings read() {
 }  // namespace
 
 const Settings& Settings::get() {
-  // For good: the threads of NICs that nobody closed outlive static objects.
+  // Never freed: threads of NICs that were not closed outlive static objects.
   static const Settings& settings = *new Settings(read());
   return settings;
 }

@@ -1,4 +1,4 @@
-// What the environment says about the emulated devices. README.md lists the variables.
+// Settings of the emulated devices, from the environment. README.md lists the variables.
 #pragma once
 
 #include <cstdint>
@@ -13,27 +13,27 @@ struct Settings {
   bool interrupts = true;
   bool copies_on_fork = true;  // the kernel copies registered pages when a process forks
   std::uint64_t seed = 0;
-  std::uint32_t mtu = 8192;    // of a piece of a read or a write
+  std::uint32_t mtu = 8192;    // of a packet of a read or a write
   unsigned paths = 8;          // between any two queue pairs
-  unsigned window = 64;        // packets under way to a NIC before the first of them has to arrive
-  std::uint64_t hold_us = 20;  // how long a lone packet waits for others that could overtake it
+  unsigned window = 64;        // packets in flight to a NIC before the first of them must arrive
+  std::uint64_t hold_us = 20;  // how long a single packet waits for others that could overtake it
   std::uint64_t bytes_per_second = 0;
   unsigned send_depth = 4096, receive_depth = 32768;
-  double reorder = 1.0;             // how likely the next packet is any, and not the oldest
-  double late = 0.1;                // how likely one that was picked is put back
-  double eagain = 0.0;              // how likely a post finds the queue full
-  double failed_posts = 0.0;        // ... is refused
-  double failed_completions = 0.0;  // ... fails half-way
-  std::string log;                  // a line for every queue pair that ends
-  std::string links;                // a file with a character for every device: '0' is a link that is down
-  std::uint64_t timeout_ms = 1000;  // until what nobody answers fails
-  bool gives_up = false;            // it does: where links go down, or the time was named
+  double reorder = 1.0;             // probability that the next packet is any, not the oldest
+  double late = 0.1;                // probability that the packet picked is put back
+  double eagain = 0.0;              // probability that a post finds the queue full
+  double failed_posts = 0.0;        // ... that it is refused
+  double failed_completions = 0.0;  // ... that it fails half-way
+  std::string log;                  // a line for every queue pair that is destroyed
+  std::string links;                // a file with one character per device: '0' is a link that is down
+  std::uint64_t timeout_ms = 1000;  // timeout of a request without a reply
+  bool gives_up = false;            // whether that timeout applies: links may go down, or it was set
   std::string sysfs;
 
   static const Settings& get();
 };
 
-// One word of state; good enough to be mean with.
+// Random numbers with one word of state; good enough for reordering.
 class Dice {
  public:
   explicit Dice(std::uint64_t seed) : state_(seed) {}

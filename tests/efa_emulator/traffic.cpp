@@ -1,4 +1,4 @@
-// The sending side: work requests become packets, and their answers completions.
+// Sending: work requests become packets, and their replies completions.
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <sys/un.h>
@@ -12,8 +12,8 @@ namespace efa {
 
 namespace {
 
-constexpr int kBatch = 32;          // packets to one peer per turn
-constexpr std::size_t kChoice = 8;  // messages whose packets go out mixed
+constexpr int kBatch = 32;          // packets to one peer per pass
+constexpr std::size_t kChoice = 8;  // messages whose packets are interleaved
 constexpr auto kProbeAfter = std::chrono::milliseconds(40);
 
 }  // namespace
@@ -50,7 +50,7 @@ SendWork& QueuePair::stage(Kind kind) {
   return work;
 }
 
-// All of a batch, or nothing of it.
+// Posts a whole batch, or nothing of it.
 int QueuePair::submit() {
   const std::lock_guard lock(nic_.mutex);
   if (staged_error_ == 0 && base.state != abi::state_rts) spoil(EINVAL);
@@ -123,7 +123,7 @@ QueuePair::Sent QueuePair::launch_one(Lane& lane, Port to, Clock::time_point now
     const auto at = lane.messages.begin() + static_cast<std::ptrdiff_t>(index);
     const std::uint64_t message = *at;
     const auto found = outstanding_.find(message);
-    if (found == outstanding_.end()) {  // it has failed
+    if (found == outstanding_.end()) {  // it has failed already
       lane.messages.erase(at);
       continue;
     }
@@ -182,7 +182,7 @@ QueuePair::Sent QueuePair::launch_reply(Lane& lane, Reply& reply, Clock::time_po
   header.fails = request.fails;
   header.offset = std::uint64_t{reply.sent} * settings_.mtu;
   header.nbytes = static_cast<std::uint32_t>(std::min<std::uint64_t>(settings_.mtu, request.total - header.offset));
-  // Looked up for every packet: the region may have been taken back meanwhile, and then its bytes stay here.
+  // Looked up for every packet: the region may have been deregistered meanwhile, and then its bytes are not sent.
   const std::byte* bytes = nic_.memory.reach(request.remote_key, request.remote_addr + header.offset, header.nbytes,
                                              abi::access_remote_read);
   static const std::byte none{};
@@ -196,7 +196,7 @@ QueuePair::Sent QueuePair::launch_reply(Lane& lane, Reply& reply, Clock::time_po
   return sent;
 }
 
-// `nothing`: the keys of `parts` do not cover it. The source is read now, and not when it was posted.
+// Returns `nothing` if the keys of `parts` do not cover it. The source is read now, not when it was posted.
 QueuePair::Sent QueuePair::transmit(Lane& lane, Header& header, const Parts& parts, const std::byte* bytes,
                                     Clock::time_point now) {
   static thread_local std::vector<std::pair<std::byte*, std::size_t>> places;
@@ -216,7 +216,7 @@ QueuePair::Sent QueuePair::transmit(Lane& lane, Header& header, const Parts& par
   message.msg_name = &address;
   message.msg_iov = vectors;
   message.msg_iovlen = count;
-  // Any path, and where that is full the next that is not.
+  // A random path, or the next one that is not full.
   const std::uint64_t first = nic_.dice.below(settings_.paths);
   bool sent = false;
   for (unsigned i = 0; i < settings_.paths && !sent; ++i) {
@@ -233,7 +233,7 @@ QueuePair::Sent QueuePair::transmit(Lane& lane, Header& header, const Parts& par
   return Sent::yes;
 }
 
-// Its process is gone, or has closed the queue pair: the NIC there would say so.
+// The process is gone, or has destroyed the queue pair: a real NIC there would report it.
 void QueuePair::lost(Port port) {
   lanes_.erase(port);
   std::vector<std::uint64_t> messages;
@@ -247,7 +247,7 @@ void QueuePair::lost(Port port) {
 
 void QueuePair::complete(std::uint64_t message, Status status) {
   const auto found = outstanding_.find(message);
-  if (found == outstanding_.end()) return;  // it failed before, by a timeout
+  if (found == outstanding_.end()) return;  // it failed before, by timeout
   const SendWork& work = found->second;
   Completion completion;
   completion.queue_pair = this;
@@ -268,7 +268,7 @@ void QueuePair::look_after(Clock::time_point now) {
   std::map<Port, bool> asked;
   for (const auto& [message, work] : outstanding_) {
     if (now - work.since > kProbeAfter) asked[work.to] = true;
-    // Only a link that was down loses packets, and only a frozen process is silent; elsewhere the machine is slow.
+    // Only a link that was down loses packets, and only a frozen process does not reply; otherwise the machine is slow.
     if (settings_.gives_up && now - work.since > timeout) overdue.push_back(message);
   }
   for (const std::uint64_t message : overdue) complete(message, Status::unresponsive);

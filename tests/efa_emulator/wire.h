@@ -1,6 +1,6 @@
-// What travels between emulated NICs: datagrams over AF_UNIX, a socket for every path of a queue pair, by abstract
-// names, so that nothing is left behind when a process is killed. The kernel neither loses nor repeats any, and holds
-// ten for each socket (net.unix.max_dgram_qlen); all disorder is ours.
+// Wire format between emulated NICs: datagrams over AF_UNIX, one socket per path of a queue pair, with abstract names,
+// so that nothing is left behind when a process is killed. The kernel neither loses nor repeats datagrams, and queues
+// ten per socket (net.unix.max_dgram_qlen); all reordering is done by the emulator.
 #pragma once
 
 #include <sys/socket.h>
@@ -13,7 +13,7 @@
 
 namespace efa {
 
-// Statuses of the device, as libfabric lists them (efa_errno.h); they are what vendor_err says.
+// Statuses of the device, as libfabric lists them (efa_errno.h); reported as vendor_err.
 enum class Status : std::uint8_t {
   ok = 0,
   flushed = 1,
@@ -30,7 +30,7 @@ enum class Status : std::uint8_t {
   unknown_peer = 14,
 };
 
-// A queue pair somewhere: the NIC's number stands for its GID.
+// A queue pair; the NIC's number stands for its GID.
 struct Port {
   std::uint16_t device = 0;
   std::uint16_t queue_pair = 0;
@@ -41,10 +41,10 @@ struct Port {
 enum class Kind : std::uint8_t {
   send = 0,
   write = 1,
-  read = 2,    // asks for bytes
-  data = 3,    // brings them
-  answer = 4,  // a message has arrived, or has not
-  probe = 5,   // is anybody there?
+  read = 2,    // requests bytes
+  data = 3,    // carries them
+  answer = 4,  // whether a message has arrived
+  probe = 5,   // asks whether the queue pair exists
 };
 
 struct Header {
@@ -56,7 +56,7 @@ struct Header {
   Port from, to;
   std::uint32_t qkey = 0;
   std::uint32_t immediate = 0;
-  std::uint64_t message = 0;   // the initiator's name for it; nobody else gives out the same
+  std::uint64_t message = 0;   // the initiator's id of the message; unique
   std::uint64_t sequence = 0;  // of the packet between these two ports
   std::uint64_t offset = 0;    // of the packet in the message
   std::uint64_t total = 0;     // bytes of the message
@@ -65,13 +65,13 @@ struct Header {
   std::uint32_t nbytes = 0;   // of this packet
   std::uint32_t packets = 0;  // of the message
   std::uint16_t path = 0;
-  std::uint16_t fails = 0;  // the fault switch chose this message: its second half does not arrive
+  std::uint16_t fails = 0;  // the fault injector chose this message: its second half does not arrive
 
   static constexpr std::uint32_t kMagic = 0x31616665;  // "efa1"
 };
 static_assert(sizeof(Header) == 80);
 
-inline constexpr std::uint32_t kMostSend = 8928;  // one packet: what the real device takes
+inline constexpr std::uint32_t kMostSend = 8928;  // one packet: the real device's limit
 inline constexpr std::size_t kMostDatagram = sizeof(Header) + kMostSend;
 
 inline constexpr unsigned kMostPaths = 8;

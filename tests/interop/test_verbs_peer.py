@@ -146,7 +146,7 @@ class Ours:
 
     def __init__(self, backend: str, address: str, **options: str) -> None:
         self.wire = WIRES[backend]
-        self.driver: Any = load(backend)(**self.wire.options(address), **options)
+        self.driver: Any = load(backend).make_driver({**self.wire.options(address), **options})
         self.driver.open()
         self.whole = (ctypes.c_ubyte * (NBYTES + 2 * GUARD))(*[0xEE] * (NBYTES + 2 * GUARD))
         self.addr = ctypes.addressof(self.whole) + GUARD

@@ -90,7 +90,7 @@ def barrier_without_epoch() -> AbstractContextManager[Any]:
     right = PeerGroup.barrier
 
     async def barrier(self: PeerGroup) -> None:
-        self.entered = False
+        self._membership.barrier.entered = False
         await right(self)
 
     return mock.patch.object(PeerGroup, "barrier", barrier)

@@ -38,14 +38,14 @@ struct Engine {
   std::shared_ptr<shm::OwnSegment> segment = std::make_shared<shm::OwnSegment>();
   Core core;
 
-  Engine() : core(Core::Wiring{&segment->get()->counters, segment->doorbell_fd(), segment}, stepped(), opener()) {}
+  Engine() : core(Wiring{&segment->get()->counters, segment->doorbell_fd(), segment}, stepped(), opener()) {}
 
   static CoreOptions stepped() {
     CoreOptions options;
     options.stepped = true;
     return options;
   }
-  Core::Opener opener() {
+  DomainOpener opener() {
     return [this](Sink& sink) {
       std::vector<std::unique_ptr<Domain>> domains;
       domains.push_back(std::make_unique<shm::ShmDomain>(sink, segment));

@@ -50,7 +50,7 @@ void beside_one_that_is_dead() {
   Still& still = *domain;
   still.descriptors = {pipe[1], alive};
   {
-    Core core(Core::private_wiring(), CoreOptions{}, [&](Sink&) {
+    Core core(private_wiring(), CoreOptions{}, [&](Sink&) {
       std::vector<std::unique_ptr<Domain>> domains;
       domains.push_back(std::move(domain));
       return domains;

@@ -1,8 +1,9 @@
-// What a page costs in our domain beyond what its provider takes: the same writes posted by FabricDomain and by a loop
-// that does nothing else, to one peer, and only the time outside of the provider's functions counted, in both.
-//   g++ -std=c++20 -O3 backends/libfabric/*.cpp tests/native/post_overhead.cpp -ldl -o post_overhead
-//   ./post_overhead [provider] [search]      in the environment of emulated devices for efa
-// Exits with 1 where the overhead exceeds 60 ns.
+// Measures what a page costs in our domain beyond the provider: the same writes are posted by FabricDomain and by a
+// minimal loop, to one peer, and in both only the time outside of the provider's functions counts.
+//   g++ -std=c++20 -O3 backends/libfabric/*.cpp backends/core/native_backend.cpp tests/native/post_overhead.cpp -ldl
+//       -o post_overhead
+//   ./post_overhead [provider] [search]      for efa: in the environment of emulated devices
+// Exits with 1 if the overhead exceeds 60 ns.
 #include <x86intrin.h>
 
 #include <algorithm>
@@ -13,8 +14,8 @@
 #include <thread>
 #include <vector>
 
-#define private public  // the endpoint and the queue of a domain, to stand in front of them
-#include "../../backends/libfabric/fabric_domain.h"
+#define private public  // to wrap the functions of a domain's endpoint and queue
+#include "../../backends/libfabric/domain.h"
 #undef private
 
 using namespace aio;
@@ -42,7 +43,7 @@ struct NullSink final : Sink {
   void peer_failed(PeerNumber, const Outcome&) override {}
 };
 
-// Stands in front of the provider, and adds up what it takes.
+// Wraps the provider's functions, and adds up their time.
 std::uint64_t inside;
 bool got;
 abi::RmaOps* real_rma;
@@ -73,8 +74,8 @@ double ticks_per_ns() {
          std::chrono::duration<double, std::nano>(std::chrono::steady_clock::now() - began).count();
 }
 
-// Ticks per page outside of the provider: of each round the whole, less what is inside; the median of all rounds, since
-// a round in which the processor was taken away says nothing. `post` posts a batch, and `reap` reads the queue once.
+// Ticks per page outside of the provider: the whole round without the time inside; the median of all rounds, since a
+// round in which the process was preempted says nothing. `post` posts a batch, and `reap` reads the queue once.
 double own_ticks(const std::function<void()>& settle, const std::function<void()>& post,
                  const std::function<bool()>& reap) {
   std::vector<double> rounds;
@@ -89,7 +90,7 @@ double own_ticks(const std::function<void()>& settle, const std::function<void()
       got = false;
       const std::uint64_t from = __rdtsc();
       over = reap();
-      // How often an empty queue is looked at is the device's doing.
+      // The number of polls of an empty queue depends on the device.
       if (got) own += __rdtsc() - from - inside;
     }
     rounds.push_back(static_cast<double>(own) / kBatch);
@@ -114,7 +115,7 @@ int main(int argc, char** argv) {
   const std::string key = b.front()->register_local(20, {at(target), target.size(), access_remote_write, -1, 0});
   domain.register_remote(30, {1, target.size(), key, {}});
   Peer& peer = *domain.find(1);
-  while (!peer.greeted()) domain.progress(), b.front()->progress();
+  while (!peer.handshake_done()) domain.progress(), b.front()->progress();
 
   abi::Ep* ep = peer.channel->endpoint.get();
   abi::RmaOps rma = *(real_rma = ep->rma);
@@ -129,7 +130,7 @@ int main(int argc, char** argv) {
   for (std::uint64_t i = 0; i < kBatch; ++i) {
     pieces.push_back({at(source) + i * kPageNbytes, i * kPageNbytes, kPageNbytes, 1, kPieceImmediate});
   }
-  // Until all have arrived; most of the completions are queued then.
+  // Waits until all have arrived; most completions are queued by then.
   std::uint32_t arrived = sink_b.counts;
   const auto settle = [&] {
     while (sink_b.counts - arrived < kBatch) b.front()->progress(), std::this_thread::yield();
@@ -161,7 +162,7 @@ int main(int argc, char** argv) {
         for (std::uint32_t i = 0; i < kBatch; ++i) {
           const iovec from{source.data() + i * kPageNbytes, kPageNbytes};
           const abi::RmaIov to{remote.key.base + i * kPageNbytes, kPageNbytes, remote.key.key};
-          const abi::RmaMessage message{&from, &desc, 1, peer.partner().address, &to, 1, &contexts[i], 1};
+          const abi::RmaMessage message{&from, &desc, 1, peer.paired_nic().address, &to, 1, &contexts[i], 1};
           while (ep->rma->writemsg(ep, &message, abi::completion | abi::remote_cq_data) == -EAGAIN) {
           }
         }

@@ -1,6 +1,6 @@
-// Drives the tcp domain without the core: a fake sink, flows made by hand, and peers that are no domain and say what
-// they like.
-//   g++ -std=c++20 -O1 backends/tcp/*.cpp tests/native/tcp_test.cpp -o tcp_test && ./tcp_test [seed]
+// Test of the tcp domain without the core: a fake sink, hand-made flows, and raw sockets that send arbitrary bytes.
+//   g++ -std=c++20 -O1 backends/tcp/*.cpp backends/core/native_backend.cpp tests/native/tcp_test.cpp -o tcp_test
+//   ./tcp_test [seed]
 #include <poll.h>
 #include <unistd.h>
 
@@ -14,8 +14,8 @@
 #include <vector>
 
 #include "../../backends/core/handles.h"
-#include "../../backends/tcp/address.h"
 #include "../../backends/tcp/domain.h"
+#include "../../backends/tcp/endpoint.h"
 #include "harness.h"
 
 using namespace aio;
@@ -25,7 +25,7 @@ using harness::Clock, harness::FakeSink, harness::drive, harness::drive_for, har
 
 namespace {
 
-std::mt19937_64 dice;
+std::mt19937_64 random_source;
 
 struct Node : harness::Node {
   explicit Node(const Options& options = {}) {
@@ -39,7 +39,7 @@ struct Memory : harness::Memory {
          unsigned access = access_remote_read | access_remote_write)
       : harness::Memory(node, number, nbytes, access, 0xEE) {}
   void fill() {
-    for (auto& byte : bytes) byte = static_cast<std::uint8_t>(dice());
+    for (auto& byte : bytes) byte = static_cast<std::uint8_t>(random_source());
   }
 };
 
@@ -92,7 +92,7 @@ void test_writes_and_reads() {
       CHECK(to.bytes[whole] == 0xEE && to.bytes.back() == 0xEE);
     }
     from.bytes.assign(from.bytes.size(), 0);
-    for (std::uint8_t& byte : to.bytes) byte = static_cast<std::uint8_t>(dice());
+    for (std::uint8_t& byte : to.bytes) byte = static_cast<std::uint8_t>(random_source());
     for (const std::size_t nbytes : {4096ul, 24ul << 20}) {
       Batch batch(cut(from, nbytes), Op::read);
       for (Piece& piece : batch.pieces) piece.flags = 0;
@@ -110,18 +110,19 @@ void test_messages() {
   std::vector<std::pair<PeerNumber, std::string>> all;
   drive_for(pair.both(), 0.05);
   for (TransferId id = 1; id <= 200; ++id) {
-    const auto& payload =
-        all.emplace_back(kPeer, std::string(id % 50 == 0 ? 0 : dice() % kMessageNbytes, static_cast<char>(id))).second;
+    const auto& payload = all.emplace_back(kPeer, std::string(id % 50 == 0 ? 0 : random_source() % kMaxMessageNbytes,
+                                                              static_cast<char>(id)))
+                              .second;
     CHECK(drive(pair.both(), [&] { return a.domain->send(kPeer, id, payload) == Posted::more; }));
   }
   CHECK(drive(pair.both(), [&] { return b.sink.messages.size() == all.size() && a.sink.sents.size() == all.size(); }));
   CHECK(b.sink.messages == all);
-  a.domain->send(kPeer, 999, std::string(kMessageNbytes + 1, 'x'));
+  a.domain->send(kPeer, 999, std::string(kMaxMessageNbytes + 1, 'x'));
   CHECK(a.sink.sents[999].code == EMSGSIZE);
 }
 
-// A region goes in the middle of a write: at once, and the innocent go on.
-void test_regions_taken_back() {
+// A region is revoked in the middle of a write: at once, while writes to other regions go on.
+void test_deregister() {
   Pair pair;
   auto& [a, b] = pair;
   Memory from(a, kFrom, 8 << 20), to(b, kTo, 8 << 20), other(b, kTo + 1, 4096),
@@ -129,7 +130,7 @@ void test_regions_taken_back() {
   for (const auto& [number, memory] : std::map<RegionNumber, Memory*>{{kRemote, &to}, {31, &other}, {32, &readable}}) {
     a.domain->register_remote(number, {kPeer, memory->bytes.size(), memory->key, {}});
   }
-  Batch first(cut(from, 4096)), innocent({{from.address(), 0, 4096, kCounter, kPieceImmediate}}, Op::write, 31);
+  Batch first(cut(from, 4096)), unrelated({{from.address(), 0, 4096, kCounter, kPieceImmediate}}, Op::write, 31);
   CHECK(run(pair.both(), a, first));
   CHECK(a.sink.failures_seen.empty());
   Batch large(cut(from, 8 << 20));
@@ -138,7 +139,7 @@ void test_regions_taken_back() {
   b.domain->deregister(kTo);
   CHECK(b.sink.releases.size() == 1);
   to.bytes.assign(to.bytes.size(), 0xAA);
-  CHECK(run(pair.both(), a, innocent) && drive(pair.both(), [&] { return large.over(); }));
+  CHECK(run(pair.both(), a, unrelated) && drive(pair.both(), [&] { return large.over(); }));
   CHECK(a.sink.failures_seen.size() == 1 && a.sink.failures_seen[0].status == Status::stale_region);
   const std::size_t before = a.sink.failures_seen.size();
   Batch late(cut(from, 1 << 20));
@@ -157,8 +158,8 @@ void test_regions_taken_back() {
   CHECK(a.sink.broken.empty() && b.sink.broken.empty());
 }
 
-// All that ended well before a goodbye is counted before the fence; a lost peer is fenced at once.
-void test_ends() {
+// Everything that ended before a goodbye is counted before the fence; a lost peer is fenced at once.
+void test_disconnect() {
   for (const bool lost : {false, true}) {
     Pair pair;
     auto& [a, b] = pair;
@@ -169,7 +170,7 @@ void test_ends() {
     Batch batch(cut(from, 4096));
     while (a.domain->post(batch.flow, 256) == Posted::more && !batch.flow.exhausted()) {
     }
-    const std::uint32_t left = batch.flow.next;  // all of it, but for what does not fit into the kernel
+    const std::uint32_t left = batch.flow.next;  // all of it, except for what the kernel does not take
     b.domain->disconnect(kPeer, lost);
     if (lost) {
       CHECK(b.sink.fences.size() == 1);
@@ -190,16 +191,16 @@ void test_ends() {
   }
 }
 
-// ---------------------------------------------------------------------------------------------- peers that are none
+// ------------------------------------------------------------------------------------------------------ raw sockets
 
 Fd dial(const EndpointBlob& blob) {
-  Address address = address_of(blob);
+  Address address = read_address(blob);
   Fd fd(::socket(address.family(), SOCK_STREAM | SOCK_CLOEXEC, 0));
   if (::connect(fd.get(), address.get(), address.nbytes) != 0) std::perror("connect");
   return fd;
 }
 
-void say(const Fd& fd, const void* bytes, std::size_t nbytes) {
+void send_all(const Fd& fd, const void* bytes, std::size_t nbytes) {
   for (std::size_t at = 0; at < nbytes;) {
     const ssize_t sent =
         ::send(fd.get(), static_cast<const char*>(bytes) + at, nbytes - at, MSG_NOSIGNAL | MSG_DONTWAIT);
@@ -208,19 +209,19 @@ void say(const Fd& fd, const void* bytes, std::size_t nbytes) {
   }
 }
 
-// A socket that has proved itself to a domain.
+// A socket that has completed the handshake.
 struct Raw {
   Fd fd;
 
   explicit Raw(Node& node) {
     const auto blob = unpack<EndpointBlob>(node.domain->connect(kPeer, std::nullopt).blob, "test");
     EndpointBlob own = blob;
-    own.token = {};  // the smallest name dials
+    own.token = {};  // the smaller name dials
     own.token.secret[0] = 7;
     node.domain->connect(kPeer, Endpoint{pack(own), {}});
     fd = dial(blob);
     const Hello hello{kMagic, 0, blob.token, own.token.name};
-    say(fd, &hello, sizeof hello);
+    send_all(fd, &hello, sizeof hello);
     Welcome welcome{};
     drive({&node}, [&] { return ::recv(fd.get(), &welcome, sizeof welcome, MSG_DONTWAIT) == sizeof welcome; });
     CHECK(welcome.magic == kMagic && welcome.secret == own.token.secret);
@@ -234,35 +235,39 @@ void put(std::vector<std::byte>& bytes, const Record& record) {
 
 std::vector<std::byte> plausible(const KeyBlob& key, std::uint64_t& number) {
   std::vector<std::byte> bytes;
-  FrameHead head{
-      static_cast<Kind>(dice() % 9 + 1), static_cast<std::uint8_t>(dice() % 4), 0, key.slot, key.secret, dice() % 4};
-  if (head.kind == Kind::write || head.kind == Kind::read) {
-    head.count = static_cast<std::uint16_t>(dice() % 5 + 1);
-    if (head.kind == Kind::write) head.number = ++number;
-    if (dice() % 8 == 0) ++head.slot;
-    put(bytes, head);
+  FrameHeader header{static_cast<Kind>(random_source() % 9 + 1),
+                     static_cast<std::uint8_t>(random_source() % 4),
+                     0,
+                     key.slot,
+                     key.secret,
+                     random_source() % 4};
+  if (header.kind == Kind::write || header.kind == Kind::read) {
+    header.count = static_cast<std::uint16_t>(random_source() % 5 + 1);
+    if (header.kind == Kind::write) header.number = ++number;
+    if (random_source() % 8 == 0) ++header.slot;
+    put(bytes, header);
     std::size_t payload = 0;
-    for (int i = 0; i < head.count; ++i) {
-      const auto nbytes = static_cast<std::uint32_t>(dice() % 300);
-      const std::uint64_t offset = dice() % 5 == 0 ? dice() : dice() % 4096;
-      if (head.kind == Kind::read) {
+    for (int i = 0; i < header.count; ++i) {
+      const auto nbytes = static_cast<std::uint32_t>(random_source() % 300);
+      const std::uint64_t offset = random_source() % 5 == 0 ? random_source() : random_source() % 4096;
+      if (header.kind == Kind::read) {
         put(bytes, ReadPiece{offset, nbytes});
         continue;
       }
-      put(bytes, WritePiece{offset, nbytes | (dice() % 2 ? WritePiece::kCounts : 0), kCounter});
+      put(bytes, WritePiece{offset, nbytes | (random_source() % 2 ? WritePiece::kCounts : 0), kCounter});
       payload += nbytes;
     }
     bytes.insert(bytes.end(), payload, std::byte{0x55});
     return bytes;
   }
-  if (head.kind == Kind::message || head.kind == Kind::data) head.value = dice() % 1000;
-  put(bytes, head);
-  if (head.kind == Kind::message) bytes.insert(bytes.end(), head.value, std::byte{0x66});
+  if (header.kind == Kind::message || header.kind == Kind::data) header.value = random_source() % 1000;
+  put(bytes, header);
+  if (header.kind == Kind::message) bytes.insert(bytes.end(), header.value, std::byte{0x66});
   return bytes;
 }
 
-// Whatever a peer says that has proved itself: memory outside of what it was granted stays as it is, and the connection
-// ends with a reason, or goes on.
+// Whatever an authenticated peer sends: memory outside of its region stays unchanged, and the connection ends with a
+// reason or goes on.
 void test_garbage(int rounds) {
   int ended = 0;
   for (int round = 0; round < rounds; ++round) {
@@ -276,18 +281,18 @@ void test_garbage(int rounds) {
       const auto more = plausible(key, number);
       bytes.insert(bytes.end(), more.begin(), more.end());
     }
-    for (std::uint64_t flips = dice() % 3; flips > 0; --flips) {
-      bytes[dice() % bytes.size()] ^= static_cast<std::byte>(1u << dice() % 8);
+    for (std::uint64_t flips = random_source() % 3; flips > 0; --flips) {
+      bytes[random_source() % bytes.size()] ^= static_cast<std::byte>(1u << random_source() % 8);
     }
     if (round % 4 == 0) {
-      for (std::byte& byte : bytes) byte = static_cast<std::byte>(dice());
+      for (std::byte& byte : bytes) byte = static_cast<std::byte>(random_source());
     }
-    for (std::size_t at = 0; at < bytes.size();) {  // in pieces of any length
-      const std::size_t part = std::min<std::size_t>(dice() % 700 + 1, bytes.size() - at);
-      say(raw.fd, bytes.data() + at, part);
+    for (std::size_t at = 0; at < bytes.size();) {  // in parts of random length
+      const std::size_t part = std::min<std::size_t>(random_source() % 700 + 1, bytes.size() - at);
+      send_all(raw.fd, bytes.data() + at, part);
       at += part;
       for (int i = 0; i < 3; ++i) node.domain->progress();
-      if (dice() % 50 == 0) node.domain->deregister(kTo);
+      if (random_source() % 50 == 0) node.domain->deregister(kTo);
     }
     drive_for({&node}, 0.002);
     ended += !node.sink.broken.empty();
@@ -301,34 +306,34 @@ void test_garbage(int rounds) {
     node.domain->disconnect(kPeer, true);
     CHECK(node.sink.fences.size() == 1);
   }
-  std::printf("  %d of %d were hung up on\n", ended, rounds);
+  std::printf("  %d of %d ended the connection\n", ended, rounds);
   CHECK(ended > rounds / 2);
 }
 
-// Taken back in the middle of a write: released at once, and not a byte more.
-void test_region_taken_from_a_half_written_frame() {
+// Revoked in the middle of a write: released at once, and no further byte is placed.
+void test_deregister_inside_a_frame() {
   Node node;
   Memory memory(node, kTo, 4096);
   const auto key = unpack<KeyBlob>(memory.key, "test");
   Raw raw(node);
   std::vector<std::byte> bytes;
-  put(bytes, FrameHead{Kind::write, kWantsAck, 1, key.slot, key.secret, 1});
+  put(bytes, FrameHeader{Kind::write, kWantsAck, 1, key.slot, key.secret, 1});
   put(bytes, WritePiece{0, 4096 | WritePiece::kCounts, kCounter});
   bytes.insert(bytes.end(), 1000, std::byte{0x55});
-  say(raw.fd, bytes.data(), bytes.size());
+  send_all(raw.fd, bytes.data(), bytes.size());
   CHECK(drive({&node}, [&] { return memory.bytes[999] == 0x55; }));
   node.domain->deregister(kTo);
   CHECK(node.sink.releases.size() == 1);
   bytes.assign(3096, std::byte{0x66});
-  say(raw.fd, bytes.data(), bytes.size());
-  FrameHead answers[2];
+  send_all(raw.fd, bytes.data(), bytes.size());
+  FrameHeader answers[2];
   CHECK(drive({&node}, [&] { return ::recv(raw.fd.get(), answers, sizeof answers, MSG_DONTWAIT) == sizeof answers; }));
   CHECK(answers[0].kind == Kind::refused && answers[0].flags == 1 && answers[0].number == 1);
   CHECK(answers[1].kind == Kind::ack && answers[1].number == 1);
   CHECK(memory.bytes[1000] == 0xEE && node.sink.totals.empty());
 }
 
-void test_who_does_not_read() {
+void test_peer_that_does_not_read() {
   Node node(Options{{"post_deadline_s", "0.2"}});
   Memory from(node, kFrom, 64 << 20);
   Raw raw(node);
@@ -342,8 +347,8 @@ void test_who_does_not_read() {
   CHECK(node.sink.failures_seen.size() == 1 && node.sink.failures_seen[0].code == ETIMEDOUT);
 }
 
-// Strangers: what they say is not heard, they are not many, and a peer gets in all the same.
-void test_the_door() {
+// Unauthenticated connections: what they send has no effect, their number is limited, and a peer still gets in.
+void test_acceptor() {
   Node node;
   const auto blob = unpack<EndpointBlob>(node.domain->connect(kPeer, std::nullopt).blob, "test");
   std::vector<Fd> silent;
@@ -361,8 +366,9 @@ void test_the_door() {
   for (int i = 0; i < 200; ++i) {
     const Fd fd = dial(blob);
     Hello hello{kMagic, 0, blob.token, {}};
-    reinterpret_cast<std::uint8_t*>(&hello)[dice() % 40] ^= static_cast<std::uint8_t>(1u << dice() % 8);
-    say(fd, &hello, sizeof hello);
+    reinterpret_cast<std::uint8_t*>(&hello)[random_source() % 40] ^=
+        static_cast<std::uint8_t>(1u << random_source() % 8);
+    send_all(fd, &hello, sizeof hello);
     char byte = 0;
     ssize_t got = -1;
     CHECK(drive({&node}, [&] { return (got = ::recv(fd.get(), &byte, 1, MSG_DONTWAIT)) >= 0 || errno == ECONNRESET; }));
@@ -372,7 +378,7 @@ void test_the_door() {
   CHECK(node.sink.broken.empty());
 }
 
-// Whoever listens where the peer was said to be.
+// Another process listens at the peer's address.
 void test_a_wrong_listener() {
   Node node, other;
   auto far = unpack<EndpointBlob>(other.domain->connect(kPeer, std::nullopt).blob, "test");
@@ -380,12 +386,12 @@ void test_a_wrong_listener() {
   const Fd listener(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
   CHECK(::bind(listener.get(), address.get(), address.nbytes) == 0 && ::listen(listener.get(), 1) == 0);
   ::getsockname(listener.get(), address.get(), &address.nbytes);
-  tcp::put(far, address);
-  far.token.name.fill(0xFF);  // the greatest name is dialled
+  tcp::write_address(far, address);
+  far.token.name.fill(0xFF);  // the larger name is dialed
   node.domain->connect(kPeer, Endpoint{pack(far), {}});
   const Fd fd(::accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC));
   const Welcome welcome{kMagic, 0, {}};
-  say(fd, &welcome, sizeof welcome);
+  send_all(fd, &welcome, sizeof welcome);
   CHECK(drive({&node}, [&] { return !node.sink.broken.empty(); }));
   CHECK(node.sink.broken[0].code == EACCES);
 }
@@ -419,17 +425,17 @@ void test_options() {
 
 int main(int argc, char** argv) {
   const std::uint64_t seed = argc > 1 ? std::strtoull(argv[1], nullptr, 10) : std::random_device()();
-  dice.seed(seed);
+  random_source.seed(seed);
   std::printf("seed %llu\n", static_cast<unsigned long long>(seed));
   const std::vector<std::pair<const char*, std::function<void()>>> tests = {
       {"options", test_options},
       {"writes and reads", test_writes_and_reads},
       {"messages", test_messages},
-      {"regions taken back", test_regions_taken_back},
-      {"ends", test_ends},
-      {"a region taken from a half-written frame", test_region_taken_from_a_half_written_frame},
-      {"who does not read", test_who_does_not_read},
-      {"the door", test_the_door},
+      {"deregister", test_deregister},
+      {"disconnect", test_disconnect},
+      {"deregister inside a frame", test_deregister_inside_a_frame},
+      {"a peer that does not read", test_peer_that_does_not_read},
+      {"acceptor", test_acceptor},
       {"a wrong listener", test_a_wrong_listener},
       {"garbage", [] { test_garbage(400); }},
   };

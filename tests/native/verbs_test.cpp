@@ -1,4 +1,4 @@
-// What verbs decides without a device: which addresses two ports speak by, and what a peer's endpoint may hold.
+// Test of verbs without a device: selection of GIDs, checks of endpoint blobs, numbers of requests.
 #include <arpa/inet.h>
 
 #include <cstdio>
@@ -6,7 +6,7 @@
 #include <map>
 #include <random>
 
-#include "../../backends/core/recent_map.h"
+#include "../../backends/core/cached_lookup_map.h"
 #include "../../backends/verbs/gid.h"
 #include "../../backends/verbs/queue.h"
 #include "../../backends/verbs/wire.h"
@@ -37,9 +37,9 @@ std::string chosen(const std::vector<PortGid>& ours, const std::vector<PortGid>&
   const auto back = choose_gids(theirs, ours);
   CLAIM(there.has_value() == back.has_value());
   if (!there) return "none";
-  // Both ends come to the same pair.
+  // Both ends choose the same pair.
   CLAIM(ours[there->first].raw == ours[back->second].raw && theirs[there->second].raw == theirs[back->first].raw);
-  return words(ours[there->first]) + " - " + words(theirs[there->second]);
+  return to_string(ours[there->first]) + " - " + to_string(theirs[there->second]);
 }
 
 void choice_of_addresses() {
@@ -54,7 +54,7 @@ void choice_of_addresses() {
   CLAIM(chosen({gid(v2, "::1"), gid(v2, "127.0.0.1"), link1}, {gid(v2, "::1"), gid(v2, "127.0.0.1"), link1}) ==
         "RoCE v2 127.0.0.1 - RoCE v2 127.0.0.1");
   CLAIM(chosen({}, {link1}) == "none");
-  // Two networks on either port: the same of both is taken.
+  // Two networks on either port: the one that both have is chosen.
   CLAIM(chosen({gid(v2, "10.1.0.1"), gid(v2, "10.2.0.1")}, {gid(v2, "10.2.0.2"), gid(v2, "10.3.0.2")}) ==
         "RoCE v2 10.2.0.1 - RoCE v2 10.2.0.2");
   CLAIM(chosen({gid(ib, "fe80::1")}, {gid(ib, "fe80::2")}) == "fe80::1 - fe80::2");
@@ -103,8 +103,8 @@ void endpoints() {
 
 void numbers_of_requests() {
   CLAIM(queue_of(make_wr_id(kImmediateReceive, 0)) == kImmediateReceive);
-  CLAIM(queue_of(make_wr_id(kMostQueues - 1, ~0ull)) == kMostQueues - 1);
-  // The distance to the tail tells a number from its 40 low bits, also where they begin anew.
+  CLAIM(queue_of(make_wr_id(kMaxQueues - 1, ~0ull)) == kMaxQueues - 1);
+  // The distance to the tail gives the number from its 40 low bits, also across their wrap-around.
   for (const std::uint64_t tail : {std::uint64_t{0}, kNumberMask - 3, kNumberMask, 5 * (kNumberMask + 1) - 2}) {
     for (std::uint64_t number = tail; number < tail + 8; ++number) {
       const std::uint64_t id = make_wr_id(77, number);
@@ -113,9 +113,9 @@ void numbers_of_requests() {
   }
 }
 
-// What was found last is never found again once it is gone, whatever came meanwhile.
-void recent_finds() {
-  aio::RecentMap<std::uint32_t, std::uint32_t> map;
+// The cached element is never found again once it was erased, whatever was inserted meanwhile.
+void cached_lookups() {
+  aio::CachedLookupMap<std::uint32_t, std::uint32_t> map;
   std::map<std::uint32_t, std::uint32_t> truth;
   std::mt19937 random(7);
   for (std::uint32_t step = 0; step < 200'000; ++step) {
@@ -148,7 +148,7 @@ void recent_finds() {
 
 int main() {
   choice_of_addresses();
-  recent_finds();
+  cached_lookups();
   choices_at_random();
   endpoints();
   numbers_of_requests();

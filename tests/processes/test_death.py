@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from aio_transfer import PeerLostError, RemoteRegion, TransferEngine
-from aio_transfer.driver.backend_registry import open_one
+from aio_transfer.driver.backend_registry import open_driver
 from aio_transfer.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(params=["shm", "libfabric", "tcp"])
 def backend(request: pytest.FixtureRequest) -> str:
     try:
-        open_one(request.param, {}).driver.close()
+        open_driver(request.param, {}).driver.close()
     except BackendUnavailableError as error:
         pytest.skip(str(error))
     return request.param

@@ -21,7 +21,7 @@ import anyio.to_thread
 import pytest
 
 from aio_transfer import PeerLostError, ProviderError, RemoteRegion, TransferEngine
-from aio_transfer.driver.backend_registry import AUTO, OpenDriver, choose, load, names
+from aio_transfer.driver.backend_registry import OpenDriver, automatic, choose, load, names
 from aio_transfer.driver.protocol import Capabilities
 from aio_transfer.errors import BackendUnavailableError, UsageError
 from aio_transfer.topology.identity import HOST_IDENTITY_NBYTES
@@ -44,22 +44,22 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
 
 def test_it_is_built_in() -> None:
     assert "tcp" in names()
-    assert AUTO.index("tcp") == AUTO.index("libfabric") + 1
+    assert load("tcp") in automatic()
 
 
-@pytest.mark.parametrize(("provider", "taken"), [("tcp", "tcp"), ("tcp;ofi_rxm", "tcp"), ("efa-direct", "libfabric")])
-def test_it_goes_before_libfabric_without_a_device(provider: str, taken: str) -> None:
-    providers = {"libfabric": provider, "tcp": "sockets"}
+@pytest.mark.parametrize(("preference", "taken"), [(50, "tcp"), (200, "libfabric")])
+def test_it_goes_before_libfabric_without_a_device(preference: int, taken: str) -> None:
+    preferences = {"libfabric": preference, "tcp": 100}
     opened = {
         name: OpenDriver(
             name,
             cast("Driver", None),
-            Capabilities(backend=name, provider=provider, rails=("0",), max_piece_nbytes=1),
+            Capabilities(backend=name, provider="any", rails=("0",), max_piece_nbytes=1, preference=preference),
         )
-        for name, provider in providers.items()
+        for name, preference in preferences.items()
     }
     one: dict[str, Any] = {"incarnation": 1, "pid": 7, "label": "far", "tcp_host": "10.0.0.1", "tcp_port": 7}
-    peer = PeerInfo(host=bytes(HOST_IDENTITY_NBYTES), backends=providers, **one)
+    peer = PeerInfo(host=bytes(HOST_IDENTITY_NBYTES), backends=dict.fromkeys(opened, "any"), **one)
     assert choose(opened, peer, same_host=False).name == taken
     del opened["tcp"]
     assert choose(opened, peer, same_host=False).name == "libfabric"
@@ -82,7 +82,7 @@ def test_it_goes_before_libfabric_without_a_device(provider: str, taken: str) ->
 )
 def test_wrong_options(options: dict[str, object]) -> None:
     with pytest.raises(UsageError, match=next(iter(options))):
-        load("tcp")(**options).open()
+        load("tcp").make_driver(options).open()
 
 
 @pytest.mark.parametrize(
@@ -107,12 +107,12 @@ async def test_data_comes_where_the_engine_listens(settings: dict[str, object], 
 
 def test_an_address_of_another_machine() -> None:
     with pytest.raises(BackendUnavailableError, match=r"203\.0\.113\.7.*assign") as caught:
-        load("tcp")(address="203.0.113.7").open()
+        load("tcp").make_driver({"address": "203.0.113.7"}).open()
     assert caught.value.hint == "ip address"
 
 
 def test_rails() -> None:
-    driver = load("tcp")(address="127.0.0.1,127.0.0.2", rails=3)
+    driver = load("tcp").make_driver({"address": "127.0.0.1,127.0.0.2", "rails": 3})
     rails = driver.open().rails
     driver.close()
     assert [rail.rpartition(":")[0] for rail in rails] == ["127.0.0.1", "127.0.0.2", "127.0.0.1"]
@@ -153,7 +153,7 @@ async def write_between(a: TransferEngine, b: TransferEngine) -> None:
 
 async def test_strangers_are_shown_out() -> None:
     async with TransferEngine(backend="tcp") as a, TransferEngine(backend="tcp") as b:
-        driver = b._drivers["tcp"].driver
+        driver = b._life.drivers["tcp"].driver
         for nbytes in (56, 4096):
             with dial(driver) as stranger:
                 stranger.sendall(secrets.token_bytes(nbytes))
@@ -166,7 +166,7 @@ async def test_strangers_are_shown_out() -> None:
 
 async def test_the_silent_are_few_and_a_peer_gets_in() -> None:
     async with TransferEngine(backend="tcp") as a, TransferEngine(backend="tcp") as b:
-        driver = b._drivers["tcp"].driver
+        driver = b._life.drivers["tcp"].driver
         level = fds()
         with contextlib.ExitStack() as stack:
             strangers = [stack.enter_context(dial(driver)) for _ in range(MOST_VISITORS + 100)]

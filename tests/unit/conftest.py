@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from aio_transfer.driver.records import Access, RegionNumber
-from aio_transfer.memory.buffers import allocate, memory_of
+from aio_transfer.memory.allocation import allocate
+from aio_transfer.memory.buffers import memory_of
 from aio_transfer.regions.descriptor import RegionDescriptor
 from aio_transfer.regions.region import Region, RemoteRegion
 from aio_transfer.topology.peer_info import PeerInfo
@@ -31,7 +32,7 @@ class FakeOwner:
         return RegionDescriptor(
             peer=self.address,
             region=region.number,
-            generation=region.generation,
+            generation=0,
             nbytes=region.nbytes,
             access=region.access.value,
             keys={"shm": (b"key-of-rail-0", b"key-of-rail-1")},
@@ -39,8 +40,8 @@ class FakeOwner:
         )
 
     async def close_region(self, region: Region) -> None:
-        region.begin_close()
-        region.finish_close()
+        region._lease.begin_close()
+        region._lease.finish_close()
         self.closed.append(region)
 
 

@@ -1,4 +1,4 @@
-"""A driver that raises what it must not: every wait ends all the same, with an error of ours."""
+"""A driver that raises errors it must not raise: every wait ends all the same, with a typed error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from aio_transfer import (
     UnsupportedError,
 )
 from aio_transfer.backends.native import NativeDriver
-from aio_transfer.driver import backend_registry
+from aio_transfer.driver import Backend, backend_registry
 from aio_transfer.errors import PeerLostError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ CARELESS: set[str] = set()
 
 
 class Careless(NativeDriver):
-    def __init__(self, **_: object) -> None:
+    def __init__(self) -> None:
         super().__init__("shm")
 
     def __getattribute__(self, name: str) -> Any:
@@ -41,8 +41,7 @@ class Careless(NativeDriver):
 
 @pytest.fixture(autouse=True)
 def _careless(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setitem(backend_registry.BUILT_IN, "careless", f"{__name__}:Careless")
-    monkeypatch.setattr(backend_registry, "load", lambda _: Careless)
+    monkeypatch.setitem(backend_registry.LOADED, "careless", Backend(name="careless", create=Careless))
     yield
     CARELESS.clear()
 
@@ -101,7 +100,7 @@ async def test_drain_closes_the_engine() -> None:
 
 
 class Halfway(Careless):
-    """One of its connections fails once some of it is made, as when the second of two rails refuses."""
+    """One of its connections fails when a part of it is made, as when the second of two rails refuses."""
 
     left = 0
 
@@ -115,7 +114,7 @@ class Halfway(Careless):
 
 @pytest.mark.parametrize("call", [1, 2, 3, 4], ids=["offer", "answer", "join the caller", "join"])
 async def test_half_made_connections_are_given_back(call: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend_registry, "load", lambda _: Halfway)
+    monkeypatch.setitem(backend_registry.LOADED, "careless", Backend(name="careless", create=Halfway))
     with anyio.fail_after(10):
         async with TransferEngine(backend="careless") as a, TransferEngine(backend="careless") as b:
             Halfway.left = call

@@ -1,4 +1,5 @@
 # ruff: noqa: N802 - the names are libcuda's
+
 """Memory of devices: the dma-buf of a CUDA array, by a driver that is not there, and what an engine makes of it."""
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import pytest
 from msgspec.structs import replace
 
 from aio_transfer import Access, DmaBuf, RemoteRegion, TransferEngine
-from aio_transfer.driver import backend_registry
+from aio_transfer.backends.sim import SimDriver
 from aio_transfer.errors import (
     BackendUnavailableError,
     ClosedError,
@@ -25,10 +26,11 @@ from aio_transfer.errors import (
 )
 from aio_transfer.gpu import driver_api
 from aio_transfer.gpu.dmabuf import DeviceBuffer
-from aio_transfer.memory.buffers import allocate, memory_of
+from aio_transfer.memory.allocation import allocate
+from aio_transfer.memory.buffers import memory_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterator
 
 PAGE = mmap.PAGESIZE
 
@@ -188,11 +190,11 @@ def test_arrays_of_the_cuda_array_interface(driver: FakeCuda) -> None:
     [
         ({"strides": (64, 4)}, "C-contiguous"),
         ({"shape": (0, 3)}, "0 bytes"),
-        ({"shape": None}, "not described"),
-        ({"typestr": "nonsense"}, "not described"),
-        ({"typestr": "V0", "strides": (1, 1)}, "not described"),
-        ({"data": 5}, "not described"),
-        ({"data": (5, False)}, "no memory of a CUDA device"),
+        ({"shape": None}, "is malformed"),
+        ({"typestr": "nonsense"}, "is malformed"),
+        ({"typestr": "V0", "strides": (1, 1)}, "is malformed"),
+        ({"data": 5}, "is malformed"),
+        ({"data": (5, False)}, "not memory of a CUDA device"),
     ],
 )
 def test_nonsense_of_the_cuda_array_interface(driver: FakeCuda, changes: dict[str, object], says: str) -> None:
@@ -261,7 +263,7 @@ def test_a_dmabuf_that_is_closed() -> None:
 async def test_no_open_backend_reaches_it(driver: FakeCuda) -> None:
     async with TransferEngine(backend="shm") as engine:
         level = driver.count_fds()
-        with pytest.raises(UnsupportedError, match=r"needs verbs, or libfabric's efa, has shm/memfd"):
+        with pytest.raises(UnsupportedError, match=r"needs a backend with device memory, has shm/memfd"):
             await engine.register(CudaTensor(driver, 0, PAGE))
         assert driver.count_fds() == level
 
@@ -269,15 +271,8 @@ async def test_no_open_backend_reaches_it(driver: FakeCuda) -> None:
 @pytest.fixture
 def reaching_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the simulated fabric pass for one that reaches devices, beside shm, which does not."""
-    opened = backend_registry.open_one
-
-    def open_one(name: str, options: Mapping[str, object]) -> backend_registry.OpenDriver:
-        one = opened(name, options)
-        if name != "sim":
-            return one
-        return replace(one, capabilities=replace(one.capabilities, device_memory=True))
-
-    monkeypatch.setattr(backend_registry, "open_one", open_one)
+    opened = SimDriver.open
+    monkeypatch.setattr(SimDriver, "open", lambda driver: replace(opened(driver), device_memory=True))
 
 
 @contextlib.asynccontextmanager
@@ -325,8 +320,8 @@ async def test_a_prepared_scatter_of_it_over_shm(driver: FakeCuda) -> None:
         device = await here.register(CudaTensor(driver, 0, PAGE))
         plain = await there.register(bytearray(PAGE))
         remote = RemoteRegion.from_bytes(bytes(plain.descriptor()))
-        prepared = here.prepare_scatter(device, [remote], [None])
-        await prepared.connect()
+        group = await here.group([there.address])
+        prepared = await group.prepare_scatter(device, [remote])
         for _ in range(2):
             with pytest.raises(UnsupportedError, match="needs sim, has shm"):
                 await prepared.scatter([0], [0], [8])

@@ -1,4 +1,4 @@
-"""What drivers in Python keep: counters that never lose a count, and a bell that never forgets an event."""
+"""Event queue of drivers in Python: counters lose no count, and the doorbell misses no event."""
 
 from __future__ import annotations
 
@@ -17,75 +17,75 @@ WELL_KNOWN, PRIVATE = CounterId(5), CounterId(PRIVATE_COUNTER_BIT | 5)
 
 
 @pytest.fixture
-def ledger() -> Iterator[EventQueue]:
-    ledger = EventQueue()
-    yield ledger
-    ledger.close()
+def queue() -> Iterator[EventQueue]:
+    queue = EventQueue()
+    yield queue
+    queue.close()
 
 
-def rings(ledger: EventQueue) -> bool:
-    return bool(select.select([ledger.fileno()], [], [], 0)[0])
+def is_readable(queue: EventQueue) -> bool:
+    return bool(select.select([queue.fileno()], [], [], 0)[0])
 
 
 def counts_of(counter: int, counts: int) -> int:
     return counts - 1 << 24 | counter
 
 
-def test_an_immediate_is_1_to_256_counts(ledger: EventQueue) -> None:
+def test_an_immediate_is_1_to_256_counts(queue: EventQueue) -> None:
     for counts in (1, 256, 128):
-        ledger.count(counts_of(WELL_KNOWN, counts))
-    assert ledger.expect(WELL_KNOWN, 0) == 385
-    assert ledger.totals["counts"] == 385
+        queue.count(counts_of(WELL_KNOWN, counts))
+    assert queue.expect(WELL_KNOWN, 0) == 385
+    assert queue.totals["counts"] == 385
 
 
-def test_what_is_early_is_kept_and_what_nobody_has_is_dropped(ledger: EventQueue) -> None:
-    ledger.count(WELL_KNOWN)
-    ledger.count(PRIVATE)
-    assert (ledger.expect(WELL_KNOWN, 0), ledger.expect(PRIVATE, 0)) == (1, 0)
-    ledger.count(PRIVATE)
-    assert ledger.expect(PRIVATE, -1) == 1
-    ledger.count(PRIVATE)
-    assert ledger.expect(PRIVATE, 0) == 0
+def test_early_counts_are_kept_and_those_of_unknown_private_counters_dropped(queue: EventQueue) -> None:
+    queue.count(WELL_KNOWN)
+    queue.count(PRIVATE)
+    assert (queue.expect(WELL_KNOWN, 0), queue.expect(PRIVATE, 0)) == (1, 0)
+    queue.count(PRIVATE)
+    assert queue.expect(PRIVATE, -1) == 1
+    queue.count(PRIVATE)
+    assert queue.expect(PRIVATE, 0) == 0
 
 
-def test_a_threshold_is_told_once(ledger: EventQueue) -> None:
-    assert ledger.expect(PRIVATE, 2) == 0
-    ledger.count(PRIVATE)
-    assert not len(ledger)
-    ledger.count(counts_of(PRIVATE, 3))
-    ledger.count(PRIVATE)
-    assert ledger.take(9) == [(EventKind.COUNTER, PRIVATE, 0, 4, b"")]
+def test_a_threshold_is_reported_once(queue: EventQueue) -> None:
+    assert queue.expect(PRIVATE, 2) == 0
+    queue.count(PRIVATE)
+    assert not len(queue)
+    queue.count(counts_of(PRIVATE, 3))
+    queue.count(PRIVATE)
+    assert queue.take(9) == [(EventKind.COUNTER, PRIVATE, 0, 4, b"")]
 
 
-def test_a_threshold_that_is_reached_or_disarmed_is_not_told(ledger: EventQueue) -> None:
-    ledger.count(WELL_KNOWN)
-    assert ledger.expect(WELL_KNOWN, 1) == 1
-    ledger.expect(WELL_KNOWN, 2)
-    ledger.expect(WELL_KNOWN, 0)
-    ledger.count(WELL_KNOWN)
-    assert ledger.take(9) == []
+def test_a_threshold_that_is_reached_or_disarmed_is_not_reported(queue: EventQueue) -> None:
+    queue.count(WELL_KNOWN)
+    assert queue.expect(WELL_KNOWN, 1) == 1
+    queue.expect(WELL_KNOWN, 2)
+    queue.expect(WELL_KNOWN, 0)
+    queue.count(WELL_KNOWN)
+    assert queue.take(9) == []
 
 
-def test_peers_cannot_make_counters_without_end(ledger: EventQueue) -> None:
+def test_peers_cannot_create_counters_without_limit(queue: EventQueue) -> None:
     for counter in range(MAX_COUNTERS + 1):
-        ledger.count(counter)
-    assert ledger.totals["counts"] == MAX_COUNTERS
-    assert ledger.expect(PRIVATE, 0) == 0  # our own are not among the bounded
+        queue.count(counter)
+    assert queue.totals["counts"] == MAX_COUNTERS
+    assert queue.expect(PRIVATE, 0) == 0  # our own are not among the bounded
 
 
-def test_the_bell_rings_while_there_are_events(ledger: EventQueue) -> None:
-    assert not rings(ledger)
+def test_the_doorbell_is_readable_while_there_are_events(queue: EventQueue) -> None:
+    assert not is_readable(queue)
     for number in range(3):
-        ledger.emit(EventKind.RELEASED, number, payload=b"why")
-    assert [event.id for event in ledger.take(2)] == [0, 1]
-    assert rings(ledger)
-    assert ledger.take(2) == [(EventKind.RELEASED, 2, 0, 0, b"why")]
-    assert not rings(ledger)
-    assert ledger.take(2) == []
+        queue.emit(EventKind.RELEASED, number, payload=b"why")
+    assert [event.id for event in queue.take(2)] == [0, 1]
+    assert is_readable(queue)
+    assert queue.take(2) == [(EventKind.RELEASED, 2, 0, 0, b"why")]
+    assert not is_readable(queue)
+    assert queue.take(2) == []
 
 
-def test_it_rings_for_the_driver_too(ledger: EventQueue) -> None:
-    ledger.ring()
-    assert rings(ledger)
-    ledger.take(1)
-    assert not rings(ledger)
+def test_a_driver_can_ring_the_doorbell(queue: EventQueue) -> None:
+    queue.ring()
+    assert is_readable(queue)
+    queue.take(1)
+    assert not is_readable(queue)

@@ -1,4 +1,4 @@
-"""The native core refuses options that it cannot use."""
+"""The native core refuses malformed options itself, whatever was checked before."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is near what, as a made-up kernel tells, or a file."""
+"""Nearest devices, from a made-up sysfs and from a topology file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from aio_transfer import UsageError
-from aio_transfer.backends.libfabric.nearest import Place, nearest
+from aio_transfer.backends.libfabric.nearest import NearestDevices, nearest_devices
 from aio_transfer.topology.host import Host
 
 if TYPE_CHECKING:
@@ -51,28 +51,28 @@ def host(tmp_path: Path) -> Host:
 
 
 def test_nics_below_the_switch_of_a_gpu(host: Host) -> None:
-    place = nearest(host, GPU)
-    assert place.devices == ("rdmap79", "rdmap80")
-    assert place.cores == (0, 1, 2, 8)
+    nearest = nearest_devices(host, GPU)
+    assert nearest.devices == ("rdmap79", "rdmap80")
+    assert nearest.cores == (0, 1, 2, 8)
 
 
 def test_nics_of_a_node(host: Host) -> None:
-    assert nearest(host, "numa1") == Place(devices=("rdmap200",), cpus="4")
+    assert nearest_devices(host, "numa1") == NearestDevices(devices=("rdmap200",), cpus="4")
 
 
 def test_a_file_knows_better(host: Host, tmp_path: Path) -> None:
     file = tmp_path / "topology.json"
     file.write_text(json.dumps({GPU: {"devices": ["rdmap200"], "cpus": "7"}}))
-    assert nearest(host, GPU, file) == Place(devices=("rdmap200",), cpus="7")
-    assert nearest(host, "numa0", file).devices == ("rdmap79", "rdmap80")
+    assert nearest_devices(host, GPU, file) == NearestDevices(devices=("rdmap200",), cpus="7")
+    assert nearest_devices(host, "numa0", file).devices == ("rdmap79", "rdmap80")
     for text in ("[]", "{", json.dumps({GPU: {"cpus": "7"}})):
         file.write_text(text)
         with pytest.raises(UsageError, match="is no topology"):
-            nearest(host, GPU, file)
+            nearest_devices(host, GPU, file)
 
 
 def test_nothing_is_near(host: Host) -> None:
     with pytest.raises(
         UsageError, match=r"no EFA device is near '0000:01:00\.0'; there are 0000:53:00\.0, numa0, numa1"
     ):
-        nearest(host, "0000:01:00.0")
+        nearest_devices(host, "0000:01:00.0")

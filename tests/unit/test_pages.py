@@ -125,7 +125,7 @@ def test_empty_pages_are_pure_counts(make_region: Callable[..., Region]) -> None
 def test_stride_one_makes_ids_byte_offsets(make_region: Callable[..., Region]) -> None:
     pages = make_region(64).pages([60, 1, 33], 4, stride_nbytes=1)
     out = np.empty(3, np.uint64)
-    pages.place(out, 0)
+    pages._write_addresses(out, 0)
     assert out.tolist() == [60, 1, 33]
     with pytest.raises(UsageError, match=r"ids\[0\] = 61"):
         make_region(64).pages([61], 4, stride_nbytes=1)
@@ -148,7 +148,7 @@ def test_ids_are_a_copy_nobody_can_change(make_region: Callable[..., Region]) ->
     offset=st.integers(0, 2**63 - 1),
     ids=st.lists(st.integers(0, 2**64 - 1), max_size=5),
 )
-def test_inside_means_inside_in_pythons_integers(  # noqa: PLR0913, PLR0917
+def test_inside_means_inside_in_pythons_integers(
     make_remote: Callable[..., RemoteRegion], nbytes: int, page: int, stride: int, offset: int, ids: list[int]
 ) -> None:
     begins = [offset + number * stride for number in ids]
@@ -160,7 +160,7 @@ def test_inside_means_inside_in_pythons_integers(  # noqa: PLR0913, PLR0917
             region.pages(numbers, page, stride_nbytes=stride, offset_nbytes=offset)
         return
     out = np.empty(len(ids), np.uint64)
-    region.pages(numbers, page, stride_nbytes=stride, offset_nbytes=offset).place(out, 0)
+    region.pages(numbers, page, stride_nbytes=stride, offset_nbytes=offset)._write_addresses(out, 0)
     assert out.tolist() == begins
 
 

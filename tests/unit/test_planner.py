@@ -25,7 +25,7 @@ from aio_transfer.driver.records import (
 )
 from aio_transfer.errors import UsageError
 from aio_transfer.transfers.planner import (
-    Plan,
+    Batch,
     Route,
     plan_notify,
     plan_pages,
@@ -53,7 +53,7 @@ def route(rails: int = 1, largest: int = 1 << 30, stripe: int = 128 * 1024, peer
     )
 
 
-def unpack(plan: Plan) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def unpack(plan: Batch) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Return runs and pieces, with what holds for every plan checked."""
     runs, pieces = np.frombuffer(plan.runs, RUN), np.frombuffer(plan.pieces, PIECE)
     assert (runs["count"] > 0).all()
@@ -258,9 +258,9 @@ def test_rights_and_lengths_are_checked(
         make_remote(100, Access.REMOTE_READ),
         make_remote(100, Access.REMOTE_WRITE),
     )
-    with pytest.raises(UsageError, match="10 B do not fit 11 B"):
+    with pytest.raises(UsageError, match="source is 10 B, target is 11 B"):
         plan_write(region[0:10], both[0:11], route())
-    with pytest.raises(UsageError, match="11 B do not fit 10 B"):
+    with pytest.raises(UsageError, match="source is 11 B, target is 10 B"):
         plan_read(region[0:10], both[0:11], route())
     with pytest.raises(UsageError, match="not granted REMOTE_WRITE"):
         plan_write(region[0:10], readable[0:10], route())
@@ -331,7 +331,7 @@ def test_paged_plans(  # noqa: PLR0913, PLR0917
 
 def test_no_pages_no_runs(make_region: Callable[..., Region], make_remote: Callable[..., RemoteRegion]) -> None:
     plan = plan_pages(make_region().pages([], 8), make_remote().pages([], 8), route(4), counter=1)
-    assert plan == Plan(b"", b"", 0, 0)
+    assert plan == Batch(b"", b"", 0, 0)
 
 
 def test_empty_pages_count_each(make_region: Callable[..., Region], make_remote: Callable[..., RemoteRegion]) -> None:
@@ -361,9 +361,9 @@ def test_many_pages_that_are_cut_are_counted_by_few_pieces(
 
 def test_pages_must_match(make_region: Callable[..., Region], make_remote: Callable[..., RemoteRegion]) -> None:
     region, remote, readable = make_region(), make_remote(), make_remote(100, Access.REMOTE_READ)
-    with pytest.raises(UsageError, match=r"2 pages of .* face 1"):
+    with pytest.raises(UsageError, match=r"2 pages of .*, but 1 of"):
         plan_pages(region.pages([0, 1], 8), remote.pages([0], 8), route())
-    with pytest.raises(UsageError, match="8 B do not fit 16 B"):
+    with pytest.raises(UsageError, match="source is 8 B, target is 16 B"):
         plan_pages(region.pages([0], 8), remote.pages([0], 16), route())
     with pytest.raises(UsageError, match="REMOTE_WRITE"):
         plan_pages(region.pages([0], 8), readable.pages([0], 8), route())
@@ -462,7 +462,7 @@ def test_scatter_needs_as_many_of_each(
     region, remote = make_region(), make_remote()
     with pytest.raises(UsageError, match="2 sources, 1 targets, 1 routes and 1 counters"):
         plan_scatter([region[0:1]] * 2, [remote[0:1]], [route()], counters=[1])
-    with pytest.raises(UsageError, match=r"target 1.*5 B do not fit 6 B"):
+    with pytest.raises(UsageError, match=r"target 1.*source is 5 B, target is 6 B"):
         plan_scatter([region[0:5]] * 2, [remote[0:5], remote[0:6]], [route()] * 2)
     with pytest.raises(UsageError, match="1 remotes, 2 routes"):
         ScatterPlanner(region, [remote], [route()] * 2)

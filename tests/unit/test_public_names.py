@@ -23,9 +23,12 @@ def modules() -> list[str]:
 
 @pytest.mark.parametrize("name", modules())
 def test_all_is_a_sorted_tuple(name: str) -> None:
-    module = importlib.import_module(name)
-    if name.count(".") == 1 and pathlib.Path(module.__file__).parent.name == "backends":
-        return
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name.startswith("aio_transfer"):
+            raise
+        pytest.skip(f"{error.name} is not installed")
     if module.__file__.endswith("__init__.py") and not hasattr(module, "__all__"):
         statements = ast.parse(pathlib.Path(module.__file__).read_text()).body
         assert len(statements) == 1, "a package without __all__ holds its docstring and nothing else"

@@ -1,16 +1,15 @@
-"""The pyverbs backend where pyverbs or a device is missing: named, explained, and never taken by itself."""
+"""The pyverbs backend where pyverbs or a device is missing: named, explained, and never opened automatically."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import logging
 import sys
 
 import pytest
 
-from aio_transfer import BackendUnavailableError
-from aio_transfer.driver.backend_registry import AUTO, load, names, open_one
+from aio_transfer import BackendUnavailableError, UsageError
+from aio_transfer.driver.backend_registry import automatic, load, names, open_driver
 
 
 @pytest.fixture
@@ -25,15 +24,13 @@ def without(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_it_is_named_and_never_chosen() -> None:
     assert "pyverbs" in names()
-    assert "pyverbs" not in AUTO
-    found = importlib.metadata.entry_points(group="aio_transfer.backends", name="pyverbs")
-    assert [point.value for point in found] == ["aio_transfer.backends.pyverbs:create"]
+    assert load("pyverbs") not in automatic()
 
 
 @pytest.mark.usefixtures("without")
 def test_without_pyverbs() -> None:
     with pytest.raises(BackendUnavailableError, match="cannot be imported") as caught:
-        open_one("pyverbs", {})
+        open_driver("pyverbs", {})
     assert "python3-pyverbs" in caught.value.hint
 
 
@@ -44,11 +41,11 @@ def test_without_pyverbs() -> None:
 def test_without_such_a_device(options: dict[str, str]) -> None:
     handlers = list(logging.root.handlers)
     with pytest.raises(BackendUnavailableError) as caught:
-        open_one("pyverbs", options)
+        open_driver("pyverbs", options)
     assert "rdma link add" in caught.value.hint
     assert logging.root.handlers == handlers, "importing pyverbs configures logging, and that is undone"
 
 
 def test_unknown_options_are_refused() -> None:
-    with pytest.raises(TypeError):
-        load("pyverbs")(rails=2)
+    with pytest.raises(UsageError, match="there is no option 'rails': there are device, address"):
+        load("pyverbs").make_driver({"rails": 2})

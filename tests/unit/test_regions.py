@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from aio_transfer.driver.records import Access
 from aio_transfer.errors import ClosedError, UsageError
-from aio_transfer.regions.lease import Leased, LeaseState
+from aio_transfer.regions.lease import LeaseCounter, LeaseState
 from aio_transfer.regions.region import Region, RemoteRegion, RemoteSlice, Slice
 
 if TYPE_CHECKING:
@@ -21,35 +21,35 @@ if TYPE_CHECKING:
 
 
 def test_leases_are_counted_and_waiters_called_once_in_order() -> None:
-    thing = Leased("thing")
+    thing = LeaseCounter("thing")
     called: list[int] = []
-    thing.lease()
-    thing.lease()
+    thing.acquire()
+    thing.acquire()
     thing.when_free(lambda: called.append(1))
     thing.when_free(lambda: called.append(2))
     thing.release()
-    assert (thing.leases, called) == (1, [])
+    assert (len(thing), called) == (1, [])
     thing.release()
-    assert (thing.leases, called) == (0, [1, 2])
-    thing.lease()
+    assert (len(thing), called) == (0, [1, 2])
+    thing.acquire()
     thing.release()
     assert called == [1, 2]
 
 
 def test_free_things_call_back_at_once() -> None:
     called: list[int] = []
-    Leased("thing").when_free(lambda: called.append(1))
+    LeaseCounter("thing").when_free(lambda: called.append(1))
     assert called == [1]
 
 
 def test_states_go_one_way() -> None:
-    thing = Leased("thing 7")
-    thing.lease()
+    thing = LeaseCounter("thing 7")
+    thing.acquire()
     assert thing.begin_close()
     assert not thing.begin_close()
     assert thing.state.value == "closing"
     with pytest.raises(ClosedError, match="thing 7 is closed"):
-        thing.lease()
+        thing.acquire()
     with pytest.raises(RuntimeError, match="1 leases out"):
         thing.finish_close()
     thing.release()
@@ -62,16 +62,16 @@ def test_states_go_one_way() -> None:
 
 
 def test_too_many_releases_are_a_defect() -> None:
-    with pytest.raises(RuntimeError, match="more leases came back"):
-        Leased("thing").release()
+    with pytest.raises(RuntimeError, match="more leases were released"):
+        LeaseCounter("thing").release()
 
 
 @given(st.lists(st.sampled_from(["lease", "release", "begin", "when"])))
 def test_callbacks_come_exactly_when_free(steps: list[str]) -> None:
-    thing, expected, asked, called = Leased("thing"), 0, 0, []
+    thing, expected, asked, called = LeaseCounter("thing"), 0, 0, []
     for step in steps:
         if step == "lease" and thing.state is LeaseState.OPEN:
-            thing.lease()
+            thing.acquire()
             expected += 1
         elif step == "release" and expected:
             thing.release()
@@ -80,8 +80,8 @@ def test_callbacks_come_exactly_when_free(steps: list[str]) -> None:
             thing.begin_close()
         elif step == "when":
             asked += 1
-            thing.when_free(lambda: called.append(thing.leases))
-        assert thing.leases == expected
+            thing.when_free(lambda: called.append(len(thing)))
+        assert len(thing) == expected
         if not expected:
             assert called == [0] * asked
 
@@ -177,12 +177,12 @@ def test_remote_write_into_read_only_memory_is_refused(make_region: Callable[...
 
 def test_closing_region_gives_nothing_out(make_region: Callable[..., Region]) -> None:
     region = make_region(64)
-    region.begin_close()
+    region._lease.begin_close()
     for use in (
         lambda: region[0:1],
         lambda: region.pages([0], 1),
         region.descriptor,
-        region.lease,
+        region._lease.acquire,
     ):
         with pytest.raises(ClosedError, match="region 0x"):
             use()
@@ -192,7 +192,7 @@ def test_aclose_is_the_owners(make_region: Callable[..., Region]) -> None:
     region = make_region(64)
     with pytest.raises(StopIteration):  # the fake never suspends, so no event loop is needed
         region.aclose().send(None)
-    assert region.state is LeaseState.CLOSED
+    assert region._lease.state is LeaseState.CLOSED
 
 
 def test_remote_keys_tell_regions_apart(make_remote: Callable[..., RemoteRegion]) -> None:

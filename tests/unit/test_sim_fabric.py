@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from aio_transfer import AioTransferError, ProviderError, RemoteRegion, TransferEngine, UnsupportedError
-from aio_transfer.driver.backend_registry import AUTO
+from aio_transfer.driver.backend_registry import automatic
+from aio_transfer.driver.records import EventKind
 from aio_transfer.testing import Faults, Packet, PacketKind, SimFabric, Verdict
 
 sys.path.insert(0, str(Path(__file__).parent))  # importmode=importlib puts no folder there
@@ -403,13 +404,13 @@ async def test_a_flood_of_completions_larger_than_the_ring() -> None:
     fabric = SimFabric(seed=1, depth=1024, faults=PROMPT)
     async with ends(fabric) as end:
         reported: list[int] = []
-        report = end.a.poster.on_transfer_event
+        report = end.a._life.submission.on_transfer_event
 
-        def watch(number: int, *rest: object) -> bool:
+        def record(number: int, *rest: object) -> None:
             reported.append(number)
-            return report(number, *rest)  # type: ignore[arg-type]
+            report(number, *rest)  # type: ignore[arg-type]
 
-        end.a.poster.on_transfer_event = watch  # type: ignore[method-assign]
+        end.a._life.router.on_event(EventKind.TRANSFER, record)
         fabric.hold_completions(end.a)
         transfers = [end.write(i * 8, (i + 1) * 8) for i in range(count)]
         await end.counter.wait(count)
@@ -422,7 +423,7 @@ async def test_a_flood_of_completions_larger_than_the_ring() -> None:
             await transfer
         await turns(20)
         assert len(reported) == len(set(reported)) == count > ring
-        assert end.a.statistics().transfers_under_way == 0
+        assert end.a.statistics().transfers_in_flight == 0
         assert end.arrived(0, count * 8)
 
 
@@ -483,7 +484,7 @@ async def test_two_fabrics_do_not_reach_each_other() -> None:
 
 
 async def test_auto_is_never_this() -> None:
-    assert "sim" not in AUTO
+    assert "sim" not in [backend.name for backend in automatic()]
     async with TransferEngine() as auto, SimFabric().engine() as simulated:
         assert "sim" not in auto.statistics().drivers
         with pytest.raises(UnsupportedError):

@@ -20,7 +20,7 @@ from aio_transfer import (
     TransferAbortedError,
 )
 from aio_transfer.testing import Faults, Packet, PacketKind, SimFabric, Verdict
-from aio_transfer.transfers.submission import Submission
+from aio_transfer.transfers.routes import RouteTable
 
 sys.path.insert(0, str(Path(__file__).parent))  # importmode=importlib puts no folder there
 
@@ -67,7 +67,7 @@ async def test_fail_completions_after_half_of_the_bytes() -> None:
         async with anyio.create_task_group() as tasks:
 
             async def wait() -> None:
-                with pytest.raises(TransferAbortedError, match="write that promised 1 counts"):
+                with pytest.raises(TransferAbortedError, match="write that announced 1 counts"):
                     await end.counter.wait()
 
             tasks.start_soon(wait)
@@ -340,7 +340,7 @@ async def test_a_write_that_waits_for_its_region_is_promised_already(monkeypatch
         async def never(*_: object) -> None:
             await anyio.sleep_forever()
 
-        monkeypatch.setattr(Submission, "_ask", never)
+        monkeypatch.setattr(RouteTable, "_request_grant", never)
         again = await end.b.register(end.b.allocate(64))
         counter = end.b.counter()
         remote = RemoteRegion.from_bytes(bytes(again.descriptor(counter)))

@@ -31,7 +31,7 @@ async def spinning() -> AsyncIterator[tuple[TransferEngine, ImmCounter, CounterR
 
 async def test_a_count_that_comes_meanwhile_needs_no_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
     async with spinning() as (a, counter, reference):
-        native = counter._owner.look
+        native = counter._table.poll
 
         def while_we_look(number: int, counts: int) -> int:
             assert native(number, counts) == counts - 1, "it was to come now"
@@ -39,15 +39,15 @@ async def test_a_count_that_comes_meanwhile_needs_no_sleep(monkeypatch: pytest.M
             return native(number, counts)
 
         with monkeypatch.context() as patch:
-            patch.setattr(counter._owner, "look", while_we_look)
-            patch.setattr(counter._owner.loop, "waiter", lambda: pytest.fail("it went to sleep"))
+            patch.setattr(counter._table, "poll", while_we_look)
+            patch.setattr(counter._table.loop, "waiter", lambda: pytest.fail("it went to sleep"))
             await counter.wait()
         assert (counter.value, counter.waiting) == (2, 0)
 
 
 async def test_the_look_ends_and_the_loop_sleeps() -> None:
     async with spinning() as (a, counter, reference):
-        native = counter._owner.look
+        native = counter._table.poll
         since = time.perf_counter()
         assert native(counter.id, 7) == 1
         assert 1e-4 <= time.perf_counter() - since < 1
@@ -63,7 +63,7 @@ async def test_who_comes_second_does_not_look(monkeypatch: pytest.MonkeyPatch) -
     async with spinning() as (a, counter, reference), anyio.create_task_group() as tasks:
         tasks.start_soon(counter.wait)
         await anyio.sleep(0.01)
-        monkeypatch.setattr(counter._owner, "look", lambda *_: pytest.fail("another waits for longer"))
+        monkeypatch.setattr(counter._table, "poll", lambda *_: pytest.fail("another waits for longer"))
         tasks.start_soon(counter.wait)
         await anyio.sleep(0.01)
         for _ in range(2):
@@ -73,8 +73,8 @@ async def test_who_comes_second_does_not_look(monkeypatch: pytest.MonkeyPatch) -
 async def test_nobody_lingers_unasked() -> None:
     for backend, options in (("shm", {}), ("sim", {"sim": {"progress": "spin"}})):
         async with TransferEngine(backend=backend, options=options) as engine:
-            table = engine.counter()._owner
-            assert table.look == table._look_once
+            table = engine.counter()._table
+            assert table.poll == table._read_total
 
 
 async def test_what_has_come_is_taken_without_parking(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +82,7 @@ async def test_what_has_come_is_taken_without_parking(monkeypatch: pytest.Monkey
         counter = b.counter()
         for _ in range(3):
             await a.notify(a.counter_ref(b.address, counter.id))
-        monkeypatch.setattr(counter._owner.loop, "waiter", lambda: pytest.fail("it went to sleep"))
+        monkeypatch.setattr(counter._table.loop, "waiter", lambda: pytest.fail("it went to sleep"))
         await counter.wait(2)
         await counter.wait()
         with pytest.raises(WouldBlock):

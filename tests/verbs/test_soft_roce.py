@@ -228,7 +228,7 @@ async def test_a_region_taken_back_under_fire_ends_no_other_transfer() -> None:
                 failing = a.submit_write_pages(region.pages(pages, PAGE), first.pages(pages, PAGE))
                 fine = a.submit_write_pages(region.pages(pages, PAGE), second.pages(pages, PAGE))
                 await other.counter.wait(100)
-                if doomed.region.state.value == "open":
+                if doomed.region._lease.state.value == "open":
                     await doomed.region.aclose()
                 with contextlib.suppress(StaleRegionError):
                     await failing

@@ -111,7 +111,7 @@ async def _submitter(place: Place, ask: Move) -> Callable[[], Transfer]:
     if ask.kind == "scatter":
         prepared = await _prepared(place)
         begins, ends, lengths = np.arange(ask.count) * nbytes, np.zeros(ask.count, int), np.full(ask.count, nbytes)
-        return lambda: prepared.submit(begins, ends, lengths)
+        return lambda: prepared.submit_scatter(begins, ends, lengths)
     raise UsageError(f"{ask.kind!r} is none of {', '.join(KINDS)}")
 
 

@@ -20,7 +20,8 @@ import numpy as np
 from aio_transfer import RemoteRegion, TransferEngine
 from aio_transfer.bench.workers.messages import Start
 from aio_transfer.errors import AioTransferError
-from aio_transfer.memory.buffers import find_allocation, memory_of
+from aio_transfer.memory.allocation import find_allocation
+from aio_transfer.memory.buffers import memory_of
 
 if TYPE_CHECKING:
     from types import TracebackType

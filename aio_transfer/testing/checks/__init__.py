@@ -11,7 +11,7 @@ from aio_transfer.testing.checks.lifetime import (
     regions,
     thread_affinity,
 )
-from aio_transfer.testing.checks.transfers import bad_input, messages, pages, reads, scatter, writes
+from aio_transfer.testing.checks.transfers import bad_input, messages, optional_methods, pages, reads, scatter, writes
 
 __all__ = (
     "bad_input",
@@ -23,6 +23,7 @@ __all__ = (
     "failures",
     "leaving",
     "messages",
+    "optional_methods",
     "pages",
     "peers",
     "reads",

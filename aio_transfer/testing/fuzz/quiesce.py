@@ -242,7 +242,7 @@ async def _verify(model: Model) -> None:
 
 async def _idle(engine: TransferEngine) -> None:
     """Wait for the transfers of barriers, which nobody awaits."""
-    if engine.statistics().transfers_under_way:
+    if engine.statistics().transfers_in_flight:
         await until(
-            lambda: not engine.statistics().transfers_under_way, f"{engine!r} has transfers under way that do not end"
+            lambda: not engine.statistics().transfers_in_flight, f"{engine!r} has transfers under way that do not end"
         )

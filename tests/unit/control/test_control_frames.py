@@ -71,8 +71,10 @@ FRAMES: tuple[Frame, ...] = (
     CountAnnouncement([0, (1 << 24) - 1] * 2048),
     Abort(1, "write of 4 KiB", "cancelled", 3),
     Message(b"\0" * MAX_MESSAGE_NBYTES),
-    GroupJoin(b"g" * 32, (1, 2)),
-    GroupLeave(b"g" * 32),
+    GroupJoin(b"g" * 32, b"m" * 16, b"", (1, 2)),
+    GroupJoin(b"g" * 32, b"m" * 16, b"i" * 16, (1, 2)),
+    GroupLeave(b"g" * 32, b"m" * 16),
+    GroupLeave(b"g" * 32, b"m" * 16, b"i" * 16, b"t" * 16, 3, closing=True),
     Goodbye("done"),
     GoodbyeAck(),
     DeclaredLost("silent for 5 s"),
@@ -140,8 +142,11 @@ OUT_OF_BOUNDS: tuple[Frame, ...] = (
     CountAnnouncement([1.5]),  # type: ignore[list-item]
     Abort(1 << 24, "", "", 0),
     Message(bytes(MAX_MESSAGE_NBYTES + 1)),
-    GroupJoin(b"g" * 31, (1, 2)),
-    GroupJoin(b"g" * 32, (1, 2, 3)),  # type: ignore[arg-type]
+    GroupJoin(b"g" * 31, b"m" * 16, b"", (1, 2)),
+    GroupJoin(b"g" * 32, b"m" * 15, b"", (1, 2)),
+    GroupJoin(b"g" * 32, b"m" * 16, b"i" * 17, (1, 2)),
+    GroupLeave(b"g" * 32, b"m" * 17),
+    GroupJoin(b"g" * 32, b"m" * 16, b"", (1, 2, 3)),  # type: ignore[arg-type]
 )
 
 

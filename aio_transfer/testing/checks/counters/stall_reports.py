@@ -146,7 +146,7 @@ async def check_statistics_of_engine(spec: Spec) -> None:
         counters = [a.counter() for _ in range(4)]
         await a.connect(b.address)
         now = a.statistics()
-        seen = (now.regions, now.counters, len(now.peers), now.transfers_under_way, now.stalls)
+        seen = (now.regions, now.counters, len(now.peers), now.transfers_in_flight, now.stalls)
         claim(seen == (3, 4, 1, 0, 0), f"3 regions, 4 counters, 1 peer: statistics say {seen}")
         claim(spec.backend in now.peers["b"], f"the path to b is {now.peers['b']!r}")
         counters[0].close()

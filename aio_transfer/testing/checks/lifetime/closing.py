@@ -78,11 +78,13 @@ async def check_closed_engine_refuses(spec: Spec) -> None:
 async def check_engine_that_was_never_entered(spec: Spec) -> None:
     """An engine that was not entered refuses use, and can be closed."""
     engine = spec.engine()
-    with refused("a counter of an engine that was not entered", ClosedError):
+    with refused("a counter of an engine that was not entered", UsageError):
         engine.counter()
-    with refused("statistics of an engine that was not entered", ClosedError):
+    with refused("statistics of an engine that was not entered", UsageError):
         engine.statistics()
     await engine.aclose()
+    with refused("statistics of an engine that was closed without being entered", ClosedError):
+        engine.statistics()
     with refused("entering a closed engine", UsageError):
         await engine.__aenter__()
     async with spec.engine() as entered:

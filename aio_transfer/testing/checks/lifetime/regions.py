@@ -161,7 +161,7 @@ async def check_region_closing_gives_no_lease(spec: Spec) -> None:
         transfer = a.submit_write(source.region[:], remote[:])
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(source.region.aclose)
-            await until(lambda: source.region.state.value != "open", "closing does not begin")
+            await until(lambda: source.region._lease.state.value != "open", "closing does not begin")
             for _ in range(2):  # while it closes, and after
                 with refused("a write from a closing region", ClosedError):
                     await a.write(part, remote[:64])
@@ -187,7 +187,7 @@ async def check_region_closed_twice(spec: Spec) -> None:
             for _ in range(5):
                 tasks.start_soon(source.region.aclose)
         await source.region.aclose()
-        claim(source.region.state.value == "closed", f"its state is {source.region.state}")
+        claim(source.region._lease.state.value == "closed", f"its state is {source.region._lease.state}")
         target.expect(0, source.array)
 
 

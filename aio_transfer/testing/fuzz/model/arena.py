@@ -110,7 +110,7 @@ class Arena:
     @property
     def is_open(self) -> bool:
         """Whether transfers may be started with it."""
-        return self.opened.region.state is LeaseState.OPEN
+        return self.opened.region._lease.state is LeaseState.OPEN
 
     # -------------------------------------------------------------------------------------------------------- chunks
 
