@@ -13,7 +13,7 @@ import shutil
 import nox
 
 nox.options.default_venv_backend = "venv"
-nox.options.sessions = ["lint", "types", "tests", "demo", "verbs-slice"]
+nox.options.sessions = ["lint", "types", "tests", "docs", "demo", "verbs-slice"]
 nox.options.reuse_existing_virtualenvs = True
 # A Python that is not installed is skipped, also where CI makes nox strict about it.
 nox.options.error_on_missing_interpreters = False
@@ -167,6 +167,14 @@ def verbs_slice(session: nox.Session) -> None:
         session.skip(str(said)[str(said).index(cannot) :].strip())
     install(session, "test")
     session.run("python", "tests/vm", "--timeout", "600", *SLICE, env=INSTALLED)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Documentation site, with warnings as errors: tutorial, how-to guides, reference, explanation."""
+    install(session, "docs")
+    site = session.create_tmp()
+    session.run("mkdocs", "build", "--strict", "-q", "-d", site, env=INSTALLED | {"NO_MKDOCS_2_WARNING": "1"})
 
 
 @nox.session

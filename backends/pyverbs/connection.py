@@ -25,7 +25,7 @@ DEPTH: Final = 128  # requests under way per pair
 COUNTS: Final = 8 * CHAIN  # immediates that may come before we look; with more, a sender is told to try again
 SLOTS, SLOT_NBYTES = 16, 4096  # the same for messages
 COMPLETIONS: Final = 2 * DEPTH + COUNTS + SLOTS
-END: Final = struct.Struct("<BBBH16sIIII")  # docs/verbs.md
+END: Final = struct.Struct("<BBBH16sIIII")  # docs/reference/verbs-protocol.md
 # infiniband/verbs.h: IBV_QPT_RC; IBV_ACCESS_LOCAL_WRITE, and with _REMOTE_WRITE and _REMOTE_READ; IBV_QPS_ERR, its bit
 RC, LOCAL_WRITE, REMOTE, IN_ERROR, STATE = 2, 1, 1 | 2 | 4, 6, 1
 # A lost packet is sent again after 4.096 µs × 2**17 = 0.54 s, six times (seven are for ever on rdma_rxe); a peer

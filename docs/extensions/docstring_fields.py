@@ -7,6 +7,7 @@ into links to documented objects, and ``.. code-block::`` into fenced code.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import textwrap
 from typing import TYPE_CHECKING, Any, Final
@@ -33,7 +34,9 @@ class DocstringFields(griffe.Extension):
     :param facades: modules whose ``__all__`` is documented; only names that one of them exports are linked
     """
 
-    def __init__(self, facades: tuple[str, ...] = ("aio_transfer", "aio_transfer.driver", "aio_transfer.testing")) -> None:
+    def __init__(
+        self, facades: tuple[str, ...] = ("aio_transfer", "aio_transfer.driver", "aio_transfer.testing")
+    ) -> None:
         """Keep the facades; the first one that exports a name is linked to."""
         self._facades = facades
 
@@ -115,16 +118,12 @@ def _resolve(name: str, obj: griffe.Object, links: dict[str, str]) -> str:
     while scope is not None:
         candidates.append(f"{scope.path}.{name}")
         scope = scope.parent
-    try:
+    with contextlib.suppress(griffe.NameResolutionError):
         candidates.append(obj.resolve(name))
-    except griffe.NameResolutionError:
-        pass
     first, _, rest = name.partition(".")
     if rest:
-        try:
+        with contextlib.suppress(griffe.NameResolutionError):
             candidates.append(f"{obj.resolve(first)}.{rest}")
-        except griffe.NameResolutionError:
-            pass
     return next((links[candidate] for candidate in candidates if candidate in links), "")
 
 

@@ -7,7 +7,8 @@ Conventions, all of them invisible in a rendered page:
 - A ``python`` block with ``title="name.py"`` is a file: it is written and not run by itself.
 - ``console`` blocks run their ``$ python …`` and ``$ aio-transfer …`` lines in the folder of those files. Other lines
   are the expected output, if there are any; ``…`` stands for anything. Other commands are not run.
-- ``<!-- test: run`` … ``-->`` holds Python that runs at that place, to set something up or to call what a block defines.
+- ``<!-- test: run`` … ``-->`` holds Python that runs at that place, to set something up or to call what
+  a block defines.
 - ``<!-- test: background -->``: the next console block runs beside those that follow it.
 - ``<!-- test: output -->``: the next block is the expected output of the Python before it.
 - ``<!-- test: skip REASON -->``: the next block does not run.
@@ -68,9 +69,7 @@ def parse(text: str) -> list[Block]:
         elif match := _FENCE.match(line):
             body = "\n".join(inner for _, inner in _until(lines, match[1]))
             title = _TITLE.search(match[3])
-            found = Block(
-                kind=match[2], body=body, line=number + 1, title=title[1] if title else "", marker=marker
-            )
+            found = Block(kind=match[2], body=body, line=number + 1, title=title[1] if title else "", marker=marker)
             blocks.append(found)
             marker = ""
     return blocks

@@ -17,9 +17,7 @@ RUN = [page for page in code_blocks.PAGES if any(map(code_blocks.is_run, code_bl
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("page", RUN, ids=lambda page: str(page.relative_to(code_blocks.ROOT)))
-def test_the_blocks_of_a_page_run(
-    page: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_blocks_of_a_page_run(page: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     anyio.run(code_blocks.PageRun(page, tmp_path).run)
 

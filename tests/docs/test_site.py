@@ -137,10 +137,7 @@ def toy(tmp_path: pathlib.Path) -> object:
 
 
 def sections(obj: object) -> dict[str, str]:
-    return {
-        part.title or part.kind.value: part.value if isinstance(part.value, str) else part.value
-        for part in obj.docstring.parsed
-    }
+    return {part.title or part.kind.value: part.value for part in obj.docstring.parsed}
 
 
 def test_own_fields_become_sections(toy: object) -> None:
@@ -159,14 +156,17 @@ def test_roles_become_links_to_documented_objects(toy: object) -> None:
 
 def test_code_blocks_are_fenced(toy: object) -> None:
     text = toy["inner.Engine"].docstring.parsed[0].value
-    assert textwrap.dedent(
-        """
+    assert (
+        textwrap.dedent(
+            """
         ```python
         async with Engine():
             ...
         ```
         """
-    ) in text
+        )
+        in text
+    )
 
 
 def test_fields_of_a_record_are_attributes(toy: object) -> None:

@@ -1,4 +1,7 @@
-"""A peer that shares no code with ours: two RC queue pairs on bare pyverbs, and the handshake of docs/verbs.md."""
+"""A peer that shares no code with ours: two RC queue pairs on bare pyverbs.
+
+Its handshake follows docs/reference/verbs-protocol.md.
+"""
 
 from __future__ import annotations
 

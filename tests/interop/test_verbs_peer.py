@@ -38,7 +38,7 @@ BOTH = Access.REMOTE_READ | Access.REMOTE_WRITE
 
 
 class Frame(NamedTuple):
-    """A message, as docs/verbs.md means it."""
+    """A message, as docs/reference/verbs-protocol.md means it."""
 
     kind: int
     region: int = 0
@@ -46,7 +46,7 @@ class Frame(NamedTuple):
 
 
 class Wire(NamedTuple):
-    """How a backend's blobs hold what docs/verbs.md describes.
+    """How a backend's blobs hold what docs/reference/verbs-protocol.md describes.
 
     :ivar options: of a driver for the port of that address
     :ivar rail: the one rail of an endpoint's blob; ``blob`` is the way back
