@@ -37,7 +37,7 @@ class Lane:
     """One queue pair."""
 
     def __init__(self, device: Device, receives: int) -> None:
-        """Make it, able to receive once it is told where to."""
+        """Create the queue pair; it receives once its buffers are posted."""
         cap, attr, cq = QPCap(max_send_wr=DEPTH, max_recv_wr=receives), QPAttr(port_num=device.port_number), device.cq
         attr.qp_access_flags = REMOTE
         self.pair = QP(device.pd, QPInitAttr(RC, scq=cq, rcq=cq, cap=cap, sq_sig_all=1), attr)

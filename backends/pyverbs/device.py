@@ -59,8 +59,8 @@ class Device:
             self.cq.req_notify()
         except (PyverbsError, ValueError, LookupError) as error:
             raise BackendUnavailableError("pyverbs", f"cannot open a device: {error}", HINT) from error
-        self.armed, self._claimed, self._told = True, 0, select.poll()
-        self._told.register(self.fd, select.POLLIN)
+        self.armed, self._claimed, self._poll = True, 0, select.poll()
+        self._poll.register(self.fd, select.POLLIN)
         # One for all posts, since pyverbs leaks the scatter list of each that is dropped.
         self._sge = SGE(0, 0, 0)
         self._wr = SendWR(num_sge=1, sg=[self._sge])
@@ -100,8 +100,8 @@ class Device:
         sge.close()
 
     def completions(self, rounds: int) -> Iterator[WC]:
-        """Yield what is there; after too many ``rounds`` it is not ``armed``, and ``fd`` does not tell of the rest."""
-        if self._told.poll(0):  # else get_cq_event() would block, with the GIL held
+        """Yield completions; after too many ``rounds`` it is not ``armed``, and ``fd`` does not signal the rest."""
+        if self._poll.poll(0):  # else get_cq_event() would block, with the GIL held
             self.channel.get_cq_event(self.cq)
             self.armed = False
         for _ in range(rounds):

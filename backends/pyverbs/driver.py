@@ -18,7 +18,7 @@ from pyverbs.pyverbs_error import PyverbsError
 import aio_transfer.driver as seam
 from aio_transfer.backends.pyverbs.connection import DEPTH, LOCAL_WRITE, SLOT_NBYTES, Lane, Link
 from aio_transfer.backends.pyverbs.device import ARRIVED, CARRIED, Device
-from aio_transfer.backends.pyverbs.work_requests import Batch, Remote, Run, parts_of
+from aio_transfer.backends.pyverbs.work_requests import PostedBatch, Remote, Run, parts_of
 from aio_transfer.driver.event_queue import EventQueue
 from aio_transfer.driver.records import Access, EventKind, Op, Status
 from aio_transfer.errors import ProviderError, StaleRegionError, UsageError
@@ -55,9 +55,9 @@ class PyverbsDriver:
     def open(self) -> seam.Capabilities:
         """Open the device."""
         self._device = Device(*self._wanted)
-        self._ledger = EventQueue()
+        self._events = EventQueue()
         self._ready = select.epoll()
-        for fd in (self._ledger.fileno(), self._device.fd):
+        for fd in (self._events.fileno(), self._device.fd):
             self._ready.register(fd, select.EPOLLIN)
         self._pid = os.getpid()
         _open.add(self)
@@ -94,7 +94,7 @@ class PyverbsDriver:
             links = [link for link in self._links.values() if link.connected]
             self._leaving[region] = self._ours.pop(region), {link.number for link in links}
             for link in links:
-                self._tell(link, FRAME.pack(REVOKE, region))
+                self._send_frame(link, FRAME.pack(REVOKE, region))
             self._release(region)
 
     def connect(self, peer: int, remote: seam.Endpoint | None) -> seam.Endpoint:
@@ -112,7 +112,7 @@ class PyverbsDriver:
         """Revoke at once, lost or not: what had arrived completes before what is flushed."""
         link = self._links.get(peer)
         if link is None:
-            return self._ledger.emit(EventKind.FENCED, peer)
+            return self._events.emit(EventKind.FENCED, peer)
         link.end_now()
         for lane in link.lanes:
             for run in lane.queue:
@@ -123,7 +123,7 @@ class PyverbsDriver:
     def post(self, transfer: int, runs: Any, pieces: Any) -> bool:
         """Queue a batch, and post as much as fits."""
         wanted, found = np.frombuffer(bytes(runs), seam.RUN), np.frombuffer(bytes(pieces), seam.PIECE)
-        batch = Batch(transfer, len(wanted))
+        batch = PostedBatch(transfer, len(wanted))
         if wanted["after"].any():
             raise UsageError("a run that follows others: there is one rail, and a pair cuts pieces itself")
         for one in wanted:
@@ -143,13 +143,13 @@ class PyverbsDriver:
         """Queue a message."""
         link = self._links.get(peer)
         if link is None or link.over:
-            self._ledger.emit(EventKind.TRANSFER, message, Status.PEER_LOST)
+            self._events.emit(EventKind.TRANSFER, message, Status.PEER_LOST)
         else:
-            self._tell(link, FRAME.pack(PAYLOAD, 0) + payload, message)
+            self._send_frame(link, FRAME.pack(PAYLOAD, 0) + payload, message)
 
     def expect(self, counter: seam.CounterId, counts: int) -> int:
         """Arm, disarm, read or forget a counter."""
-        return self._ledger.expect(counter, counts)
+        return self._events.expect(counter, counts)
 
     def fileno(self) -> int:
         """Return an epoll fd of the device's completions, and of events that wait already."""
@@ -157,18 +157,18 @@ class PyverbsDriver:
 
     def drain(self, limit: int) -> list[seam.Event]:
         """Handle completions, and give events out."""
-        if len(self._ledger) < limit:
+        if len(self._events) < limit:
             for wc in self._device.completions(ROUNDS):
                 self._on_completion(wc)
-        taken = self._ledger.take(limit)
+        taken = self._events.take(limit)
         if not self._device.armed:
-            self._ledger.ring()
+            self._events.ring()
         return taken
 
     def statistics(self) -> dict[str, int]:
         """Return running totals."""
         handles = len(self._ours) + len(self._leaving) + len(self._theirs) - 1 + len(self._links)
-        return self._ledger.totals | {"handles": handles}
+        return self._events.totals | {"handles": handles}
 
     def close(self) -> None:
         """End every pair, and free the device."""
@@ -182,7 +182,7 @@ class PyverbsDriver:
                 self.deregister(region)  # nobody holds it any more
             self._device.close()
             self._ready.close()
-            self._ledger.close()
+            self._events.close()
 
     # ------------------------------------------------------------------------------------------- what completions mean
 
@@ -196,7 +196,7 @@ class PyverbsDriver:
         elif is_fine and wc.wr_id >= ARRIVED:
             self._on_frame(link, link.slots.read(wc.byte_len, (wc.wr_id - ARRIVED) * SLOT_NBYTES))
         elif is_fine and wc.wc_flags & WITH_IMM:
-            self._ledger.count(ntohl(wc.imm_data))
+            self._events.count(ntohl(wc.imm_data))
         lane.posted -= 1
         if is_fine and not link.over and wc.wr_id >= ARRIVED:
             link.await_message(wc.wr_id - ARRIVED)
@@ -205,7 +205,7 @@ class PyverbsDriver:
         elif not (is_fine or link.over or link.broken):
             link.broken = True
             words = f"{cqe_status_to_str(wc.status)} ({wc.status})"
-            self._ledger.emit(EventKind.PEER_FAILED, link.number, code=wc.status, payload=words.encode())
+            self._events.emit(EventKind.PEER_FAILED, link.number, code=wc.status, payload=words.encode())
         if link.is_flushed:
             self._teardown(link)
 
@@ -219,7 +219,7 @@ class PyverbsDriver:
     def _on_frame(self, link: Link, frame: bytes) -> None:
         kind, region = FRAME.unpack_from(frame.ljust(FRAME.size, b"\xff"))
         if kind == PAYLOAD:
-            self._ledger.emit(EventKind.MESSAGE, link.number, payload=frame[FRAME.size :])
+            self._events.emit(EventKind.MESSAGE, link.number, payload=frame[FRAME.size :])
         elif kind == REVOKE:
             link.revoked.append(region)
             for remote in self._theirs.values():
@@ -245,30 +245,30 @@ class PyverbsDriver:
             there = run.remote.rkey, run.remote.addr + offset
             op = run.op + (immediate is not None)
             lane.carry(run, op, (addr, nbytes, run.lkey), there, htonl(immediate or 0))
-            self._ledger.totals["writes"] += run.op == WRITE
-            self._ledger.totals["nbytes"] += nbytes if run.op != SEND else 0
+            self._events.totals["writes"] += run.op == WRITE
+            self._events.totals["nbytes"] += nbytes if run.op != SEND else 0
 
     def _settle(self, run: Run, *fault: Any) -> None:
-        """Tell of a batch whose last run has stopped. With a fault, this run has nothing more to post."""
+        """Report a batch whose last run has stopped. With a fault, this run has nothing more to post."""
         if fault:
             run.stop(*fault)
         batch = run.batch
         if run.settle() and batch.number:  # messages of our own have none
-            self._ledger.emit(EventKind.TRANSFER if batch.fault[0] else batch.end, batch.number, *batch.fault)
+            self._events.emit(EventKind.TRANSFER if batch.fault[0] else batch.end, batch.number, *batch.fault)
 
-    def _tell(self, link: Link, frame: bytes, message: int = 0) -> None:
+    def _send_frame(self, link: Link, frame: bytes, message: int = 0) -> None:
         if not link.over:
             memory = MR(self._device.pd, len(frame), LOCAL_WRITE)
             memory.write(frame, len(frame), 0)
             parts = iter([(memory.buf, 0, len(frame), None)])
-            run = Run(Batch(message, 1, EventKind.SENT), SEND, NOWHERE, memory.lkey, parts, memory)
+            run = Run(PostedBatch(message, 1, EventKind.SENT), SEND, NOWHERE, memory.lkey, parts, memory)
             link.messages.queue.append(run)
             self._pump(link.messages)
 
     def _let_go(self, link: Link) -> None:
         """Answer who wants a region back, once nothing that was posted before is under way."""
         while link.data.flying and isinstance(link.data.flying[0], int):
-            self._tell(link, FRAME.pack(REVOKED, link.data.flying.popleft()))
+            self._send_frame(link, FRAME.pack(REVOKED, link.data.flying.popleft()))
 
     def _release(self, region: int) -> None:
         """Free memory that no peer holds any more."""
@@ -276,7 +276,7 @@ class PyverbsDriver:
         if not holders:
             del self._leaving[region]
             mr.close()
-            self._ledger.emit(EventKind.RELEASED, region)
+            self._events.emit(EventKind.RELEASED, region)
 
     def _teardown(self, link: Link) -> None:
         """Free a connection. What its device has not flushed ends here: without its pair nothing moves."""
@@ -290,7 +290,7 @@ class PyverbsDriver:
         for region, (_, holders) in tuple(self._leaving.items()):
             holders.discard(link.number)
             self._release(region)
-        self._ledger.emit(EventKind.FENCED, link.number)
+        self._events.emit(EventKind.FENCED, link.number)
 
 
 _open: weakref.WeakSet[PyverbsDriver] = weakref.WeakSet()

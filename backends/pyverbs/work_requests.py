@@ -10,7 +10,7 @@ from aio_transfer.driver.records import PIECE_STRUCT, EventKind, PieceFlag
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ("Batch", "Remote", "Run", "parts_of")
+__all__ = ("PostedBatch", "Remote", "Run", "parts_of")
 
 
 @dataclass(slots=True, eq=False)
@@ -25,7 +25,7 @@ class Remote:
 
 
 @dataclass(slots=True, eq=False)
-class Batch:
+class PostedBatch:
     """How many of its runs have not stopped, the event when none is left, and the first fault."""
 
     number: int
@@ -41,7 +41,7 @@ class Run:
     :ivar memory: of a message, which is freed with it
     """
 
-    batch: Batch
+    batch: PostedBatch
     op: int
     remote: Remote
     lkey: int

@@ -20,7 +20,7 @@ RIDDLES = re.compile(
     r"(?:_|\b|$)"
 )
 """Words that hide the term a reader would search for."""
-NATIVE_RIDDLES = re.compile(r"\b\w*(?:ripen|visitor|divert|vouch|linger|Pulse|pulse_|BesideTheDead|way_to|door_)\w*\b")
+NATIVE_RIDDLES = re.compile(r"\b\w*(?:ripen|visitor|divert|vouch|kLinger|Pulse|pulse_|BesideTheDead|way_to|door_)\w*\b")
 BACKENDS = ("shm", "tcp", "verbs", "libfabric", "efa", "efa-direct", "sim", "pyverbs", "ofi_rxm", "mlx5", "memfd")
 ABOVE_THE_SEAM = {
     *("control", "counters", "driver", "engine", "groups", "observability", "peers", "regions", "runtime", "transfers"),

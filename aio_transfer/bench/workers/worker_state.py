@@ -37,7 +37,7 @@ __all__ = (
     "AwaitCounts",
     "Connect",
     "Empty",
-    "LocalMemory",
+    "MeasuredMemory",
     "Step",
     "WorkerState",
     "allocate_memory",
@@ -54,7 +54,7 @@ ResponseT = TypeVar("ResponseT", bound=msgspec.Struct)
 
 
 @dataclass(slots=True)
-class LocalMemory:
+class MeasuredMemory:
     """Memory of this process: the source of its writes, or the target of its peers'.
 
     :ivar expected: counts that :func:`await_counts` has waited for so far
@@ -77,7 +77,7 @@ class WorkerState:
 
     start: StartWorker
     engines: list[TransferEngine] = field(default_factory=list)
-    memories: list[LocalMemory] = field(default_factory=list)
+    memories: list[MeasuredMemory] = field(default_factory=list)
     targets: list[AllocatedMemory] = field(default_factory=list)
     remotes: list[RemoteRegion] = field(default_factory=list)
     resources: dict[str, Any] = field(default_factory=dict)
@@ -150,7 +150,7 @@ async def allocate_memory(state: WorkerState, request: AllocateMemory) -> Alloca
     array[:] = random_bytes(request.nbytes, request.seed) if request.seed else 0
     region = await engine.register(array)
     counter = engine.counter()
-    state.memories.append(LocalMemory(array, region, counter))
+    state.memories.append(MeasuredMemory(array, region, counter))
     address = memory_of(array).address
     allocation = find_allocation(address, request.nbytes)
     return AllocatedMemory(

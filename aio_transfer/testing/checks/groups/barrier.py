@@ -1,4 +1,4 @@
-"""Barriers: the whole barrier, epoch by epoch, whoever is late, cancelled or gone."""
+"""Barriers: the whole barrier, epoch by epoch, with members that are late, cancelled or gone."""
 
 from __future__ import annotations
 

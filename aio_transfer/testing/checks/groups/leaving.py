@@ -1,4 +1,4 @@
-"""Barriers of which a member leaves, closes or dies: those who wait are told, and nobody else."""
+"""Barriers of which a member leaves, closes or dies: waiters get an error, and nobody else does."""
 
 from __future__ import annotations
 

@@ -46,12 +46,12 @@ async def check_close_again_and_again(spec: Spec) -> None:
     async with mesh(spec, 1) as (b,):
         counter = b.counter(3)
         for index in range(30):
-            async with spec.engine(label=f"v{index}") as visitor:
-                await visitor.notify(visitor.counter_ref(b.address, 3))
+            async with spec.engine(label=f"v{index}") as caller:
+                await caller.notify(caller.counter_ref(b.address, 3))
             await counter.wait()
             counter.clear()
-        claim(counter.value == 30, f"30 visitors counted {counter.value}")
-        await until(lambda: not b.statistics().peers, lambda: f"visitors are still there: {b.statistics().peers}")
+        claim(counter.value == 30, f"30 callers counted {counter.value}")
+        await until(lambda: not b.statistics().peers, lambda: f"callers are still there: {b.statistics().peers}")
 
 
 @check("closing")
