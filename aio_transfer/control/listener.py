@@ -53,7 +53,7 @@ if TYPE_CHECKING:
             ...
 
 
-__all__ = ("ABSTRACT_NAME_PREFIX", "Acceptor", "Listener", "ListenerLimits")
+__all__ = ("ABSTRACT_NAME_PREFIX", "Listener", "ListenerLimits")
 
 ABSTRACT_NAME_PREFIX: Final = "aio-transfer-"
 _BACKLOG: Final = 4096

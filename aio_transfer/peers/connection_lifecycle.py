@@ -44,7 +44,7 @@ if TYPE_CHECKING:
             ...
 
 
-__all__ = ("ConnectionLifecycle", "ConnectionObserver")
+__all__ = ("ConnectionLifecycle",)
 
 _LOGGER: Final = logging.getLogger(__name__)
 _FENCE_GRACE_S: Final = 0.15
@@ -140,10 +140,10 @@ class ConnectionLifecycle:
                 self.disconnect(peer, "it declared us lost")
 
     def stop_heartbeats(self) -> None:
-        """Report no losses any more, and notify peers whose connections have not ended."""
-        self._heartbeats.close()
+        """Notify peers whose connections have not ended, and stop the native thread."""
         for peer in self._table.all():
             self._heartbeats.remove(peer.number, lost=True)
+        self._heartbeats.close()
 
     # ---------------------------------------------------------------------------------------------------- teardown
 

@@ -7,9 +7,11 @@ process is noticed by every peer.
 from __future__ import annotations
 
 import enum
+import os
 from typing import TYPE_CHECKING, Final
 
 from aio_transfer.backends.native import Heartbeat
+from aio_transfer.errors import ClosedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,12 +41,17 @@ class HeartbeatMonitor:
         :param on_loss: called with the number of the connection, once per connection
         """
         timeout_ms = timeout_s * 1000
-        self._heartbeat = Heartbeat(max(1, round(timeout_ms / _BEATS_PER_TIMEOUT)), max(1, round(timeout_ms)))
+        self._heartbeat: Heartbeat | None = Heartbeat(
+            max(1, round(timeout_ms / _BEATS_PER_TIMEOUT)), max(1, round(timeout_ms))
+        )
         self._loop = loop
         self._on_loss = on_loss
-        loop.watch(self._heartbeat.fileno(), self._on_ready)
+        self._fd = self._heartbeat.fileno()
+        loop.watch(self._fd, self._on_ready)
 
     def _on_ready(self) -> None:
+        if self._heartbeat is None:
+            return
         for number, loss in self._heartbeat.drain():
             self._on_loss(number, HeartbeatLoss(loss))
 
@@ -53,6 +60,9 @@ class HeartbeatMonitor:
 
         :raises AioTransferError: it cannot be watched
         """
+        if self._heartbeat is None:
+            os.close(fd)
+            raise ClosedError("the engine")
         self._heartbeat.add(number, fd)
 
     def remove(self, number: int, *, lost: bool) -> None:
@@ -60,8 +70,11 @@ class HeartbeatMonitor:
 
         :param lost: whether to notify the peer that it is held for lost; otherwise that it is left
         """
-        self._heartbeat.remove(number, lost)
+        if self._heartbeat is not None:
+            self._heartbeat.remove(number, lost)
 
     def close(self) -> None:
-        """Report no losses any more."""
-        self._loop.unwatch(self._heartbeat.fileno())
+        """Stop the native thread; it reports no losses any more. Idempotent."""
+        if self._heartbeat is not None:
+            self._loop.unwatch(self._fd)
+            self._heartbeat = None  # its destructor joins the thread: not left to the garbage collector

@@ -17,7 +17,8 @@ from aio_transfer.counters.table import CounterTable
 from aio_transfer.driver.records import PIECE, PRIVATE_COUNTER_BIT, EventKind
 from aio_transfer.groups.group import PeerGroup
 from aio_transfer.transfers import striping
-from aio_transfer.transfers.submission import Submission
+from aio_transfer.transfers.announcements import CountAnnouncements
+from aio_transfer.transfers.routes import RouteTable
 from aio_transfer.transfers.transfer import Transfer
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def lease_released_on_cancel() -> AbstractContextManager[Any]:
         try:
             await right(self)
         except BaseException:
-            leases, self.leases = self.leases, ()
+            leases, self._leases = self._leases, ()
             for leased in leases:
                 leased.release()
             raise
@@ -140,7 +141,7 @@ def counter_id_reused() -> AbstractContextManager[Any]:
 
 def poison_not_delivered() -> AbstractContextManager[Any]:
     """Nobody tells the receiver that a promised count cannot come."""
-    return mock.patch.object(Submission, "_abort", lambda *_: None)
+    return mock.patch.object(CountAnnouncements, "abort", lambda *_: None)
 
 
 def ring_overflow_loses_an_event() -> AbstractContextManager[Any]:
@@ -158,7 +159,7 @@ def ring_overflow_loses_an_event() -> AbstractContextManager[Any]:
 
 def stale_import_kept() -> AbstractContextManager[Any]:
     """A region that its owner has taken back is still thought to be there."""
-    return mock.patch.object(Submission, "forget", lambda *_: None)
+    return mock.patch.object(RouteTable, "on_revoked", lambda *_: None)
 
 
 def nothing() -> AbstractContextManager[Any]:
