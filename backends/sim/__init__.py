@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from aio_transfer.backends.native import NativeDriver
 from aio_transfer.backends.native._native import SimCore
 from aio_transfer.backends.sim.options import OPTIONS
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from aio_transfer.backends.native._native import Fabric, NativeCore
+    from aio_transfer.driver.protocol import Capabilities
 
 __all__ = ("BACKEND", "SimDriver", "create")
 
@@ -30,6 +33,11 @@ class SimDriver(NativeDriver):
         super().__init__("sim", options)
         self._fabric = fabric
         self._on_open = on_open
+
+    def open(self) -> Capabilities:
+        """Join the fabric."""
+        # No spin-wait: an engine in this process may have to run before the count can come.
+        return replace(super().open(), spins=False)
 
     def _open_core(self) -> NativeCore:
         core = SimCore(self._fabric, self._options)
