@@ -11,7 +11,6 @@ from aio_transfer import (
     CounterRef,
     ImmCounter,
     Pages,
-    Path,
     Peer,
     PeerGroup,
     ReceivedMessage,
@@ -23,6 +22,7 @@ from aio_transfer import (
     Slice,
     Transfer,
     TransferEngine,
+    TransportPath,
 )
 
 
@@ -49,7 +49,7 @@ async def use() -> None:
         assert_type(peer, Peer)
         transfer = engine.submit_write_pages(region.pages([0], 4096), remote.pages([1], 4096))
         assert_type(transfer, Transfer)
-        assert_type(transfer.path, Path | None)
+        assert_type(transfer.path, TransportPath | None)
         assert_type(await transfer, None)
         assert_type(await counter.wait(3), None)
         assert_type(counter.value, int)
