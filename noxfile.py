@@ -172,9 +172,11 @@ def verbs_slice(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Documentation site, with warnings as errors: tutorial, how-to guides, reference, explanation."""
-    install(session, "docs")
+    install(session, "test", "docs")
+    session.run("python", "-m", "pytest", "-q", "tests/docs/test_site.py", env=INSTALLED)
     site = session.create_tmp()
     session.run("mkdocs", "build", "--strict", "-q", "-d", site, env=INSTALLED | {"NO_MKDOCS_2_WARNING": "1"})
+    session.log(f"the site begins at {site}/index.html")
 
 
 @nox.session

@@ -118,12 +118,9 @@ def _resolve(name: str, obj: griffe.Object, links: dict[str, str]) -> str:
     while scope is not None:
         candidates.append(f"{scope.path}.{name}")
         scope = scope.parent
-    with contextlib.suppress(griffe.NameResolutionError):
-        candidates.append(obj.resolve(name))
     first, _, rest = name.partition(".")
-    if rest:
-        with contextlib.suppress(griffe.NameResolutionError):
-            candidates.append(f"{obj.resolve(first)}.{rest}")
+    with contextlib.suppress(griffe.NameResolutionError):
+        candidates.append(".".join(filter(None, (obj.resolve(first), rest))))
     return next((links[candidate] for candidate in candidates if candidate in links), "")
 
 

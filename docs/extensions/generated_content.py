@@ -76,10 +76,21 @@ def options() -> str:
     for name in names():
         backend = load(name)
         rows = [
-            (f"`{row.name}`", row.type, row.allowed or "any", f"`{row.default}`" if row.default else "—", row.meaning)
+            (
+                f"`{row.name}`",
+                row.type,
+                row.allowed or "any",
+                row.unit,
+                f"`{row.default}`" if row.default else "—",
+                row.meaning,
+            )
             for row in backend.options.as_rows()
         ]
-        body = _table(("option", "type", "allowed", "default", "meaning"), rows) if rows else "It has no options.\n"
+        body = (
+            _table(("option", "type", "allowed", "unit", "default", "meaning"), rows)
+            if rows
+            else "It has no options.\n"
+        )
         sections.append(f"## {name} {{ #{name} }}\n\n{backend.summary}\n\n{body}")
     return "\n".join(sections)
 

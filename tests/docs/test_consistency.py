@@ -181,13 +181,7 @@ def anchors(page: pathlib.Path) -> set[str]:
     return found
 
 
-RECORDS = {
-    ROOT / name for name in ("docs/proof.md", "benchmarks/README.md", "benchmarks/log.md", "benchmarks/peers/README.md")
-}
-"""Records of measurements, whose lines stay as they were written."""
-
-
-@pytest.mark.parametrize("page", [page for page in MARKDOWN if page not in RECORDS], ids=name_of)
+@pytest.mark.parametrize("page", MARKDOWN, ids=name_of)
 def test_lines_are_narrow(page: pathlib.Path) -> None:
     if page.is_relative_to(ROOT / "backends"):
         return
