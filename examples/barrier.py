@@ -1,4 +1,4 @@
-"""A peer group: every member scatters to all others, then all meet in a barrier."""
+"""Peer group: every member scatters to all others, and a barrier synchronizes them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ async def member(rank: int, engines: list[TransferEngine], blobs: dict[int, byte
     inbox = engine.allocate(MEMBERS)
     counter = engine.counter(sources=others)
     blobs[rank] = bytes((await engine.register(inbox)).descriptor(counter))
-    await group.barrier()  # everybody's descriptor is there
+    await group.barrier()  # all descriptors are published
     source = await engine.register(bytearray([rank + 1]))
     remotes = [RemoteRegion.from_bytes(blobs[other]) for other in range(MEMBERS) if other != rank]
     await group.scatter([source[:]] * len(remotes), [remote[rank : rank + 1] for remote in remotes])

@@ -1,4 +1,4 @@
-"""KV-cache pages: scattered here, scattered there, one count per page, no order promised."""
+"""KV-cache pages: scattered in source and target, one count per page, in no particular order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ async def main() -> None:
         cache = decode.allocate((PAGES, PAGE_NBYTES))
         counter = decode.counter()
         region = await decode.register(cache)
-        free = np.random.default_rng(1).permutation(PAGES)[:32]  # pages the decoder hands out
+        free = np.random.default_rng(1).permutation(PAGES)[:32]  # free pages of the decoder
         remote = RemoteRegion.from_bytes(bytes(region.descriptor(counter)))
 
         computed = prefill.allocate((PAGES, PAGE_NBYTES))
@@ -24,7 +24,7 @@ async def main() -> None:
         ours = np.arange(32)
         transfer = prefill.submit_write_pages(source.pages(ours, PAGE_NBYTES), remote.pages(free, PAGE_NBYTES))
 
-        await counter.wait(32)  # on the decoder: every page is there
+        await counter.wait(32)  # on the decoder: every page has arrived
         await transfer  # on the prefiller: its pages may be overwritten
         assert (cache[free] == computed[ours]).all()
         print(f"{transfer.count} pages, {transfer.nbytes} B, by {transfer.path}")

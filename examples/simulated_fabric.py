@@ -1,6 +1,6 @@
-"""Test your own code against the worst fabric the contract allows: no order, full queues, failures on command.
+"""Test of application code on a simulated fabric: packets in any order, full queues, failures on request.
 
-What is under test here is ``gather``: it takes pages from several senders and must hand them on complete.
+The code under test is ``gather``: it waits for pages from several senders and must report only complete ones.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ async def gather(counter: ImmCounter, pages: int) -> str:
     try:
         await counter.wait(pages)
     except TransferAbortedError as error:
-        return f"a sender gave up: {error.operation}"
+        return f"a sender failed: {error.operation}"
     return "complete"
 
 

@@ -1,7 +1,7 @@
-"""One write, one count: the sender awaits its end, the receiver awaits its arrival.
+"""One write and one count: the sender awaits the acknowledgement, the receiver awaits the arrival.
 
-Run it with no arguments: it starts its own second process. In a cluster the descriptor travels by whatever you have:
-an HTTP body, a queue, a file.
+Run it without arguments: it starts its own second process. In a cluster, send the descriptor over any channel: an HTTP
+body, a queue, a file.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every example runs as it stands, and says nothing on stderr."""
+"""Every example runs unchanged, and prints nothing on stderr."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ EXAMPLES = sorted((pathlib.Path(__file__).parents[2] / "examples").glob("*.py"))
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_it_runs(path: pathlib.Path) -> None:
+def test_example_runs_without_warnings(path: pathlib.Path) -> None:
     ran = subprocess.run(
         [sys.executable, "-W", "error", str(path)], capture_output=True, text=True, timeout=30, check=False
     )

@@ -55,17 +55,17 @@ def workload(test: str, *, nbytes: int, count: int, loop: str = "asyncio") -> Wo
     ("text", "nbytes"),
     [("1", 1), ("8B", 8), ("4KiB", 4096), ("4k", 4096), (" 16 MiB ", 16 << 20), ("2G", 2 << 30), ("3MIB", 3 << 20)],
 )
-def test_sizes(text: str, nbytes: int) -> None:
+def test_sizes_with_units(text: str, nbytes: int) -> None:
     assert parse_size(text) == nbytes
 
 
 @pytest.mark.parametrize("text", ["", "0", "0KiB", "-1", "4.5KiB", "4KB", "KiB", "4 TiB", "4KiB4", "0x10", "1e3"])
-def test_no_sizes(text: str) -> None:
+def test_malformed_sizes_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="is not a size"):
         parse_size(text)
 
 
-def test_sweep() -> None:
+def test_sweep_multiplies_up_to_the_last_size() -> None:
     assert sweep(4096, 4096) == (4096,)
     assert sweep(1, 64) == (1, 4, 16, 64)
     assert sweep(1, 65) == (1, 4, 16, 64)
@@ -160,7 +160,7 @@ def test_cpu_clock_of_a_process_that_is_gone_is_an_error() -> None:
         cpu_ns([2**22 + 1])
 
 
-def test_bars() -> None:
+def test_bars_are_scaled_to_the_highest() -> None:
     assert bar(1, 1) == "█" * BAR_CELLS
     assert bar(0, 1) == bar(0, 0) == ""
     assert bar(1 / 2, 1) == "█" * (BAR_CELLS // 2)
@@ -274,7 +274,7 @@ def test_plot_needs_matplotlib_before_anything_is_measured(
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
-def test_plot(results: list[Result], tmp_path: Path, suffix: str) -> None:
+def test_plot_is_written(results: list[Result], tmp_path: Path, suffix: str) -> None:
     pytest.importorskip("matplotlib")
     path = tmp_path / f"x{suffix}"
     require_plotting(path)
@@ -312,10 +312,10 @@ async def test_perftest_is_asked_again_when_its_clock_was_wrong(monkeypatch: pyt
         await perftest.seconds_per_write(perftest.RdmaPortName("rxe_lo:1"), 65536, 100)
 
 
-@pytest.mark.parametrize("said", ["", "Couldn't connect to 127.0.0.1:19000", PERFTEST.replace("65536", "65537")])
-def test_perftest_that_fails_says_why(said: str) -> None:
-    with pytest.raises(AioTransferError, match=r"perftest failed: (.|\n)*" + said[-20:].strip()):
-        parse_row(said, 65536)
+@pytest.mark.parametrize("output", ["", "Couldn't connect to 127.0.0.1:19000", PERFTEST.replace("65536", "65537")])
+def test_perftest_failure_shows_its_output(output: str) -> None:
+    with pytest.raises(AioTransferError, match=r"perftest failed: (.|\n)*" + output[-20:].strip()):
+        parse_row(output, 65536)
 
 
 @pytest.mark.parametrize(
@@ -328,7 +328,7 @@ def test_perftest_that_fails_says_why(said: str) -> None:
     ],
 )
 @pytest.mark.parametrize("is_installed", [True, False])
-def test_perftest_runs_only_where_it_says_something(
+def test_perftest_runs_only_where_it_is_comparable(
     monkeypatch: pytest.MonkeyPatch, options: Options, possible: bool, is_installed: bool
 ) -> None:
     monkeypatch.setattr("shutil.which", lambda name: name if is_installed else None)
