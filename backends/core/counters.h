@@ -37,8 +37,8 @@ struct Doorbell {
   void ring() const noexcept;  // at most one write per parking
 };
 
-// Doorbells that ring later, all together. `parked` stays as it is until then: whoever takes it back must ring, and
-// this process may die in between.
+// Doorbells that ring later, all together. `parked` stays as it is until then: a process that takes it back must ring,
+// and this process may die in between.
 struct DeferredDoorbells {
   bool holding = false;
   std::vector<Doorbell> bells;

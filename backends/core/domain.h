@@ -97,7 +97,7 @@ class Domain {
   virtual void register_remote(RegionNumber region, const RemoteMemory& memory) = 0;
   // For local memory, sink.released(region) follows as soon as no peer can reach it: at once, or from progress().
   virtual void deregister(RegionNumber region) = 0;
-  // First without, then with the peer's end; returns ours both times. The blob is at most 4 KiB.
+  // Called first without, then with the peer's endpoint; returns the local one both times. A blob is at most 4 KiB.
   virtual Endpoint connect(PeerNumber peer, const std::optional<Endpoint>& remote) = 0;
   // Accepts a further NIC of a peer that has more of them than we: it writes to us, and is never written to. Called
   // between the two calls of connect().

@@ -36,7 +36,8 @@ class EventQueue {
   void notify_loop(std::chrono::microseconds at_least);
   // Events that were emitted and did not fit into the ring wait for another pass.
   [[nodiscard]] bool overflows() const noexcept { return overflows_; }
-  // A loop that polls for itself takes everything right after: nobody needs to ring meanwhile, and for nothing before.
+  // For a loop that polls the domains itself: it drains right after, so that no event needs to ring meanwhile, and none
+  // of those before it.
   void unpark_loop() noexcept { counters_.memory()->parked.store(0, std::memory_order_relaxed); }
   void drop_notification() noexcept { unannounced_since_.reset(); }
   // Wakes the loop even if it seems to be awake: a peer may have died after it took `parked` back, before it rang.

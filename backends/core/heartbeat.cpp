@@ -18,7 +18,7 @@ constexpr char kDeclaredLost = '!';
 constexpr std::uint64_t kWake = UINT64_MAX;
 
 void send_byte(int socket, char byte) noexcept {
-  // MSG_DONTWAIT: the buffer is full where the peer is frozen, and then one byte more tells it nothing.
+  // MSG_DONTWAIT: the buffer is full where the peer is frozen, and one byte more would change nothing.
   ::send(socket, &byte, 1, MSG_DONTWAIT | MSG_NOSIGNAL);
 }
 

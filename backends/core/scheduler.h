@@ -18,8 +18,8 @@
 
 namespace aio {
 
-// Waking a sleeping loop takes some microseconds of whoever does it. While a worker has more to copy, the end of one
-// batch is announced together with the next one's, unless it has waited for so long.
+// Waking a sleeping loop takes some microseconds of the thread that does it. While a worker has more to copy, the end
+// of one batch is announced together with the next one's, unless it has waited for so long.
 inline constexpr std::chrono::microseconds kNotifyDelay{100};
 // With more transfers in flight, the event loop has enough to do: the worker drives them.
 inline constexpr std::size_t kMaxTransfersOfLoop = 2;
@@ -77,7 +77,7 @@ class Scheduler {
   // turn and returns true if a caller waits for the lock.
   template <class Yields>
   bool serve(Rail& rail, const Yields& yields);
-  // Whether the worker must look at what was posted inline, or had better do so beside a loop that goes on posting.
+  // Whether the worker must drive what was posted inline, or may well do so in parallel to a loop that goes on posting.
   [[nodiscard]] bool needs_worker() const;
 
   // As Sink::stopped.

@@ -86,7 +86,7 @@ struct LocalMemory {
   int fd;  // -1: neither memory from the engine nor a dma-buf
   std::uint64_t fd_offset;
   bool is_dmabuf = false;
-  int cuda_device = -1;  // of a dma-buf: whose memory it is; -1 where this process reaches it at addr
+  int cuda_device = -1;  // of a dma-buf: the device that owns it; -1 where this process reaches it at addr
 };
 
 struct RemoteMemory {

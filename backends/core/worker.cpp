@@ -20,7 +20,7 @@ constexpr timespec kLoopLeadTimeout{0, 1'000'000};
 constexpr auto kMaxLoopPollTime = std::chrono::microseconds(100);
 // Sleeps that the worker keeps to itself where sharing arrivals with the loop was not worth it.
 constexpr unsigned kLoopSharingBackoff = 64;
-// How often a domain is polled one of whose descriptors has failed for good.
+// Poll interval of a domain with a descriptor that has failed for good.
 constexpr timespec kFailedFdPollInterval{0, 10'000'000};
 
 // Takes out descriptors that have only failed, those of a device that is gone: they would wake the worker for ever.

@@ -43,7 +43,7 @@ class NativeCore {
   void close();
 
  protected:
-  // For a backend whose class takes more than options: `set_up` runs without the interpreter's lock.
+  // For a subclass that is opened with more than options. `set_up` runs without the interpreter's lock.
   NativeCore(const std::string& backend, const Options& options, const std::function<BackendSetup()>& set_up);
 
   Core& core();

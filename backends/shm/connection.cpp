@@ -47,7 +47,7 @@ bool has_exited(const Fd& process) noexcept {
 PeerSlot* ShmDomain::take_slot(std::uint64_t nonce) {
   free_revoked_slots();
   for (PeerSlot& slot : segment_->get()->peers) {
-    // acquire pairs with the store of 0 that freed it; relaxed: nobody looks at the rest before `word` offers the slot.
+    // acquire pairs with the store of 0 that freed it; relaxed: no peer reads the rest before `word` offers the slot.
     if (slot.word.load(std::memory_order_acquire) != 0) continue;
     slot.revoked.store(0, std::memory_order_relaxed);
     slot.busy.store(0, std::memory_order_relaxed);
@@ -105,7 +105,7 @@ void ShmDomain::disconnect(PeerNumber number, bool /*lost*/) {
   }
   // Our copies run under the core's lock, so none is in progress: leaving is our last store there.
   if (peer.theirs != nullptr) peer.theirs->step(peer.their_nonce, SlotState::joined, SlotState::left);
-  peer.mine->revoked.store(1, std::memory_order_seq_cst);                     // before the look at `busy` (wire.h)
+  peer.mine->revoked.store(1, std::memory_order_seq_cst);                     // before `busy` is loaded (wire.h)
   if (peer.mine->step(peer.my_nonce, SlotState::offered, SlotState::free)) {  // it never joined, and no longer can
     peer.mine->word.store(0, std::memory_order_release);
     return sink_.fenced(number);

@@ -1,5 +1,5 @@
 // Copy tuner: finds out by trying which of two ways to copy large batches is the faster one. It differs between
-// machines by more than a factor of two in either direction, and what a processor states about its caches does not tell
+// machines by more than a factor of two in either direction, and the cache sizes that a processor reports do not tell
 // which: nontemporal stores took 0.7 of memcpy's time on one, and 1.6 on another (benchmarks/log.md).
 #pragma once
 

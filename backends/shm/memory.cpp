@@ -74,7 +74,7 @@ void ShmDomain::deregister(RegionNumber number) {
   if (found == local_regions_.end()) return;
   const std::uint32_t slot = found->second.slot;
   local_regions_.erase(found);
-  segment_->get()->regions[slot].store(0, std::memory_order_seq_cst);  // before the look at `busy` (wire.h)
+  segment_->get()->regions[slot].store(0, std::memory_order_seq_cst);  // before `busy` is loaded (wire.h)
   releasing_.emplace_back(number, slot);
   progress();
 }

@@ -1,5 +1,5 @@
-// What tests of a domain without the core share: checks that are counted, a sink that remembers, and flows that are
-// posted as the core would.
+// Test harness for a domain without the core: checks that are counted, a sink that records, and flows that are posted
+// as the core posts them.
 #pragma once
 
 #include <poll.h>

@@ -1,6 +1,6 @@
-// What a page, an awaited write and a scatter's target cost in instructions, which no other program disturbs. Cores on
-// shared memory in one process, all without a worker: everything happens in the order below.
-// benchmarks/instructions.py builds and runs it, with 1 and with 11 rounds: the difference is of ten.
+// Instructions per page, per awaited write and per target of a scatter, which no other program disturbs. Cores on
+// shared memory in one process, all without a worker: everything happens in the order below. benchmarks/instructions.py
+// builds and runs it, with 1 and with 11 rounds: the difference is of ten.
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -18,7 +18,7 @@
 
 using namespace aio;
 
-// valgrind 3.19 knows no pidfd_open: whoever starts us has made one of us, which an exec does not change.
+// valgrind 3.19 has no pidfd_open: the parent process has made a pidfd of this one, which an exec does not change.
 extern "C" long __real_syscall(long number, ...);
 extern "C" long __wrap_syscall(long number, long first, long second) {
   const char* given = std::getenv("OWN_PIDFD");
@@ -54,7 +54,7 @@ struct Engine {
   }
 };
 
-// Fails loudly: a count of what went wrong would be a small one.
+// Ends the program: a count of a run that failed would be a small one.
 void require(bool is_so, const char* what) {
   if (is_so) return;
   std::printf("%s\n", what);

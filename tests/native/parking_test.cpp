@@ -1,6 +1,6 @@
-// How the worker sleeps: a domain one of whose descriptors has failed for good keeps no processor busy, and the others
-// still wake it.
-//   g++ -std=c++20 -O1 backends/core/core.cpp backends/core/counters.cpp tests/native/parking_test.cpp -o parking_test
+// Test of how the worker parks: a descriptor that has failed for good keeps no processor busy, and the domain's other
+// descriptors still wake the worker.
+//   g++ -std=c++20 -O1 backends/core/*.cpp tests/native/parking_test.cpp -o parking_test
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -16,11 +16,11 @@ using namespace std::chrono_literals;
 
 namespace {
 
-// Moves nothing, and counts how often it is looked at.
-struct Still final : Domain {
+// Moves nothing, and counts how often it is polled.
+struct IdleDomain final : Domain {
   DomainAttributes about;
   std::vector<int> descriptors;
-  std::atomic<unsigned> looks{0};
+  std::atomic<unsigned> polls{0};
 
   [[nodiscard]] const DomainAttributes& attributes() const noexcept override { return about; }
   std::string register_local(RegionNumber, const LocalMemory&) override { return {}; }
@@ -31,7 +31,7 @@ struct Still final : Domain {
   Posted post(Flow&, std::uint32_t) override { return Posted::full; }
   Posted send(PeerNumber, TransferId, const std::string&) override { return Posted::full; }
   bool progress() override {
-    looks.fetch_add(1);
+    polls.fetch_add(1);
     std::uint64_t value = 0;
     return ::read(descriptors.back(), &value, sizeof value) > 0;
   }
@@ -40,15 +40,15 @@ struct Still final : Domain {
   [[nodiscard]] std::uint64_t handles() const noexcept override { return 0; }
 };
 
-void beside_one_that_is_dead() {
-  std::printf("a descriptor that is never quiet again\n");
+void failed_descriptor() {
+  std::printf("a descriptor that has failed for good\n");
   std::array<int, 2> pipe{};
   CHECK(::pipe(pipe.data()) == 0);
-  ::close(pipe[0]);  // who polls the other end is told of an error, for ever
+  ::close(pipe[0]);  // poll() reports an error for the other end from now on
   const int alive = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-  auto domain = std::make_unique<Still>();
-  Still& still = *domain;
-  still.descriptors = {pipe[1], alive};
+  auto domain = std::make_unique<IdleDomain>();
+  IdleDomain& idle = *domain;
+  idle.descriptors = {pipe[1], alive};
   {
     Core core(private_wiring(), CoreOptions{}, [&](Sink&) {
       std::vector<std::unique_ptr<Domain>> domains;
@@ -56,22 +56,22 @@ void beside_one_that_is_dead() {
       return domains;
     });
     std::this_thread::sleep_for(50ms);
-    const unsigned before = still.looks.load();
+    const unsigned before = idle.polls.load();
     std::this_thread::sleep_for(300ms);
-    const unsigned looks = still.looks.load() - before;
-    std::printf("  %u looks in 0.3 s\n", looks);
-    CHECK(looks >= 1);
-    CHECK(looks <= 60);
+    const unsigned polls = idle.polls.load() - before;
+    std::printf("  %u polls in 0.3 s\n", polls);
+    CHECK(polls >= 1);
+    CHECK(polls <= 60);
     auto quickest = 1'000'000us;
     for (int i = 0; i < 20; ++i) {
       std::this_thread::sleep_for(3ms);
-      const unsigned so_far = still.looks.load();
+      const unsigned so_far = idle.polls.load();
       const auto since = Clock::now();
       CHECK(::eventfd_write(alive, 1) == 0);
-      while (still.looks.load() == so_far && Clock::now() - since < 1s) std::this_thread::yield();
+      while (idle.polls.load() == so_far && Clock::now() - since < 1s) std::this_thread::yield();
       quickest = std::min(quickest, std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - since));
     }
-    std::printf("  woken beside it within %ld us\n", static_cast<long>(quickest.count()));
+    std::printf("  woken by another descriptor within %ld us\n", static_cast<long>(quickest.count()));
     CHECK(quickest < 2ms);
   }
   ::close(pipe[1]);
@@ -81,7 +81,7 @@ void beside_one_that_is_dead() {
 }  // namespace
 
 int main() {
-  beside_one_that_is_dead();
+  failed_descriptor();
   std::printf(failures == 0 ? "all well\n" : "%d checks failed\n", failures);
   return failures == 0 ? 0 : 1;
 }

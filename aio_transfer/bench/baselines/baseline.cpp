@@ -72,12 +72,12 @@ Times copy(const Batch& batch, unsigned rounds) {
 Times copy_process(int pid, const Batch& batch, unsigned rounds) {
   const auto here = vectors(batch.sources, batch.nbytes);
   const auto there = vectors(batch.targets, batch.nbytes);
-  std::vector<iovec> mine;
-  std::vector<iovec> theirs;
+  std::vector<iovec> local;
+  std::vector<iovec> remote;
   return timed(rounds, [&] {
-    mine = here;
-    theirs = there;
-    write_vectors(pid, mine, theirs);
+    local = here;
+    remote = there;
+    write_vectors(pid, local, remote);
   });
 }
 
