@@ -1,4 +1,4 @@
-"""Every check of the kit, and random schedules, on every backend that runs here, on every event loop."""
+"""Conformance: every check and random schedules, on every backend of this machine and every event loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kit itself: it catches what is wrong, names the rule, and says what it needs to be repeated."""
+"""Tests of the kit: it catches wrong drivers, names the broken rule, and reports the seed that repeats a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A process on emulated devices that forks: ``forks.py SCENE``. Says in JSON what its child met, if it lives to."""
+"""Process on emulated devices that forks: ``forks.py SCENE``; reports in JSON what its child found."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NBYTES = 1 << 20
 
 
 async def write(options: dict[str, object], between: Callable[[], object] = int) -> str:
-    """Write twice over engines with these options, and do something between; say what was refused."""
+    """Write twice over engines with these options, do something in between, and report what was refused."""
     settings = {"backend": "libfabric", "options": {"libfabric": {"provider": "efa"} | options}}
     try:
         async with TransferEngine(label="from", **settings) as here, TransferEngine(label="to", **settings) as there:

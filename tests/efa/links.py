@@ -1,4 +1,4 @@
-"""A process on emulated devices whose links are cut and mended: ``links.py greeting|rail asyncio|trio FILE``."""
+"""Process on emulated devices whose links are cut and restored: ``links.py greeting|rail asyncio|trio FILE``."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ async def greet() -> dict[str, object]:
         set_links("1")
         fresh = there.counter()
         remote = RemoteRegion.from_bytes(bytes(far.descriptor(fresh)))
-        while True:  # the next question to the peer is at most some seconds away
+        while True:  # until the provider repeats its handshake
             try:
                 await here.write(region[:], remote[:])
                 break
             except ProviderError:
-                await anyio.sleep(0.1)
+                await anyio.sleep(0.1)  # the provider repeats its handshake some seconds later, without an event
         return {"said": said, "seconds": seconds}
 
 

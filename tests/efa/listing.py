@@ -1,4 +1,4 @@
-"""What ``fi_info -p efa`` would say, which the ``mpich`` wheel does not carry: provider, fabric, domain, Gbit/s."""
+"""List of the efa provider's fabrics, as ``fi_info -p efa`` prints it: provider, fabric, domain, Gbit/s."""
 
 from __future__ import annotations
 

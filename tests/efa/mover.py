@@ -1,4 +1,4 @@
-"""A process on emulated devices: two engines, and bytes between them. Says in JSON how it went."""
+"""Process on emulated devices: two engines and transfers between them; reports the result in JSON."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ async def move(nbytes: int, options: dict[str, object], kind: str) -> dict[str, 
 
 
 async def main() -> None:
-    """Do it as the arguments say: bytes, the backend's options in JSON, and ``host``, ``dmabuf`` or ``cuda`` memory."""
+    """Run with the arguments: bytes, the backend's options in JSON, and ``host``, ``dmabuf`` or ``cuda`` memory."""
     options = {"provider": "efa"} | json.loads(sys.argv[2])
     try:
         said = await move(int(sys.argv[1]), options, sys.argv[3])

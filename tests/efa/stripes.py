@@ -1,6 +1,6 @@
-"""A process on emulated devices: striped writes, each of which raises its counter by one.
+"""Process on emulated devices: striped writes, each of which raises its counter by one.
 
-``stripes.py COUNT NBYTES AT_ONCE``. What fails, for a fault of the device's, must not have counted; it is made again.
+``stripes.py COUNT NBYTES AT_ONCE``. A write that a device's fault fails must not count; it is submitted again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def same(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 async def main() -> None:
-    """Make them all, and say how many failed and had to be made again."""
+    """Perform all writes, and report how many failed and were submitted again."""
     count, nbytes, at_once = map(int, sys.argv[1:])
     rails = int(os.environ["EFA_EMULATOR_DEVICES"])
     options = {"libfabric": {"provider": "efa", "rails": rails}}
@@ -69,7 +69,7 @@ async def main() -> None:
         async with anyio.create_task_group() as tasks:
             for slot in range(at_once):
                 tasks.start_soon(repeat, slot)
-        await anyio.sleep(0.2)  # for counts that nobody waits for
+        await anyio.sleep(0.2)  # no event ends the wait for counts that must not come
         assert all(counter.value == expected for counter, expected in used)
         posted = here.statistics().drivers["libfabric"]["writes"]
     print(json.dumps(dict(seen) | {"pieces": posted, "seconds": time.perf_counter() - began}))  # noqa: T201

@@ -1,6 +1,6 @@
-"""Every check of the kit on libfabric's own efa provider, over emulated devices: as many as there are.
+"""Conformance of libfabric's efa provider on emulated devices, as many as there are.
 
-``EFA_FABRIC=efa`` takes the provider's other fabric.
+``EFA_FABRIC=efa`` selects the provider's fabric of that name instead of efa-direct.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""libfabric's own efa provider on emulated devices, in processes that see them: this one need not."""
+"""libfabric's efa provider on emulated devices, in child processes that load the emulator."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The deliberate bugs of ``tests/conformance`` and ``tests/mutants``, on emulated devices: the same checks see them.
+"""Mutants of ``tests/conformance`` and ``tests/mutants`` on emulated devices: the same checks catch them.
 
-Those that are switches of the simulated fabric have no counterpart here; the wrong drivers stand for some of them.
+Mutants that are switches of the simulated fabric are left out; wrong drivers replace some of them.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _warm() -> None:
 
 @pytest.fixture(autouse=True)
 def _silence() -> Iterator[None]:
-    """Engines that are closed and killed have much to say."""
+    """Engines that are closed and killed log a lot."""
     logging.disable(logging.WARNING)
     yield
     logging.disable(logging.NOTSET)
@@ -81,7 +81,7 @@ CAUGHT_BY = {
 }
 """By which check of the kit; the others by random schedules."""
 SWITCHES = {name for name, (switch, _) in mutants.MUTANTS.items() if switch}
-"""Of the simulated fabric: no device here accepts a stale key, say."""
+"""Mutants of the simulated fabric: no emulated device accepts a stale key, for example."""
 
 
 @pytest.mark.parametrize("name", [name for name in mutants.MUTANTS if name not in SWITCHES])

@@ -1,6 +1,6 @@
-"""Two processes on emulated devices: other counts of NICs on either side, and one that is killed or frozen.
+"""Two processes on emulated devices: unequal numbers of NICs, and a process that is killed or stopped.
 
-Run as a program this is the other process: it hands memory out, and writes into its parent's for as long as it may.
+Run as a program this is the other process: it offers memory, and writes into its parent's.
 """
 
 from __future__ import annotations
@@ -47,35 +47,35 @@ def open_engine(label: str, rails: int) -> TransferEngine:
 # -------------------------------------------------------------------------------------------------- the other process
 
 
-def say(**words: object) -> None:
+def send_message(**words: object) -> None:
     print(json.dumps(words), flush=True)  # noqa: T201 - the parent reads it
 
 
-async def hear() -> str:
+async def receive_line() -> str:
     return (await anyio.to_thread.run_sync(sys.stdin.readline)).strip()
 
 
 async def main() -> None:
-    """Write as often as is said, or for ever; then say what has arrived here."""
+    """Write as often as the parent commands, or for ever, and report what has arrived."""
     async with open_engine("child", int(sys.argv[1])) as engine:
         memory, source = engine.allocate(NBYTES), engine.allocate(NBYTES)
         region, here = await engine.register(memory), await engine.register(source)
         counter = engine.counter()
-        say(descriptor=bytes(region.descriptor(counter)).hex())
-        remote = RemoteRegion.from_bytes(bytes.fromhex(await hear()))
-        while (line := await hear()) not in ("", "quit"):
+        send_message(descriptor=bytes(region.descriptor(counter)).hex())
+        remote = RemoteRegion.from_bytes(bytes.fromhex(await receive_line()))
+        while (line := await receive_line()) not in ("", "quit"):
             if line == "sum":
-                say(sum=int(memory.view(np.uint32).sum(dtype=np.uint64)), value=counter.value)
+                send_message(sum=int(memory.view(np.uint32).sum(dtype=np.uint64)), value=counter.value)
                 continue
             if line.startswith("wait"):
                 await counter.wait(int(line.split()[1]))
-                say(waited=True)
+                send_message(waited=True)
                 continue
             for value in range(1, 10**6) if line == "forever" else (int(line),):
                 source[:] = value % 251
                 await engine.write(here[:], remote[:])
                 await engine.write_pages(here.pages(PAGES, PAGE), remote.pages(PAGES, PAGE))
-                say(written=value)
+                send_message(written=value)
 
 
 # --------------------------------------------------------------------------------------------------------------- ours
@@ -90,10 +90,10 @@ class Child:
             text=True,
         )
 
-    async def hear(self) -> dict[str, object]:
+    async def receive(self) -> dict[str, object]:
         return json.loads(await anyio.to_thread.run_sync(self.process.stdout.readline, abandon_on_cancel=True))
 
-    def tell(self, line: str) -> None:
+    def send(self, line: str) -> None:
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
 
@@ -119,23 +119,25 @@ async def test_sides_with_unequal_numbers_of_nics_reach_each_other(
         memory, source = engine.allocate(NBYTES), engine.allocate(NBYTES)
         region, ours = await engine.register(memory), await engine.register(source)
         counter = engine.counter()
-        remote = RemoteRegion.from_bytes(bytes.fromhex(str((await child.hear())["descriptor"])))
-        child.tell(bytes(region.descriptor(counter)).hex())
+        remote = RemoteRegion.from_bytes(bytes.fromhex(str((await child.receive())["descriptor"])))
+        child.send(bytes(region.descriptor(counter)).hex())
         source[:] = np.random.default_rng(3).integers(0, 256, NBYTES, dtype=np.uint8)
         for _ in range(3):
             await engine.write(ours[:], remote[:])
         await engine.write_pages(ours.pages(PAGES, PAGE), remote.pages(PAGES, PAGE))
-        child.tell(f"wait {3 + len(PAGES)}")
-        assert await child.hear() == {"waited": True}
-        child.tell("sum")
-        told = await child.hear()
-        assert told == {"sum": int(source.view(np.uint32).sum(dtype=np.uint64)), "value": 3 + len(PAGES)}
-        child.tell("77")
+        child.send(f"wait {3 + len(PAGES)}")
+        assert await child.receive() == {"waited": True}
+        child.send("sum")
+        assert await child.receive() == {
+            "sum": int(source.view(np.uint32).sum(dtype=np.uint64)),
+            "value": 3 + len(PAGES),
+        }
+        child.send("77")
         await counter.wait(1 + len(PAGES))
         assert (memory == 77).all()
-        assert await child.hear() == {"written": 77}
+        assert await child.receive() == {"written": 77}
         assert counter.value == 1 + len(PAGES)
-        child.tell("quit")
+        child.send("quit")
         await anyio.to_thread.run_sync(child.process.wait)
 
 
@@ -145,10 +147,10 @@ async def test_a_lost_writer_fails_the_targets_wait(child: Child, number: int) -
         memory = engine.allocate(NBYTES)
         region = await engine.register(memory)
         counter = engine.counter()
-        await child.hear()
-        child.tell(bytes(region.descriptor(counter)).hex())
-        child.tell("forever")
-        await child.hear()  # it is in the middle of a later round now
+        await child.receive()
+        child.send(bytes(region.descriptor(counter)).hex())
+        child.send("forever")
+        await child.receive()  # it is in the middle of a later round now
         began = time.perf_counter()
         child.process.send_signal(number)
         with pytest.raises(PeerLostError):
@@ -157,7 +159,7 @@ async def test_a_lost_writer_fails_the_targets_wait(child: Child, number: int) -
         await region.aclose()  # its access is revoked for certain
         memory[:] = 99
         child.process.send_signal(signal.SIGCONT)
-        await anyio.sleep(0.5)  # the zombie goes on for as long as nobody has told it
+        await anyio.sleep(0.5)  # time is under test: the continued child writes until it learns that it is lost
         assert (memory == 99).all()
         counter.close()
 
@@ -166,7 +168,7 @@ async def test_a_lost_writer_fails_the_targets_wait(child: Child, number: int) -
 async def test_a_lost_target_fails_the_writers_transfers(child: Child, number: int) -> None:
     async with open_engine("parent", 1) as engine:
         source = await engine.register(engine.allocate(NBYTES))
-        remote = RemoteRegion.from_bytes(bytes.fromhex(str((await child.hear())["descriptor"])))
+        remote = RemoteRegion.from_bytes(bytes.fromhex(str((await child.receive())["descriptor"])))
         await engine.write(source[:], remote[:])
         transfers = [engine.submit_write(source[:], remote[:]) for _ in range(8)]
         began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""A process on an emulated device: one engine writes many small pages to each of several peers at once."""
+"""Process on an emulated device: one engine writes many small pages to each of several peers at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A peer that shares no code with ours: two RC queue pairs on bare pyverbs.
+"""Independent verbs peer, without code of the package: two RC queue pairs on bare pyverbs.
 
 Its handshake follows docs/reference/verbs-protocol.md.
 """
@@ -118,7 +118,7 @@ class RawPeer:
             count, found = self.cq.poll()
             if count:
                 return found[0]
-            time.sleep(0.001)
+            time.sleep(0.001)  # the completion queue has no channel whose event could be awaited
         raise TimeoutError("nothing completes")
 
     def message(self) -> tuple[Any, bytes]:

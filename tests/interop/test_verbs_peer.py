@@ -1,4 +1,4 @@
-"""Our verbs backends with a peer of another make: what each writes, counts and says, the other understands."""
+"""Interoperability of the verbs backends with an independent peer: writes, counts and messages in both directions."""
 
 from __future__ import annotations
 
@@ -150,35 +150,35 @@ class Ours:
         self.driver.open()
         self.whole = (ctypes.c_ubyte * (NBYTES + 2 * GUARD))(*[0xEE] * (NBYTES + 2 * GUARD))
         self.addr = ctypes.addressof(self.whole) + GUARD
-        self.heard: list[tuple[int, int, int, int, bytes]] = []
+        self.events: list[tuple[int, int, int, int, bytes]] = []
         memory = LocalMemory(addr=self.addr, nbytes=NBYTES, access=BOTH)
         self.key = self.wire.key(self.driver.register(3, memory))
 
     def bytes(self, at: int, nbytes: int) -> bytes:
         return ctypes.string_at(self.addr + at, nbytes)
 
-    def hear(self, kind: EventKind, number: int) -> tuple[int, int, int, int, bytes]:
+    def wait_for(self, kind: EventKind, number: int) -> tuple[int, int, int, int, bytes]:
         """Wait for an event, and keep the others."""
         ends = time.monotonic() + 60
         while time.monotonic() < ends:
-            self.heard += self.driver.drain(64)
-            for event in self.heard:
+            self.events += self.driver.drain(64)
+            for event in self.events:
                 if event[:2] == (kind, number):
-                    self.heard.remove(event)
+                    self.events.remove(event)
                     return event
-            time.sleep(0.001)
-        raise AssertionError(f"no {kind!r} of {number}: {self.heard}")
+            time.sleep(0.001)  # polls, so that these tests do not depend on the driver's wake-ups
+        raise AssertionError(f"no {kind!r} of {number}: {self.events}")
 
     def counts(self, due: int) -> int:
         """Wait until the counter has so many counts, and return how many there are."""
         if self.driver.expect(COUNTER, due) < due:
-            self.hear(EventKind.COUNTER, COUNTER)
+            self.wait_for(EventKind.COUNTER, COUNTER)
         return self.driver.expect(COUNTER, 0)
 
     def post(self, number: int, op: Op, at: int, nbytes: int, **how: Any) -> int:
         """Post one piece with a region of the peer's, and return how it ended."""
         self.start(number, op, at, nbytes, **how)
-        return self.hear(EventKind.TRANSFER, number)[2]
+        return self.wait_for(EventKind.TRANSFER, number)[2]
 
     def start(
         self, number: int, op: Op, at: int, nbytes: int, *, peer: int = 1, region: int = 7, immediate: int | None = None
@@ -308,24 +308,24 @@ def test_both_sides_read(ends: tuple[Ours, RawPeer]) -> None:
 
 def test_both_sides_send_messages(ends: tuple[Ours, RawPeer]) -> None:
     ours, other = ends
-    tell(ours, other, Frame(PAYLOAD, 0, b"hello"))
-    assert ours.hear(EventKind.MESSAGE, 1)[4] == b"hello"
+    send_frame(ours, other, Frame(PAYLOAD, 0, b"hello"))
+    assert ours.wait_for(EventKind.MESSAGE, 1)[4] == b"hello"
     assert other.complete().status == 0
     ours.driver.send(1, 5, b"and to you")
-    assert heard(ours, other) == Frame(PAYLOAD, 0, b"and to you")
-    ours.hear(EventKind.SENT, 5)
+    assert receive_frame(ours, other) == Frame(PAYLOAD, 0, b"and to you")
+    ours.wait_for(EventKind.SENT, 5)
     other.send(b"\x00", 4)  # no frame at all
-    tell(ours, other, Frame(200, 3))  # of no known kind
-    tell(ours, other, Frame(REVOKED, 12345))  # nobody asked
+    send_frame(ours, other, Frame(200, 3))  # of no known kind
+    send_frame(ours, other, Frame(REVOKED, 12345))  # no revocation was requested
     assert ours.post(9, Op.WRITE, 0, 8) == Status.OK
 
 
-def tell(ours: Ours, other: RawPeer, frame: Frame) -> None:
+def send_frame(ours: Ours, other: RawPeer, frame: Frame) -> None:
     immediate, payload = ours.wire.frame(frame)
     other.send(payload, immediate)
 
 
-def heard(ours: Ours, other: RawPeer) -> Frame:
+def receive_frame(ours: Ours, other: RawPeer) -> Frame:
     wc, payload = other.message()
     return ours.wire.said(socket_order(wc.imm_data), payload)
 
@@ -334,26 +334,26 @@ def test_memory_is_released_once_the_peer_has_released_it(ends: tuple[Ours, RawP
     ours, other = ends
     region, rkey, addr = ours.key
     ours.driver.deregister(3)
-    assert heard(ours, other) == Frame(REVOKE, region)
-    other.post(WRITE, 8, there=(rkey, addr))  # it has not said that it has let go, and may still write
+    assert receive_frame(ours, other) == Frame(REVOKE, region)
+    other.post(WRITE, 8, there=(rkey, addr))  # the peer has not confirmed the revocation, and may still write
     assert other.complete().status == 0
     assert not any(event[0] == EventKind.RELEASED for event in ours.driver.drain(64))
-    tell(ours, other, Frame(REVOKED, region))
-    ours.hear(EventKind.RELEASED, 3)
+    send_frame(ours, other, Frame(REVOKED, region))
+    ours.wait_for(EventKind.RELEASED, 3)
     assert other.complete().status == 0
     other.post(WRITE, 8, there=(rkey, addr))
     assert other.complete().status == REMOTE_ACCESS_ERROR
     ours.post(1, Op.WRITE, 0, 0, region=ANY_REGION)  # a driver without receives of its own need not notice before
-    ours.hear(EventKind.PEER_FAILED, 1)
+    ours.wait_for(EventKind.PEER_FAILED, 1)
 
 
 def test_a_region_that_the_peer_revokes_is_stale(ends: tuple[Ours, RawPeer]) -> None:
     ours, other = ends
     assert ours.post(1, Op.WRITE, 0, 8) == Status.OK
-    tell(ours, other, Frame(REVOKE, 9))
+    send_frame(ours, other, Frame(REVOKE, 9))
     assert other.complete().status == 0
     ours.driver.drain(64)
-    assert heard(ours, other) == Frame(REVOKED, 9)
+    assert receive_frame(ours, other) == Frame(REVOKED, 9)
     assert ours.post(2, Op.WRITE, 0, 8) == Status.STALE_REGION
 
 
@@ -362,10 +362,10 @@ def test_only_the_refused_write_is_reported_as_stale(ends: tuple[Ours, RawPeer])
     other.memory.close()  # without a word
     ours.start(1, Op.WRITE, 0, 8)
     ours.start(2, Op.WRITE, 0, 0, region=ANY_REGION)
-    assert ours.hear(EventKind.TRANSFER, 1)[2] == Status.STALE_REGION
-    assert ours.hear(EventKind.TRANSFER, 2)[2] == Status.PEER_LOST
+    assert ours.wait_for(EventKind.TRANSFER, 1)[2] == Status.STALE_REGION
+    assert ours.wait_for(EventKind.TRANSFER, 2)[2] == Status.PEER_LOST
     assert ours.post(3, Op.WRITE, 0, 0, region=ANY_REGION) == Status.PEER_LOST
-    ours.hear(EventKind.PEER_FAILED, 1)
+    ours.wait_for(EventKind.PEER_FAILED, 1)
 
 
 @pytest.mark.parametrize("lost", [False, True])
@@ -376,7 +376,7 @@ def test_nothing_lands_after_the_fence(ends: tuple[Ours, RawPeer], lost: bool) -
     other.post(WRITE_WITH_IMM, 6, there=(rkey, addr), immediate=COUNTER)
     assert other.complete().status == 0
     ours.driver.disconnect(1, lost=lost)
-    ours.hear(EventKind.FENCED, 1)
+    ours.wait_for(EventKind.FENCED, 1)
     assert ours.driver.expect(COUNTER, 0) == 1, "what had arrived counts"
     other.memory.write(b"behind", 6, 0)
     other.post(WRITE_WITH_IMM, 6, there=(rkey, addr), immediate=COUNTER)
@@ -392,9 +392,9 @@ def test_a_write_to_a_peer_that_vanishes_ends_with_an_error(ends: tuple[Ours, Ra
     for pair in other.pairs:
         pair.close()
     assert ours.post(1, Op.WRITE, 0, NBYTES) == Status.PEER_LOST
-    ours.hear(EventKind.PEER_FAILED, 1)
+    ours.wait_for(EventKind.PEER_FAILED, 1)
     ours.driver.disconnect(1, lost=True)
-    ours.hear(EventKind.FENCED, 1)
+    ours.wait_for(EventKind.FENCED, 1)
 
 
 @pytest.mark.parametrize("size", [0, 1, 36, 38, 4096])
@@ -406,7 +406,7 @@ def test_malformed_endpoints_are_refused(ends: tuple[Ours, RawPeer], size: int) 
     with pytest.raises(UsageError):
         ours.driver.connect(2, Endpoint(blob=ours.wire.blob(bytes(size))))
     ours.driver.disconnect(2, lost=True)
-    ours.hear(EventKind.FENCED, 2)
+    ours.wait_for(EventKind.FENCED, 2)
 
 
 @pytest.mark.parametrize("bound", ["rnr_retries", "stall_s"])
@@ -422,15 +422,15 @@ def test_a_peer_that_posts_no_receives_is_lost(way: tuple[str, str], bound: str)
         began = time.monotonic()
         ours.start(100, Op.WRITE, 0, 64, immediate=COUNTER)
         ours.start(101, Op.WRITE, 0, 64, immediate=COUNTER)
-        refused = ours.hear(EventKind.TRANSFER, 100)
+        refused = ours.wait_for(EventKind.TRANSFER, 100)
         assert refused[2] == Status.PROVIDER if bound == "rnr_retries" else Status.PEER_LOST
         assert bound == "stall_s" or refused[3] == RNR_RETRY_EXCEEDED
-        assert ours.hear(EventKind.TRANSFER, 101)[2] == Status.PEER_LOST
+        assert ours.wait_for(EventKind.TRANSFER, 101)[2] == Status.PEER_LOST
         assert time.monotonic() - began < 30
-        ours.hear(EventKind.PEER_FAILED, 1)
+        ours.wait_for(EventKind.PEER_FAILED, 1)
         assert [other.complete().status for _ in range(raw_peer.RECEIVES)] == [0] * raw_peer.RECEIVES
         ours.driver.disconnect(1, lost=True)
-        ours.hear(EventKind.FENCED, 1)
+        ours.wait_for(EventKind.FENCED, 1)
         join(ours, third, 2)
         assert ours.post(102, Op.WRITE, 0, 64, peer=2, region=8, immediate=COUNTER) == Status.OK
         assert third.complete().status == 0
@@ -447,5 +447,5 @@ def test_a_port_without_an_address_of_a_common_kind_is_refused(ends: tuple[Ours,
     with pytest.raises(AioTransferError, match=r"no address of the same kind|needs RoCE v2 over IPv6"):
         ours.driver.connect(2, Endpoint(blob=stranger))
     ours.driver.disconnect(2, lost=True)
-    ours.hear(EventKind.FENCED, 2)
+    ours.wait_for(EventKind.FENCED, 2)
     assert ours.post(1, Op.WRITE, 0, 8) == Status.OK

@@ -1,7 +1,7 @@
-"""Deliberate bugs, each with one rule of the contract broken: the random schedules must see every one.
+"""Mutants: deliberate bugs, each of which breaks one rule; the random schedules must catch every one.
 
-Those of the data plane are switches of the simulated fabric; the others replace a method of the engine or the driver,
-and so work on every native backend.
+Mutants of the data plane are switches of the simulated fabric; the others replace a method of the engine or the driver,
+and work on every native backend.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _EXPECT: Final = NativeDriver.expect
 
 
 def counts_off_by_one() -> AbstractContextManager[Any]:
-    """What counts several chunks at once, since they were cut, counts one too few."""
+    """A striped operation that counts several chunks at once counts one too few."""
     right = striping.immediate
 
     def short(counter: int, counts: int = 1) -> int:
@@ -44,7 +44,7 @@ def counts_off_by_one() -> AbstractContextManager[Any]:
 
 
 def stripe_counted_early() -> AbstractContextManager[Any]:
-    """A chunk in several pieces is counted when the last of its runs has stopped, whatever the others do."""
+    """A chunk in several pieces is counted when its last run has stopped, not when all have."""
     right = striping.counts
 
     def early(*args: Any, after: int, **options: Any) -> Any:
@@ -64,7 +64,7 @@ def stripe_counted_by_pieces() -> AbstractContextManager[Any]:
 
 
 def stripe_tail_dropped() -> AbstractContextManager[Any]:
-    """The last byte of a chunk in several pieces stays behind."""
+    """The last byte of a chunk in several pieces is not sent."""
     right = striping.bounds
 
     def short(nbytes: int, count: int, grain: int) -> Any:
@@ -87,7 +87,7 @@ def empty_page_not_counted() -> AbstractContextManager[Any]:
 
 
 def barrier_without_epoch() -> AbstractContextManager[Any]:
-    """A member that comes back after a cancelled barrier raises the others again: they take it for its next epoch."""
+    """A member that continues a cancelled barrier announces it again, and others take that for its next epoch."""
     right = PeerGroup.barrier
 
     async def barrier(self: PeerGroup) -> None:
@@ -98,7 +98,7 @@ def barrier_without_epoch() -> AbstractContextManager[Any]:
 
 
 def early_count_dropped() -> AbstractContextManager[Any]:
-    """What came for a counter before anybody asked for it is forgotten."""
+    """Counts that arrive before the first wait on their counter are dropped."""
 
     def expect(self: NativeDriver, counter: Any, units: int) -> int:
         seen = self.__dict__.setdefault("seen", set())
@@ -113,7 +113,7 @@ def early_count_dropped() -> AbstractContextManager[Any]:
 
 
 def lease_released_on_cancel() -> AbstractContextManager[Any]:
-    """A cancelled await gives the memory back while the transfer goes on."""
+    """A cancelled await releases the lease while the transfer goes on."""
     right = Transfer.wait
 
     async def wait(self: Transfer) -> None:
@@ -129,7 +129,7 @@ def lease_released_on_cancel() -> AbstractContextManager[Any]:
 
 
 def counter_id_reused() -> AbstractContextManager[Any]:
-    """A closed counter's slot is given out again at once, in the same generation."""
+    """The slot of a closed counter is reused at once, in the same generation."""
 
     right = CounterTable._take_slot
 
@@ -140,7 +140,7 @@ def counter_id_reused() -> AbstractContextManager[Any]:
 
 
 def poison_not_delivered() -> AbstractContextManager[Any]:
-    """Nobody tells the receiver that a promised count cannot come."""
+    """The receiver does not learn that an announced count cannot arrive."""
     return mock.patch.object(CountAnnouncements, "abort", lambda *_: None)
 
 
@@ -158,12 +158,12 @@ def ring_overflow_loses_an_event() -> AbstractContextManager[Any]:
 
 
 def stale_import_kept() -> AbstractContextManager[Any]:
-    """A region that its owner has taken back is still thought to be there."""
+    """The import of a region that its owner has closed is kept."""
     return mock.patch.object(RouteTable, "on_revoked", lambda *_: None)
 
 
 def nothing() -> AbstractContextManager[Any]:
-    """For bugs that are switches of the fabric."""
+    """No patch: the bug is a switch of the fabric."""
     return contextlib.nullcontext()
 
 
@@ -184,12 +184,12 @@ MUTANTS: Final[Mapping[str, tuple[str, Callable[[], AbstractContextManager[Any]]
     "stale descriptor accepted": ("accept_stale", stale_import_kept),
     "lost peer not fenced": ("skip_fence", nothing),
 }
-"""By name: the fabric's switch, and what else is patched."""
+"""By name: the fabric's switch, and the patch."""
 
 
 @contextlib.contextmanager
 def applied(name: str) -> Iterator[str]:
-    """Break something; yields the fabric's switch for it."""
+    """Apply a mutant; yields the fabric's switch for it."""
     switch, patch = MUTANTS[name]
     with patch():
         yield switch

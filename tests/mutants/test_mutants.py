@@ -1,4 +1,4 @@
-"""Every deliberate bug is caught by the random schedules, soon, and by nothing but the bug."""
+"""Mutation tests: random schedules catch every mutant soon, and pass without it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture(autouse=True)
 def _silence() -> Iterator[None]:
-    """Engines that are closed and killed have much to say."""
+    """Engines that are closed and killed log a lot."""
     logging.disable(logging.WARNING)
     yield
     logging.disable(logging.NOTSET)
@@ -48,4 +48,4 @@ async def test_mutant_is_caught(name: str, record_property: Callable[[str, objec
             await run_schedules(spec, SCHEDULES)
     record_property("seen", caught.value.seen)
     record_property("schedule", list(itertools.chain(*batches(SEED, SCHEDULES))).index(caught.value.seed) + 1)
-    await run_schedule(Spec(backend="sim"), caught.value.seed)  # without the bug it is well
+    await run_schedule(Spec(backend="sim"), caught.value.seed)  # without the bug it succeeds

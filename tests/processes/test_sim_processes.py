@@ -1,6 +1,6 @@
-"""The simulated fabric between processes: a worker thread in each, datagrams in between.
+"""Simulated fabric between processes: a worker thread in each, datagrams between them.
 
-Run as a program this is the other process: it hands memory out, and writes as its parent says.
+Run as a program this is the other process: it offers memory, and writes as its parent commands.
 """
 
 from __future__ import annotations
@@ -45,39 +45,39 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
 # -------------------------------------------------------------------------------------------------- the other process
 
 
-def say(**words: object) -> None:
+def send_message(**words: object) -> None:
     print(json.dumps(words), flush=True)  # noqa: T201 - the parent reads it
 
 
 async def main() -> None:
-    """Write ``n`` times, or for ever; say what has arrived."""
+    """Write as often as the parent commands, or for ever, and report what has arrived."""
     async with TransferEngine(backend="sim", label="child", options=OPTIONS) as engine:
         memory, source = engine.allocate(NBYTES), engine.allocate(NBYTES)
         region, here = await engine.register(memory), await engine.register(source)
         counter = engine.counter()
-        say(descriptor=bytes(region.descriptor(counter)).hex())
-        remote = RemoteRegion.from_bytes(bytes.fromhex((await hear())[0]))
+        send_message(descriptor=bytes(region.descriptor(counter)).hex())
+        remote = RemoteRegion.from_bytes(bytes.fromhex((await receive_words())[0]))
         ids = np.arange(NBYTES // PAGE)
         for rounds in itertools.count(1):
-            words = await hear()
+            words = await receive_words()
             match words:
                 case ["write", value, times]:
                     source[:] = int(value)
                     for _ in range(int(times)):
                         await engine.write_pages(here.pages(ids, PAGE), remote.pages(ids, PAGE))
-                    say(rounds=rounds)
+                    send_message(rounds=rounds)
                 case ["forever"]:
-                    say(rounds=rounds)
+                    send_message(rounds=rounds)
                     while True:
                         await engine.write_pages(here.pages(ids, PAGE), remote.pages(ids, PAGE))
                 case ["wait", count]:
                     await counter.wait(int(count))
-                    say(value=counter.value, bytes=np.unique(memory).tolist())
+                    send_message(value=counter.value, bytes=np.unique(memory).tolist())
                 case _:
                     return
 
 
-async def hear() -> list[str]:
+async def receive_words() -> list[str]:
     return (await anyio.to_thread.run_sync(sys.stdin.readline)).split()
 
 
@@ -85,7 +85,7 @@ async def hear() -> list[str]:
 
 
 class Child:
-    """The other process, and the lines it says."""
+    """The other process; it answers in JSON lines."""
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
@@ -98,12 +98,12 @@ class Child:
         line = await anyio.to_thread.run_sync(self.process.stdout.readline, abandon_on_cancel=True)
         return json.loads(line)
 
-    def tell(self, line: str) -> None:
+    def send(self, line: str) -> None:
         print(line, file=self.process.stdin, flush=True)
 
     async def quit(self) -> None:
-        """Let it close; in a thread, since its goodbye is answered here."""
-        self.tell("quit")
+        """Let it close; the wait is in a thread, since this event loop answers its disconnect."""
+        self.send("quit")
         assert await anyio.to_thread.run_sync(self.process.wait) == 0
 
     def kill(self) -> None:
@@ -139,7 +139,7 @@ class Here:
         self.region: Region = await self.engine.register(self.memory)
         self.here: Region = await self.engine.register(self.source)
         self.counter: ImmCounter = self.engine.counter(sources=[self.there])
-        other.tell(bytes(self.region.descriptor(self.counter)).hex())
+        other.send(bytes(self.region.descriptor(self.counter)).hex())
 
     async def write(self, value: int, times: int) -> None:
         self.source[:] = value
@@ -283,12 +283,12 @@ async def test_datagrams_of_unknown_senders_change_nothing() -> None:
             await one.counter.wait(pages)
             handles, totals = one.handles, engine.statistics().drivers["sim"]
 
-            def pester() -> None:
+            def send_garbage() -> None:
                 for address in (address_of(os.getpid()), address_of(other.process.pid)):
                     for datagram in garbage(rng):
                         stranger.sendto(datagram, address)
 
-            await anyio.to_thread.run_sync(pester)
+            await anyio.to_thread.run_sync(send_garbage)
             await other.ask("write", 9, 1)  # all that came before has been looked at when this is counted
             await one.counter.wait(pages)
             assert one.handles == handles
@@ -297,7 +297,7 @@ async def test_datagrams_of_unknown_senders_change_nothing() -> None:
             assert engine.statistics().drivers["sim"]["dropped"] == totals["dropped"]
 
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(anyio.to_thread.run_sync, pester)
+                tasks.start_soon(anyio.to_thread.run_sync, send_garbage)
                 tasks.start_soon(one.write, 17, times)
                 tasks.start_soon(other.ask, "write", 19, times)
             await one.counter.wait(times * pages)

@@ -1,4 +1,4 @@
-"""Two engines on a simulated fabric, connected and with memory, for the tests of its controls."""
+"""Helpers of the fabric's tests: two connected engines with memory on a simulated fabric, and waits."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import anyio
 import anyio.lowlevel
 import numpy as np
+import pytest
 
 from aio_transfer import ProviderError, RemoteRegion
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 ASYNCIO = ("asyncio", {"debug": True, "use_uvloop": False})
 UVLOOP = ("asyncio", {"use_uvloop": True})
 TRIO = ("trio", {})
+every_loop = pytest.mark.parametrize("anyio_backend", [ASYNCIO, UVLOOP, TRIO], ids=["asyncio", "uvloop", "trio"])
 
 MTU = 512
 KIB = 1024
@@ -50,11 +52,11 @@ class Ends(NamedTuple):
 
 async def attach(a: TransferEngine, b: TransferEngine, nbytes: int = 64 * KIB) -> Ends:
     source, target = a.allocate(nbytes), b.allocate(nbytes)
-    source[:] = np.random.default_rng(1).integers(16, 128, nbytes)  # neither a canary nor what tests write later
+    source[:] = np.random.default_rng(1).integers(16, 128, nbytes)  # not the canary, nor bytes of later writes
     here, there = await a.register(source), await b.register(target)
     counter = b.counter()
     remote = RemoteRegion.from_bytes(bytes(there.descriptor(counter)))
-    with contextlib.suppress(ProviderError):  # by chance, and no matter: after it both connection and region are known
+    with contextlib.suppress(ProviderError):  # after a random fault, connection and import exist all the same
         await a.write(here[:8], remote[:8])
     counter.close()
     target[:] = CANARY

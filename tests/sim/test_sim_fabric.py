@@ -1,4 +1,4 @@
-"""The simulated fabric: its seed, its disorder, and the controls that hold things up, by what they do to transfers."""
+"""Simulated fabric: the effect of its seed, its reordering and its holding controls on transfers."""
 
 from __future__ import annotations
 
@@ -18,20 +18,13 @@ from aio_transfer.testing import Faults, Packet, PacketKind, SimFabric, Verdict
 
 sys.path.insert(0, str(Path(__file__).parent))  # importmode=importlib puts no folder there
 
-from sim_ends import ASYNCIO, CANARY, KIB, MTU, TRIO, UVLOOP, Ends, attach, ends, handles, numbers, turns, until
+from sim_ends import ASYNCIO, CANARY, KIB, MTU, UVLOOP, Ends, attach, ends, every_loop, handles, numbers, turns, until
 
-every_loop = pytest.mark.parametrize("anyio_backend", [ASYNCIO, UVLOOP, TRIO], ids=["asyncio", "uvloop", "trio"])
 # trio runs the tasks of a turn in random order on purpose, so nothing on it can be repeated by our seed alone.
 ordered_loops = pytest.mark.parametrize("anyio_backend", [ASYNCIO, UVLOOP], ids=["asyncio", "uvloop"])
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 
 PROMPT = Faults(late_completions=0)
-
-
-@pytest.fixture
-def anyio_backend() -> object:
-    """What does not depend on the loop runs on the fastest."""
-    return UVLOOP
 
 
 # ------------------------------------------------------------------------------------------------------------- the seed

@@ -1,4 +1,4 @@
-"""The simulated fabric: what fails on command and by chance, by what it does to transfers."""
+"""Simulated fabric: the effect of commanded and random faults, killed engines and deliberate bugs on transfers."""
 
 from __future__ import annotations
 
@@ -24,16 +24,9 @@ from aio_transfer.transfers.routes import RouteTable
 
 sys.path.insert(0, str(Path(__file__).parent))  # importmode=importlib puts no folder there
 
-from sim_ends import ASYNCIO, CANARY, KIB, MTU, TRIO, UVLOOP, attach, ends, turns, until
+from sim_ends import CANARY, KIB, MTU, attach, ends, every_loop, turns, until
 
-every_loop = pytest.mark.parametrize("anyio_backend", [ASYNCIO, UVLOOP, TRIO], ids=["asyncio", "uvloop", "trio"])
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
-
-
-@pytest.fixture
-def anyio_backend() -> object:
-    """What does not depend on the loop runs on the fastest."""
-    return UVLOOP
 
 
 # ------------------------------------------------------------------------------------------------------------- failures
@@ -78,7 +71,7 @@ async def test_fail_completions_fails_a_write_after_half_of_its_bytes() -> None:
         assert (end.target[nbytes // 2 :] == CANARY).all()
         assert end.counter.value == 0
         end.counter.clear()
-        await end.write(0, nbytes)  # once only
+        await end.write(0, nbytes)  # the fault was for one write only
         await end.counter.wait()
         assert end.arrived(0, nbytes)
 
@@ -106,7 +99,7 @@ async def test_an_error_is_reported_only_once_every_packet_has_stopped() -> None
         verdict = next(verdicts)
         if verdict is Verdict.HOLD:
             held.append(True)
-            fabric.cut(end.a, end.b)  # what has not left by now waits
+            fabric.cut(end.a, end.b)  # packets that were not sent yet are held
         return verdict
 
     fabric = SimFabric(seed=1, mtu=MTU)
@@ -115,20 +108,19 @@ async def test_an_error_is_reported_only_once_every_packet_has_stopped() -> None
         transfer = end.write(0, 16 * MTU)
         await until(lambda: held)
         await turns(200)
-        assert not transfer.done, "it was reported while the source could still be read"
-        end.source[:] = 1  # so what leaves later shows
+        assert not transfer.done, "the error was reported while packets could still read the source"
+        end.source[:] = 1  # bytes that are sent later differ
         fabric.heal(end.a, end.b)
         with pytest.raises(ProviderError):
             await transfer
         assert np.count_nonzero(end.target == 1) >= 14 * MTU
-        end.source[:] = 2  # now it is ours again
+        end.source[:] = 2  # the transfer has stopped: the source may be reused
         await turns(200)
         assert not (end.target == 2).any()
         assert end.counter.value == 0
 
 
 async def test_the_error_of_a_striped_write_waits_for_its_other_pieces() -> None:
-    """The pieces of one transfer go by four NICs; one fails, and the error waits for those that move."""
     nbytes = 512 * KIB
     fabric = SimFabric(seed=1, nics=4)
     async with ends(fabric, nbytes) as end:
@@ -147,7 +139,7 @@ async def test_the_error_of_a_striped_write_waits_for_its_other_pieces() -> None
         assert end.counter.value == 0
 
 
-# ---------------------------------------------------------------------------------------------------------------- death
+# ---------------------------------------------------------------------------------------------------------------- kill
 
 
 @every_loop
@@ -190,7 +182,7 @@ async def test_nothing_lands_after_the_receiver_has_lost_a_killed_sender() -> No
             await transfer
         end.source[:] = 3
         await turns(300)
-        assert np.array_equal(end.target, landed), "something of the dead engine's landed after its peer had lost it"
+        assert np.array_equal(end.target, landed), "bytes of the killed engine landed after its peer had lost it"
         assert end.counter.value == 0
         with anyio.fail_after(2):
             await end.a.aclose()
@@ -221,7 +213,7 @@ async def test_a_region_can_be_closed_after_its_writer_was_killed() -> None:
 
 
 async def outcomes(fabric: SimFabric, count: int = 100) -> list[bool]:
-    """Return which of many writes went well; of the others nothing is counted, and no more than half is there."""
+    """Return which of many writes succeed; the others must not count, nor write more than half of their bytes."""
     async with ends(fabric) as end:
         before = fabric.totals()["failed"]
         transfers = [end.write(i * 64, (i + 1) * 64) for i in range(count)]
@@ -264,7 +256,6 @@ async def test_randomly_full_queues_delay_posts_and_fail_none() -> None:
 
 
 async def test_a_probability_of_one_still_lets_transfers_finish() -> None:
-    """Where nothing would ever move, one is taken for 0.95."""
     assert all(await outcomes(SimFabric(seed=3, faults=Faults(eagain=1, late_completions=1)), 20))
 
 

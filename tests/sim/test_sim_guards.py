@@ -1,4 +1,4 @@
-"""The simulated fabric, against those who use it wrongly or mean ill: nothing hangs, leaks, crashes or is believed."""
+"""Simulated fabric against misuse and malicious peers: nothing hangs, leaks, crashes or is accepted unchecked."""
 
 from __future__ import annotations
 
@@ -37,22 +37,15 @@ from aio_transfer.testing import Faults, Packet, PacketKind, SimFabric, Verdict
 
 sys.path.insert(0, str(Path(__file__).parent))  # importmode=importlib puts no folder there
 
-from sim_ends import ASYNCIO, KIB, TRIO, UVLOOP, attach, ends, turns
+from sim_ends import KIB, attach, ends, every_loop, turns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-every_loop = pytest.mark.parametrize("anyio_backend", [ASYNCIO, UVLOOP, TRIO], ids=["asyncio", "uvloop", "trio"])
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 
 
-@pytest.fixture
-def anyio_backend() -> object:
-    """What does not depend on the loop runs on the fastest."""
-    return UVLOOP
-
-
-# ------------------------------------------------------------------------------------------ who waits for another
+# ------------------------------------------------------------------------------------------ separate queues
 
 
 @pytest.mark.parametrize("reorder", [0, 1])
@@ -234,7 +227,7 @@ async def test_totals_account_for_every_packet_of_a_closed_engine() -> None:
     assert totals["left"] == totals["delivered"] + totals["dropped"]
 
 
-# --------------------------------------------------------------------------------------- a peer that means ill
+# --------------------------------------------------------------------------------------- a peer that means malicious
 
 BLOB = struct.Struct("<QQQII96s")
 """An end of a connection, as ``backends/sim/domain.cpp`` has it: magic, fabric, link, node, length and address."""
@@ -245,14 +238,14 @@ NODE = 7
 WRITE, READ, DATA, ACK = 0, 1, 2, 4
 
 
-class Ill:
-    """A peer that has connected as it should, and then sends what it likes."""
+class MaliciousPeer:
+    """A peer that has connected correctly, and then sends arbitrary packets."""
 
     names = itertools.count()
 
     def __init__(self, driver: SimDriver, number: int) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        name = b"aio-transfer-sim-%d-ill-%d" % (os.getpid(), next(self.names))
+        name = b"aio-transfer-sim-%d-malicious-%d" % (os.getpid(), next(self.names))
         self.socket.bind(b"\0" + name)
         self.socket.settimeout(2)
         mine = driver.connect(PeerNumber(number), None).blob[RAIL.size :]
@@ -267,7 +260,7 @@ class Ill:
         self.socket.sendto(HEADER.pack(kind, *words) + payload, self.there)
 
     def answer(self) -> tuple[int, int, int]:
-        """Return kind, status and size of what comes."""
+        """Return kind, status and size of the next packet."""
         found = self.socket.recv(1 << 20)
         kind, status, *_ = HEADER.unpack_from(found)
         return kind, status, len(found) - HEADER.size
@@ -287,13 +280,13 @@ def driver() -> Iterator[SimDriver]:
 
 
 @pytest.fixture
-def meet(driver: SimDriver) -> Iterator[Callable[[int], Ill]]:
+def meet(driver: SimDriver) -> Iterator[Callable[[int], MaliciousPeer]]:
     with contextlib.ExitStack() as stack:
 
-        def make(number: int) -> Ill:
-            ill = Ill(driver, number)
-            stack.callback(ill.socket.close)
-            return ill
+        def make(number: int) -> MaliciousPeer:
+            malicious = MaliciousPeer(driver, number)
+            stack.callback(malicious.socket.close)
+            return malicious
 
         yield make
 
@@ -309,7 +302,7 @@ def register(driver: SimDriver, memory: np.ndarray) -> int:
 
 
 def start(driver: SimDriver, peer: int, op: Op, memory: np.ndarray) -> None:
-    """Begin to write to, or read from, a peer that never answers."""
+    """Post a write to, or a read from, a peer that never answers."""
     keys = RAIL.pack(8, 0) + bytes(8)
     driver.register(RegionNumber(1 << 31), RemoteMemory(peer=PeerNumber(peer), nbytes=64, keys=keys))
     run = RUN_STRUCT.pack(peer, 0, op, 1, 1 << 31, 0, 1, 0)
@@ -323,17 +316,17 @@ def events(driver: SimDriver, wait_s: float = 2) -> list[Event]:
 
 @pytest.mark.parametrize("op", [Op.WRITE, Op.READ])
 def test_a_peer_cannot_answer_the_requests_sent_to_another(
-    driver: SimDriver, meet: Callable[[int], Ill], memory: np.ndarray, op: Op
+    driver: SimDriver, meet: Callable[[int], MaliciousPeer], memory: np.ndarray, op: Op
 ) -> None:
-    ill, silent = meet(1), meet(2)
+    malicious, silent = meet(1), meet(2)
     register(driver, memory)
     start(driver, 2, op, memory)
-    assert silent.answer()[0] == (WRITE if op is Op.WRITE else READ)  # it is on its way
+    assert silent.answer()[0] == (WRITE if op is Op.WRITE else READ)  # the request was sent
     for work in range(4):
-        ill.send(ACK, work=work)
-        ill.send(DATA, b"x" * 64, work=work)
-    ill.send(READ, nbytes=0, work=99)  # when this is answered, all that has been looked at
-    assert ill.answer()[0] == DATA
+        malicious.send(ACK, work=work)
+        malicious.send(DATA, b"x" * 64, work=work)
+    malicious.send(READ, nbytes=0, work=99)  # once this is answered, the packets before it were handled
+    assert malicious.answer()[0] == DATA
     assert events(driver, 0) == []
     assert not memory.any()
     silent.send(DATA if op is Op.READ else ACK, b"y" * 64 if op is Op.READ else b"", work=1)
@@ -342,37 +335,39 @@ def test_a_peer_cannot_answer_the_requests_sent_to_another(
 
 @pytest.mark.parametrize("nbytes", [(32 << 10) + 1, 4 << 20, 0xFFFF_FFFF])
 def test_a_read_request_larger_than_a_packet_is_refused(
-    driver: SimDriver, meet: Callable[[int], Ill], memory: np.ndarray, nbytes: int
+    driver: SimDriver, meet: Callable[[int], MaliciousPeer], memory: np.ndarray, nbytes: int
 ) -> None:
-    ill = meet(1)
+    malicious = meet(1)
     key = register(driver, memory)
-    ill.send(READ, key=key, nbytes=nbytes, work=1)
-    assert ill.answer() == (ACK, Status.PROVIDER, 0)
-    ill.send(READ, key=key, nbytes=64, work=2)
-    assert ill.answer() == (DATA, Status.OK, 64)
+    malicious.send(READ, key=key, nbytes=nbytes, work=1)
+    assert malicious.answer() == (ACK, Status.PROVIDER, 0)
+    malicious.send(READ, key=key, nbytes=64, work=2)
+    assert malicious.answer() == (DATA, Status.OK, 64)
 
 
 @pytest.mark.parametrize("fields", [{"offset": 1 << 63}, {"offset": (4 << 20) - 1}, {"key": 0}, {"key": 1}], ids=str)
 def test_writes_outside_the_region_are_refused(
-    driver: SimDriver, meet: Callable[[int], Ill], memory: np.ndarray, fields: dict[str, int]
+    driver: SimDriver, meet: Callable[[int], MaliciousPeer], memory: np.ndarray, fields: dict[str, int]
 ) -> None:
-    ill = meet(1)
+    malicious = meet(1)
     key = register(driver, memory)
     driver.expect(CounterId(7), 1)
-    ill.send(WRITE, b"x" * 8, **{"key": key, "counts": 1, "immediate": 7} | fields)
-    kind, status, _ = ill.answer()
+    malicious.send(WRITE, b"x" * 8, **{"key": key, "counts": 1, "immediate": 7} | fields)
+    kind, status, _ = malicious.answer()
     assert kind == ACK
     assert status in {Status.PROVIDER, Status.STALE_REGION}
     assert not memory.any()
     assert driver.expect(CounterId(7), 0) == 0
 
 
-def test_malformed_packets_change_nothing(driver: SimDriver, meet: Callable[[int], Ill], memory: np.ndarray) -> None:
-    ill = meet(1)
+def test_malformed_packets_change_nothing(
+    driver: SimDriver, meet: Callable[[int], MaliciousPeer], memory: np.ndarray
+) -> None:
+    malicious = meet(1)
     key = register(driver, memory)
     for kind, status, packets in itertools.product(range(256), (0, 255), (0, 0xFFFF_FFFF)):
-        if kind != 3:  # a message it may send
-            ill.send(kind, b"x" * 9, status=status, packets=packets, work=kind, key=key, nbytes=8)
+        if kind != 3:  # a peer may send messages
+            malicious.send(kind, b"x" * 9, status=status, packets=packets, work=kind, key=key, nbytes=8)
     assert [event for event in events(driver, 0) if event.kind != 5] == []
     driver.disconnect(PeerNumber(1), lost=True)
     driver.deregister(RegionNumber(1))

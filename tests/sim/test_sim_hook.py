@@ -1,4 +1,4 @@
-"""The simulated fabric: its hook, and how it is misused."""
+"""Simulated fabric: its packet hook, and refused settings and arguments."""
 
 from __future__ import annotations
 
@@ -12,16 +12,9 @@ from aio_transfer.testing import Faults, Packet, PacketKind, SimFabric, Verdict
 
 sys.path.insert(0, str(Path(__file__).parent))  # importmode=importlib puts no folder there
 
-from sim_ends import ASYNCIO, CANARY, KIB, MTU, TRIO, UVLOOP, attach, ends, turns
+from sim_ends import CANARY, KIB, MTU, attach, ends, every_loop, turns
 
-every_loop = pytest.mark.parametrize("anyio_backend", [ASYNCIO, UVLOOP, TRIO], ids=["asyncio", "uvloop", "trio"])
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
-
-
-@pytest.fixture
-def anyio_backend() -> object:
-    """What does not depend on the loop runs on the fastest."""
-    return UVLOOP
 
 
 # ------------------------------------------------------------------------------------------------------------- the hook

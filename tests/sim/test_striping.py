@@ -1,4 +1,4 @@
-"""Chunks that travel in several pieces: none is counted before it is whole, whatever else is under way."""
+"""Striping: a chunk in several pieces is not counted before it is complete, whatever else is in flight."""
 
 from __future__ import annotations
 

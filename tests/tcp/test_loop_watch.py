@@ -1,4 +1,4 @@
-"""An arrival wakes a loop that sleeps, and no thread of ours has to; one that does not look holds nobody up."""
+"""Event loop as poller of tcp: arrivals wake a waiting loop without a thread, and do not wait for a busy one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NBYTES = 4096
 
 
 class End:
-    """A driver without an engine: who looks at its descriptor, and when, is up to the test."""
+    """A driver without an engine; the test decides when its descriptor is polled."""
 
     def __init__(self) -> None:
         self.driver = NativeDriver("tcp")
@@ -45,7 +45,7 @@ class End:
             self.ended.add(self.sent)
 
     def wait(self, seconds: float = 5) -> bool:
-        """Sleep as an event loop does until there is something to do, and do it. False: nothing came."""
+        """Wait for the descriptor as an event loop does, and handle the events; returns whether there were any."""
         if not self._poll.poll(1000 * seconds):
             return False
         for kind, number, status, code, _ in self.driver.drain(64):
@@ -93,7 +93,7 @@ def test_a_waiting_loop_handles_arrivals_itself(ends: tuple[End, End]) -> None:
     for _ in range(200):
         exchange(one, other)
         exchange(other, one)
-    # Not always: a worker that has just found nothing more may be quicker.
+    # Not every time: the worker thread may be faster.
     assert one.passes > 100
     assert other.passes > 100
 

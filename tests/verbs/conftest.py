@@ -1,4 +1,4 @@
-"""Soft-RoCE devices that tests may remove, and cables to cut: they run in the virtual machine of ``tests/vm`` alone."""
+"""Fixtures for Soft-RoCE: removable devices and cables to cut, only in the virtual machine of ``tests/vm``."""
 
 from __future__ import annotations
 

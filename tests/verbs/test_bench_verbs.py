@@ -1,4 +1,4 @@
-"""The benchmark on verbs prints the results of perftest on the same port beside the engine's."""
+"""Benchmarks on verbs: their results stand beside those of perftest on the same port."""
 
 from __future__ import annotations
 

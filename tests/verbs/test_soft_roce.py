@@ -1,4 +1,4 @@
-"""Two engines on either side of real cables: rails, cut cables, refused accesses, and what remains usable."""
+"""Soft-RoCE: two engines on virtual cables, with rails, cut cables, refused accesses and removed ports."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ async def works(a: TransferEngine, b: TransferEngine, nbytes: int = 1 << 16) -> 
 
 
 async def works_in_the_end(a: TransferEngine, b: TransferEngine) -> None:
-    """As soon as a new connection comes about; a mended link takes its time."""
+    """Repeat until a new connection succeeds: a link takes time to recover."""
     deadline = time.monotonic() + patient(3)
     while True:
         try:
@@ -107,7 +107,7 @@ async def works_in_the_end(a: TransferEngine, b: TransferEngine) -> None:
         except AioTransferError:
             if time.monotonic() > deadline:
                 raise
-            await anyio.sleep(0.2)
+            await anyio.sleep(0.2)  # no event tells when the link works again
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ async def test_a_cable_that_is_cut_only_briefly_changes_nothing(cables: Cables) 
         await works(a, b)
         transfer = a.submit_write(region[:], remote[:])
         cables.cut("left0")
-        await anyio.sleep(0.2)
+        await anyio.sleep(0.2)  # time is under test: shorter than the transport's timeouts
         cables.mend("left0")
         with anyio.fail_after(patient(6)):
             await transfer
@@ -259,7 +259,7 @@ async def test_a_port_that_is_down_is_refused(cables: Cables) -> None:
     with anyio.fail_after(patient(3)), pytest.raises(BackendUnavailableError, match="its port is down"):
         while True:  # the event takes a moment
             async with TransferEngine(backend="verbs", options={"verbs": {"devices": "rxe_right1"}}):
-                await anyio.sleep(0.1)
+                await anyio.sleep(0.1)  # the kernel reports the port's state some time later
 
 
 @pytest.mark.parametrize("what", ["device", "interface"])
@@ -292,7 +292,7 @@ async def test_removing_a_port_under_load_ends_its_transfers(removal: Removal, w
     with anyio.fail_after(patient(3)), pytest.raises(BackendUnavailableError, match=f"no device rxe_{port}"):
         while True:  # an interface may be gone before its device
             async with TransferEngine(backend="verbs", options={"verbs": {"devices": f"rxe_{port}"}}):
-                await anyio.sleep(0.1)
+                await anyio.sleep(0.1)  # the kernel reports the port's state some time later
     removal.undo()
     async with pair(*ends) as (a, b):
         await works_in_the_end(a, b)

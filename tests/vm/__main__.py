@@ -1,4 +1,4 @@
-"""Run a command in a virtual machine that has Soft-RoCE devices: ``python tests/vm ibv_devinfo``."""
+"""Virtual machine with Soft-RoCE devices: runs a command in it, as ``python tests/vm ibv_devinfo``."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""How fast the time-stamp counter runs, which is the guest's too.
+"""Frequency of the time-stamp counter, given to the guest at boot.
 
-A guest that is starved while it boots measures it wrongly. One took 2.6 s for each of ours, and its deadlines with it.
+A guest without enough CPU time at boot measures it wrongly: one guest took 2.6 s for each second of the host.
 """
 
 from __future__ import annotations

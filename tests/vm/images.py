@@ -1,4 +1,4 @@
-"""What the virtual machine is made of: Debian's kernel and programs, this machine's Python, and the checkout.
+"""Images of the virtual machine: Debian's kernel and programs, this machine's Python, and the checkout.
 
 No guest package is installed here: packages are unpacked into a cache, so the host's boot set-up stays as it is.
 """

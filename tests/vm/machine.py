@@ -1,4 +1,4 @@
-"""One virtual machine: started, bounded in time, and never left behind."""
+"""Process of one virtual machine: started, limited in time, and always stopped."""
 
 from __future__ import annotations
 
